@@ -1,0 +1,1 @@
+//! IO page tables for VMMs and user-space drivers.

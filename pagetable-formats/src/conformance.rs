@@ -1,0 +1,1 @@
+//! Checks the laws of [`Format`](crate::Format) on any configuration.
