@@ -257,6 +257,10 @@ pub trait Format: Copy + fmt::Debug + Eq + Send + Sync + 'static {
     /// invalidated, before another size or address takes its place.
     const BREAK_BEFORE_MAKE: bool = false;
 
+    /// Bit of a leaf above level 0 that keeps it out of caches which could hold it together with
+    /// other sizes, so that its size may change while it is valid (ARM nT); 0 where there is none.
+    const BLOCK_MARK: u64 = 0;
+
     /// Returns the shape of the table.
     fn geometry(&self) -> Geometry;
 

@@ -1,1 +1,5 @@
-//! Under construction.
+//! RISC-V page tables: `Sv39`, `Sv48`, `Sv57`, and their G-stage variants.
+
+mod sv;
+
+pub use self::sv::{FirstStage, GStage, Paging, Stage, Sv, Svx4};

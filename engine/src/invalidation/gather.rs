@@ -1,0 +1,280 @@
+//! From "changed" to "flushed": tokens that cannot be forgotten and proofs that cannot be made up.
+
+use iopt_formats::IovaRange;
+use iopt_formats::walk::Root;
+
+use crate::invalidation::{Changes, Invalidate, Kind, RetiredSpan, SyncError, TableId};
+
+/// What an operation removed and the hardware may still use.
+///
+/// Until [`sync`](Self::sync) or [`Pending::wait`] succeeds, devices may read and write the old
+/// pages through stale translations.
+#[derive(Debug)]
+#[must_use = "the hardware may still use what was removed until it is synced"]
+pub struct Gather {
+    changes: Changes,
+    table: TableId,
+    retired: RetiredSpan,
+}
+
+impl Gather {
+    #[inline]
+    pub(crate) const fn new(changes: Changes, table: TableId, retired: RetiredSpan) -> Self {
+        Self {
+            changes,
+            table,
+            retired,
+        }
+    }
+
+    /// Returns what changed.
+    pub const fn changes(&self) -> &Changes {
+        &self.changes
+    }
+
+    /// Returns the range that holds every change, or `None` if nothing changed.
+    pub const fn range(&self) -> Option<IovaRange> {
+        self.changes.range()
+    }
+
+    /// Returns whether nothing changed.
+    pub const fn is_empty(&self) -> bool {
+        self.changes.range().is_none()
+    }
+
+    /// Adds `other`, so that one sync serves both.
+    ///
+    /// # Errors
+    ///
+    /// Gives `other` back if it belongs to another table, or if both retired tables and the
+    /// operations between them did too.
+    pub fn join(&mut self, other: Self) -> Result<(), JoinError> {
+        let retired = self
+            .retired
+            .joined(other.retired)
+            .filter(|_| self.table == other.table);
+        let Some(retired) = retired else {
+            return Err(JoinError { gather: other });
+        };
+        self.retired = retired;
+        self.changes.absorb(&other.changes);
+        Ok(())
+    }
+
+    /// Queues the invalidation without waiting for it, so that work can overlap with it.
+    #[inline]
+    pub fn submit<I: Invalidate>(self, hardware: &I) -> Pending<'_, I> {
+        let ticket = if self.is_empty() {
+            Ok(None)
+        } else {
+            hardware.submit(&self.changes).map(Some)
+        };
+        Pending {
+            gather: self,
+            ticket,
+            hardware,
+        }
+    }
+
+    /// Queues the invalidation and waits for it.
+    ///
+    /// # Errors
+    ///
+    /// [`Quarantined`] if the hardware fails or does not answer.
+    #[inline]
+    pub fn sync<I: Invalidate>(self, hardware: &I) -> Result<Flushed, Quarantined> {
+        self.submit(hardware).wait()
+    }
+}
+
+/// Two gathers that one sync cannot serve.
+#[derive(Debug, thiserror::Error)]
+#[error("the gathers belong to different tables or retired tables at different times")]
+pub struct JoinError {
+    /// The gather that was not added.
+    pub gather: Gather,
+}
+
+/// An invalidation that is queued.
+#[derive(Debug)]
+#[must_use = "the hardware may still use what was removed until the wait succeeds"]
+pub struct Pending<'a, I: Invalidate> {
+    gather: Gather,
+    ticket: Result<Option<I::Ticket>, SyncError>,
+    hardware: &'a I,
+}
+
+impl<I: Invalidate> Pending<'_, I> {
+    /// Waits until the hardware holds nothing of the changes any more.
+    ///
+    /// # Errors
+    ///
+    /// [`Quarantined`] if the hardware fails or does not answer.
+    #[inline]
+    pub fn wait(self) -> Result<Flushed, Quarantined> {
+        let done = match self.ticket {
+            Ok(Some(ticket)) => self.hardware.wait(ticket),
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
+        let Gather {
+            changes,
+            table,
+            retired,
+        } = self.gather;
+        match done {
+            Ok(()) => Ok(Flushed {
+                changes,
+                table,
+                retired,
+            }),
+            Err(error) => Err(Quarantined { changes, error }),
+        }
+    }
+}
+
+/// Proof that the hardware holds nothing of some changes any more.
+#[derive(Debug)]
+pub struct Flushed {
+    changes: Changes,
+    table: TableId,
+    retired: RetiredSpan,
+}
+
+impl Flushed {
+    /// Returns what was flushed.
+    pub const fn changes(&self) -> &Changes {
+        &self.changes
+    }
+
+    /// Returns whether every byte of `range` was flushed.
+    pub const fn covers(&self, range: IovaRange) -> bool {
+        match self.changes.range() {
+            Some(flushed) => flushed.contains(range),
+            None => false,
+        }
+    }
+
+    /// Returns which table it was flushed for.
+    pub const fn table(&self) -> TableId {
+        self.table
+    }
+
+    pub(crate) const fn retired(&self) -> RetiredSpan {
+        self.retired
+    }
+}
+
+/// Changes that the hardware may hold on to for ever: pages, IOVA and tables of the range must not
+/// be used for anything else until the device is blocked or reset.
+#[derive(Debug, thiserror::Error)]
+#[error("the hardware may still use the range: {error}")]
+pub struct Quarantined {
+    changes: Changes,
+    #[source]
+    error: SyncError,
+}
+
+impl Quarantined {
+    /// Returns what the hardware may still use.
+    pub const fn changes(&self) -> &Changes {
+        &self.changes
+    }
+
+    /// Returns why.
+    pub const fn error(&self) -> SyncError {
+        self.error
+    }
+}
+
+/// What a map leaves to do before devices may use the range.
+///
+/// Empty on most hardware. Not empty where the hardware caches non-present entries (VT-d caching
+/// mode, AMD `NpCache`) or reads through a write buffer, where a larger leaf took the place of an
+/// empty table, and where the root of the table moved.
+#[derive(Debug)]
+#[must_use = "the hardware may not see the mapping until it is synced"]
+pub struct MapSync {
+    table: TableId,
+    work: Option<MapWork>,
+}
+
+#[derive(Debug)]
+struct MapWork {
+    changes: Changes,
+    retired: RetiredSpan,
+    new_root: Option<Root>,
+}
+
+impl MapSync {
+    #[inline]
+    pub(crate) const fn none(table: TableId) -> Self {
+        Self { table, work: None }
+    }
+
+    pub(crate) const fn new(
+        table: TableId,
+        changes: Changes,
+        retired: RetiredSpan,
+        new_root: Option<Root>,
+    ) -> Self {
+        Self {
+            table,
+            work: Some(MapWork {
+                changes,
+                retired,
+                new_root,
+            }),
+        }
+    }
+
+    /// Adds what a later map of the same table leaves to do.
+    pub(crate) fn absorb(&mut self, later: Self) {
+        let Some(new) = later.work else { return };
+        match &mut self.work {
+            None => self.work = Some(new),
+            Some(work) => {
+                work.changes.absorb(&new.changes);
+                // A gap only means that pages of other operations wait for this sync, too.
+                work.retired = work.retired.hull(new.retired);
+                work.new_root = new.new_root.or(work.new_root);
+            }
+        }
+    }
+
+    /// Returns whether nothing is left to do.
+    pub const fn is_empty(&self) -> bool {
+        self.work.is_none()
+    }
+
+    /// Returns the root that device contexts must point to before devices may use the range, if
+    /// the table grew: store it there before [`sync`](Self::sync).
+    pub fn new_root(&self) -> Option<Root> {
+        self.work.as_ref().and_then(|work| work.new_root)
+    }
+
+    /// Returns what the hardware has to be told, or `None` if there is nothing.
+    pub fn changes(&self) -> Option<&Changes> {
+        self.work.as_ref().map(|work| &work.changes)
+    }
+
+    /// Tells the hardware and waits for it.
+    ///
+    /// # Errors
+    ///
+    /// [`Quarantined`] if the hardware fails or does not answer.
+    #[inline]
+    pub fn sync<I: Invalidate>(self, hardware: &I) -> Result<Flushed, Quarantined> {
+        let (changes, retired) = match self.work {
+            Some(work) => (work.changes, work.retired),
+            None => (
+                Changes {
+                    kind: Kind::Added,
+                    ..Changes::NONE
+                },
+                RetiredSpan::NONE,
+            ),
+        };
+        Gather::new(changes, self.table, retired).sync(hardware)
+    }
+}

@@ -1,0 +1,88 @@
+//! Keeping the hardware's caches in step with the tables, with types that say what was told.
+//!
+//! ```text
+//!             submit            wait
+//!   Gather ----------> Pending -------> Flushed       hardware holds nothing of it any more
+//!   MapSync                     `-----> Quarantined   unknown: keep pages, IOVA and tables
+//! ```
+//!
+//! A change of a table gives a [`Gather`] (something went away) or a [`MapSync`] (something came,
+//! and the hardware may cache that it was not there). Neither may be forgotten, hence `must_use`.
+//! Only the wait for the hardware turns them into [`Flushed`], and only [`Flushed`] lets memory be
+//! unpinned, an IOVA be used again or a table be freed. Nobody else can make one.
+//!
+//! The hardware is behind [`Invalidate`]. [`NoHardware`] is for tables that nothing walks.
+
+mod changes;
+mod gather;
+
+pub use crate::invalidation::changes::{Changes, Kind, TableId};
+pub use crate::invalidation::gather::{Flushed, Gather, JoinError, MapSync, Pending, Quarantined};
+
+pub(crate) use crate::invalidation::changes::RetiredSpan;
+
+/// The hardware that walks a table, or what stands for it.
+///
+/// An implementation turns [`Changes`] into commands. It is trusted: the engine frees tables, and
+/// callers reuse memory, on the strength of a [`wait`](Self::wait) that succeeds.
+pub trait Invalidate {
+    /// Names one submission, to be waited for.
+    type Ticket;
+
+    /// Queues what makes the hardware forget `changes`, in program order behind the stores that
+    /// made them.
+    ///
+    /// # Errors
+    ///
+    /// [`SyncError`] if the commands cannot be queued.
+    fn submit(&self, changes: &Changes) -> Result<Self::Ticket, SyncError>;
+
+    /// Returns once no cache holds a translation of the submission's range, nor a pointer to a
+    /// table that it retired. Must end in bounded time.
+    ///
+    /// # Errors
+    ///
+    /// [`SyncError`] if the hardware fails or does not answer in time.
+    fn wait(&self, ticket: Self::Ticket) -> Result<(), SyncError>;
+}
+
+impl<I: Invalidate + ?Sized> Invalidate for &I {
+    type Ticket = I::Ticket;
+
+    fn submit(&self, changes: &Changes) -> Result<Self::Ticket, SyncError> {
+        (**self).submit(changes)
+    }
+
+    fn wait(&self, ticket: Self::Ticket) -> Result<(), SyncError> {
+        (**self).wait(ticket)
+    }
+}
+
+/// Nothing walks the table, so there is nothing to tell.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoHardware;
+
+impl Invalidate for NoHardware {
+    type Ticket = ();
+
+    fn submit(&self, changes: &Changes) -> Result<(), SyncError> {
+        let _ = changes;
+        Ok(())
+    }
+
+    fn wait(&self, (): ()) -> Result<(), SyncError> {
+        Ok(())
+    }
+}
+
+/// Why the hardware's caches are in an unknown state.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SyncError {
+    /// The hardware did not answer in the time that the implementation allows.
+    #[error("the hardware did not complete the invalidation in time")]
+    TimedOut,
+    /// The hardware reported an error for the commands.
+    #[error("the hardware refused the invalidation")]
+    Refused,
+}

@@ -1,0 +1,334 @@
+//! The handle that changes a claimed range, and its fast paths.
+//!
+//! Real traffic is mostly single pages in the last few leaf tables of a domain, and short runs of
+//! them. Those cases are straight lines here: no loop but the walk, no second pass, everything
+//! unusual behind one call that does not return to them.
+
+use core::fmt;
+
+use iopt_formats::{Format, Iova, IovaRange, Level, Oa, PageSize, PageSizes, Prot};
+
+use crate::invalidation::{Changes, Gather, Kind, MapSync, RetiredSpan};
+use crate::mem::TableMemory;
+use crate::radix::fill::fill_items;
+use crate::radix::job::usable_sizes;
+use crate::radix::node::{Node, flush_items};
+use crate::radix::unmap::{clear_items, is_plain};
+use crate::radix::{MapError, MapSide, Table, Translation, UnmapError, UnmapPolicy, Unmapped};
+use crate::sync::atomic::{Ordering, fence};
+
+/// Leaf tables that a mapper remembers.
+const RECENT_COUNT: usize = 4;
+
+/// A leaf table used lately; `tag` is its IOVA over its span.
+struct Recent<'t, F> {
+    tag: u64,
+    node: Node<'t, F>,
+}
+
+/// Changes the translations of one claimed range.
+///
+/// It borrows the claim, so nobody else can change the range meanwhile, and takes no lock. It
+/// remembers the leaf tables it used last (T4), so keep it for many operations.
+pub struct Mapper<'t, F: Format, M: TableMemory> {
+    pub(super) table: &'t Table<F, M>,
+    pub(super) start: u64,
+    pub(super) last: u64,
+    /// The level of the root that hardware was told of, as far as this mapper knows.
+    pub(super) announced: Level,
+    recent: [Recent<'t, F>; RECENT_COUNT],
+}
+
+impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
+    /// Creates a mapper of `range`, whose claim the caller holds for `'t`.
+    pub(super) fn new(table: &'t Table<F, M>, range: IovaRange) -> Self {
+        // Never used: no address has this tag.
+        let (node, _) = table.root_node();
+        Self {
+            table,
+            start: range.start().get(),
+            last: range.last().get(),
+            announced: table.geometry.top,
+            recent: [const { u64::MAX }; RECENT_COUNT].map(|tag| Recent { tag, node }),
+        }
+    }
+
+    /// Returns the claimed range.
+    pub fn range(&self) -> IovaRange {
+        IovaRange::new(Iova::new(self.start), Iova::new(self.last))
+            .expect("the bounds are those of a claim")
+    }
+
+    /// Returns the table.
+    pub const fn table(&self) -> &'t Table<F, M> {
+        self.table
+    }
+
+    /// Translates `iova`; see [`Table::lookup`].
+    #[inline]
+    pub fn lookup(&self, iova: Iova) -> Option<Translation<F>> {
+        self.table.lookup(iova)
+    }
+
+    /// Returns the leaf table of `iova`, which is claimed, if its path is linked under the root
+    /// that was announced.
+    #[inline]
+    fn leaf_table(&mut self, iova: u64) -> Option<Node<'t, F>> {
+        let tag = iova >> F::item_lg2(Level(1));
+        let recent = &mut self.recent[tag as usize % RECENT_COUNT];
+        if recent.tag == tag {
+            return Some(recent.node);
+        }
+        let table = self.table;
+        let (mut node, mut level) = table.root_node();
+        if level > self.announced {
+            return None;
+        }
+        if level < table.geometry.max_top && iova > table.reach(level) {
+            return None;
+        }
+        while level > Level::LEAF {
+            let word = node.item(iova, level).load(Ordering::Acquire);
+            if !M::SNOOPED && word & F::PUBLISHED == 0 {
+                return None;
+            }
+            node = table.child(word, level)?;
+            level = Level(level.0 - 1);
+        }
+        *recent = Recent { tag, node };
+        Some(node)
+    }
+
+    /// Returns whether `start..=last` is claimed.
+    #[inline]
+    pub(super) const fn claims(&self, start: u64, last: u64) -> bool {
+        self.start <= start && last <= self.last
+    }
+
+    /// Maps `range` to the output addresses from `oa` on, with the largest pages that fit.
+    ///
+    /// Devices may use the range once the result is synced. Rights that the format cannot express
+    /// are widened as [`Format::effective`] says.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError`]; then nothing of the range is mapped that was not before.
+    #[doc(alias = "map_pages")]
+    #[inline]
+    pub fn map(&mut self, range: IovaRange, oa: Oa, prot: Prot) -> Result<MapSync, MapError> {
+        let (iova, last) = (range.start().get(), range.last().get());
+        let page_mask = F::GRANULE.offset_mask();
+        let attributes = self.table.page_attributes[prot.index()];
+        if last.wrapping_sub(iova) == page_mask
+            && (iova | oa.get()) & page_mask == 0
+            && self.claims(iova, last)
+            && oa.get() <= self.table.oa_last
+            && attributes != 0
+            && self.table.map_side == MapSide::Silent
+            && let Some(node) = self.leaf_table(iova)
+        {
+            let item = node.item(iova, Level::LEAF);
+            if item.load(Ordering::Relaxed) == 0 {
+                // T3: the claim covers the page, so nobody else stores to the item.
+                item.store(
+                    attributes | self.table.format.encode_oa(oa),
+                    Ordering::Release,
+                );
+                flush_items(&self.table.memory, core::slice::from_ref(item));
+                return Ok(MapSync::none(self.table.id));
+            }
+        }
+        self.map_run(range, oa, prot)
+    }
+
+    /// Maps what is not one ordinary page: a run of pages inside one leaf table in one pass,
+    /// everything else in general.
+    #[inline(never)]
+    fn map_run(&mut self, range: IovaRange, oa: Oa, prot: Prot) -> Result<MapSync, MapError> {
+        let (iova, last) = (range.start().get(), range.last().get());
+        let len_minus_one = range.len_minus_one();
+        let table = self.table;
+        let aligned = table
+            .smallest
+            .divides(iova | oa.get() | last.wrapping_add(1));
+        let fits = oa.get() <= table.oa_last && len_minus_one <= table.oa_last - oa.get();
+        if aligned && fits && self.claims(iova, last) && table.map_side == MapSide::Silent {
+            let usable = usable_sizes(table.sizes, iova, oa.get(), len_minus_one);
+            let linear = F::OA_LINEAR_LG2 >= 64
+                || oa.get() >> F::OA_LINEAR_LG2 == (oa.get() + len_minus_one) >> F::OA_LINEAR_LG2;
+            if linear && usable.bits() == F::GRANULE.bytes() {
+                let attributes = table.page_attributes[prot.index()];
+                if attributes != 0 && self.map_pages(iova, last, oa, attributes) {
+                    return Ok(MapSync::none(table.id));
+                }
+            } else if let Some(size) = usable.largest()
+                && size.offset_mask() == len_minus_one
+                && F::item_count(size) == 1
+                && self.map_block(iova, oa, prot, size)
+            {
+                return Ok(MapSync::none(table.id));
+            }
+        }
+        self.map_general(range, oa, prot)
+    }
+
+    /// Maps a run of pages whose tables are all there, or does nothing and returns false.
+    fn map_pages(&mut self, iova: u64, last: u64, oa: Oa, attributes: u64) -> bool {
+        let table = self.table;
+        let step = table.format.encode_oa(Oa::new(F::GRANULE.bytes()));
+        let mut word = attributes | table.format.encode_oa(oa);
+        let mut at = iova;
+        loop {
+            let filled = match self.leaf_table(at) {
+                Some(node) => {
+                    let (items, span_last) = page_span(node, at, last);
+                    let filled = fill_items(items, word, step);
+                    flush_items(&table.memory, &items[..filled]);
+                    if filled == items.len() {
+                        if span_last == last {
+                            fence(Ordering::Release);
+                            return true;
+                        }
+                        at = span_last + 1;
+                        word = word.wrapping_add(step.wrapping_mul(filled as u64));
+                        continue;
+                    }
+                    filled
+                }
+                None => 0,
+            };
+            let filled_end = at.wrapping_add((filled as u64) << F::GRANULE.lg2());
+            if filled_end != iova {
+                self.clear_pages(iova, filled_end.wrapping_sub(1));
+            }
+            return false;
+        }
+    }
+
+    /// Clears a run of pages whose tables are all there.
+    fn clear_pages(&mut self, iova: u64, last: u64) {
+        let mut at = iova;
+        while let Some(node) = self.leaf_table(at) {
+            let (items, span_last) = page_span(node, at, last);
+            clear_items(items);
+            flush_items(&self.table.memory, items);
+            if span_last == last {
+                break;
+            }
+            at = span_last + 1;
+        }
+        fence(Ordering::Release);
+    }
+
+    /// Maps one single-item leaf above level 0 whose path is there, or does nothing and returns
+    /// false.
+    fn map_block(&mut self, iova: u64, oa: Oa, prot: Prot, size: PageSize) -> bool {
+        let table = self.table;
+        let bottom = F::level_of(size);
+        let (mut node, mut level) = table.root_node();
+        let reached = level == table.geometry.max_top || iova <= table.reach(level);
+        if level > self.announced || !reached {
+            return false;
+        }
+        while level > bottom {
+            let word = node.item(iova, level).load(Ordering::Acquire);
+            let published = M::SNOOPED || word & F::PUBLISHED != 0;
+            match table.child(word, level).filter(|_| published) {
+                Some(child) => node = child,
+                None => return false,
+            }
+            level = Level(level.0 - 1);
+        }
+        let item = node.item(iova, bottom);
+        let attributes = table.format.leaf_attributes(prot, size);
+        if level != bottom || attributes == 0 || item.load(Ordering::Relaxed) != 0 {
+            return false;
+        }
+        item.store(attributes | table.format.encode_oa(oa), Ordering::Release);
+        flush_items(&table.memory, core::slice::from_ref(item));
+        true
+    }
+
+    /// Removes the translations of `range`.
+    ///
+    /// Whatever was mapped by one call or by many, one unmap may remove all of it. The range is
+    /// safe to use for something else only once the gather is synced.
+    ///
+    /// # Errors
+    ///
+    /// [`UnmapError`]; nothing changed then. See [`UnmapPolicy`] for what is refused.
+    #[doc(alias = "unmap_pages")]
+    #[inline]
+    pub fn unmap(&mut self, range: IovaRange, policy: UnmapPolicy) -> Result<Unmapped, UnmapError> {
+        let (iova, last) = (range.start().get(), range.last().get());
+        let page_mask = F::GRANULE.offset_mask();
+        if last.wrapping_sub(iova) == page_mask
+            && iova & page_mask == 0
+            && self.claims(iova, last)
+            && let Some(node) = self.leaf_table(iova)
+        {
+            let item = node.item(iova, Level::LEAF);
+            let word = item.load(Ordering::Relaxed);
+            if word & F::PRESENT != 0 && word & F::GROUPED == 0 {
+                item.store(0, Ordering::Release);
+                flush_items(&self.table.memory, core::slice::from_ref(item));
+                return Ok(self.removed(range, F::GRANULE));
+            }
+        }
+        self.unmap_run(range, policy)
+    }
+
+    /// Unmaps what is not one ordinary page.
+    #[inline(never)]
+    fn unmap_run(&mut self, range: IovaRange, policy: UnmapPolicy) -> Result<Unmapped, UnmapError> {
+        let (iova, last) = (range.start().get(), range.last().get());
+        if F::GRANULE.divides(iova | last.wrapping_add(1)) && self.claims(iova, last) {
+            if iova >> F::item_lg2(Level(1)) == last >> F::item_lg2(Level(1)) {
+                if let Some(node) = self.leaf_table(iova) {
+                    let (items, _) = page_span(node, iova, last);
+                    if is_plain::<F>(items) {
+                        clear_items(items);
+                        fence(Ordering::Release);
+                        flush_items(&self.table.memory, items);
+                        return Ok(self.removed(range, F::GRANULE));
+                    }
+                }
+            } else if let Some(size) = self.table.take_block(iova, last) {
+                return Ok(self.removed(range, size));
+            }
+        }
+        self.unmap_general(range, policy)
+    }
+
+    /// Returns what removing whole `range`, made of leaves of `size`, leaves to do.
+    #[inline]
+    fn removed(&self, range: IovaRange, size: PageSize) -> Unmapped {
+        let changes = Changes::leaves(range, PageSizes::EMPTY.with(size), Kind::Removed);
+        Unmapped {
+            bytes: range.len_minus_one().saturating_add(1),
+            gather: Gather::new(changes, self.table.id, RetiredSpan::NONE),
+        }
+    }
+}
+
+/// Returns the items of a leaf table from `iova` up to `last`, and the last address they translate.
+#[inline]
+fn page_span<F: Format>(
+    node: Node<'_, F>,
+    iova: u64,
+    last: u64,
+) -> (&[crate::sync::atomic::AtomicU64], u64) {
+    let table_last = iova | PageSize::from_lg2(F::item_lg2(Level(1))).offset_mask();
+    let span_last = last.min(table_last);
+    let first = node.index(iova, Level::LEAF);
+    let count = ((span_last - iova) >> F::GRANULE.lg2()) as usize + 1;
+    (&node.items()[first..first + count], span_last)
+}
+
+impl<F: Format, M: TableMemory> fmt::Debug for Mapper<'_, F, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mapper")
+            .field("range", &self.range())
+            .finish_non_exhaustive()
+    }
+}

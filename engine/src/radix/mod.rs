@@ -1,0 +1,370 @@
+//! One IO page table of any format.
+//!
+//! [`Table`] owns the tree; [`Mapper`] changes a claimed range of it; looking up, dumping and
+//! reading dirty state need no claim and run beside the mappers of any thread.
+//!
+//! # Invariants
+//!
+//! - **T1** (tree): every item of a linked table is empty, a leaf, or points to one page of the
+//!   tree's memory that no other item points to and that has `2^item_count_lg2` items. The root is
+//!   a page with as many items as its level needs.
+//! - **T2** (alive): a page that was ever linked is freed only through `&mut Table`, or when the
+//!   tree is dropped; an unlinked one waits in the limbo until a [`Flushed`] covers it.
+//! - **T3** (one writer): leaves inside a range are stored to only by the holder of a claim over
+//!   that range. An item that spans more than a claim changes only from empty to a table, by
+//!   compare-exchange.
+//! - **T4** (no vanishing path): a table is unlinked only under a claim over its whole span. A
+//!   mapper may therefore keep pointers to the tables on the paths of its range.
+//! - **T5** (zeroed): a page is all zeroes when it is linked.
+//! - **T6** (growth): the root only ever moves up, and the old root stays linked as the first item
+//!   of the new one.
+//!
+//! # Memory order
+//!
+//! A table is linked with `Release` after its items are zero, and every walk loads items with
+//! `Acquire`, so whoever sees a link sees the zeroes. Leaves carry no pointer that this program
+//! follows, so their order among themselves does not matter; a `Release` fence ends each operation,
+//! so that a device started afterwards finds them.
+//!
+//! # Walkers that do not snoop
+//!
+//! A table over [`NonSnooped`](crate::mem::NonSnooped) memory writes each cache line back that it
+//! changed, once per operation and line. A new table is written back before it is linked. The link
+//! itself then carries a software bit, *published*, once its line is written back too: a mapper
+//! that comes across a link without it writes the line back itself before it relies on it, so none
+//! waits for another.
+
+mod compact;
+mod cut;
+mod dirty;
+mod error;
+mod fill;
+mod grow;
+mod job;
+mod map;
+mod mapper;
+mod merge;
+mod node;
+mod protect;
+mod read;
+mod unmap;
+
+#[cfg(test)]
+mod tests;
+
+use core::fmt;
+
+use iopt_formats::walk::Root;
+use iopt_formats::{
+    ConfigError, Format, Geometry, IovaRange, Level, Oa, PageSize, PageSizes, Prot,
+};
+
+use crate::claim::{Claim, ClaimError, Registry};
+use crate::invalidation::TableId;
+use crate::mem::{LARGEST, OutOfMemory, SMALLEST, TableMemory};
+use crate::radix::compact::Limbo;
+use crate::radix::grow::Top;
+use crate::radix::node::{Node, flush_items};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicUsize, Ordering};
+
+pub use crate::radix::cut::{BreakBeforeMake, FaultWindow};
+pub use crate::radix::error::{
+    CutError, DirtyError, MapError, MapperError, ProtectError, TableError, UnmapError,
+};
+pub use crate::radix::mapper::Mapper;
+pub use crate::radix::protect::Protected;
+pub use crate::radix::read::{Run, Translation};
+pub use crate::radix::unmap::{Removed, UnmapPolicy, Unmapped};
+
+/// What the hardware must be told after a map that replaced nothing.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum MapSide {
+    /// Nothing: misses are not cached.
+    #[default]
+    Silent,
+    /// The range: the hardware may cache that it was empty (VT-d caching mode, AMD `NpCache`), or
+    /// reads through a write buffer that must be flushed.
+    Announced,
+}
+
+/// How a table is set up besides its format.
+#[derive(Clone, Debug, Default)]
+pub struct TableConfig {
+    registry: Registry,
+    map_side: MapSide,
+}
+
+impl TableConfig {
+    /// Creates the default: claims of its own, silent maps.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes claims from `registry`, so that several tables change under the same ones.
+    #[must_use]
+    pub fn with_registry(self, registry: Registry) -> Self {
+        Self { registry, ..self }
+    }
+
+    /// Sets what hardware must be told after a map.
+    #[must_use]
+    pub fn with_map_side(self, map_side: MapSide) -> Self {
+        Self { map_side, ..self }
+    }
+}
+
+/// One IO page table of format `F` in memory `M`.
+///
+/// Dropping it frees its pages at once; take it out of every device context before.
+#[doc(alias = "io_pgtable")]
+pub struct Table<F: Format, M: TableMemory> {
+    format: F,
+    geometry: Geometry,
+    sizes: PageSizes,
+    smallest: PageSize,
+    /// Last output address that fits the width.
+    oa_last: u64,
+    /// Attribute bits of a level-0 page by [`Prot::index`]; 0 where it cannot be mapped.
+    page_attributes: [u64; Prot::COUNT],
+    map_side: MapSide,
+    id: TableId,
+    registry: Registry,
+    limbo: Mutex<Limbo>,
+    page_count: AtomicUsize,
+    top: Top,
+    memory: M,
+}
+
+impl<F: Format, M: TableMemory> Table<F, M> {
+    /// Creates a table that translates nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError`] if no page is left for the root, or the memory's walkers do not snoop and
+    /// the format cannot serve such.
+    pub fn new(format: F, memory: M) -> Result<Self, TableError> {
+        Self::with_config(format, memory, TableConfig::default())
+    }
+
+    /// As [`new`](Self::new), with a configuration.
+    ///
+    /// # Errors
+    ///
+    /// As for [`new`](Self::new).
+    pub fn with_config(format: F, memory: M, config: TableConfig) -> Result<Self, TableError> {
+        if !M::SNOOPED && F::PUBLISHED == 0 {
+            return Err(TableError::NotSnooped);
+        }
+        let sizes = format.sizes();
+        let smallest = sizes.smallest().ok_or(ConfigError::Sizes)?;
+        let mut page_attributes = [0; Prot::COUNT];
+        if sizes.contains(F::GRANULE) {
+            for prot in Prot::all() {
+                page_attributes[prot.index()] = format.leaf_attributes(prot, F::GRANULE);
+            }
+        }
+        let geometry = format.geometry();
+        let root = memory.alloc(Self::root_page(&format, geometry.top))?;
+        let table = Self {
+            format,
+            geometry,
+            sizes,
+            smallest,
+            oa_last: u64::MAX >> (64 - format.oa_bits()),
+            page_attributes,
+            map_side: config.map_side,
+            id: TableId::next(),
+            registry: config.registry,
+            limbo: Mutex::new(Limbo::default()),
+            page_count: AtomicUsize::new(1),
+            top: Top::new(Root {
+                oa: root,
+                level: geometry.top,
+            }),
+            memory,
+        };
+        flush_items(&table.memory, table.root_node().0.items());
+        Ok(table)
+    }
+
+    /// Returns the page that a root of level `top` takes.
+    fn root_page(format: &F, top: Level) -> PageSize {
+        PageSize::from_lg2((format.root_count_lg2(top) + 3).clamp(SMALLEST.lg2(), LARGEST.lg2()))
+    }
+
+    /// Returns the format.
+    pub const fn format(&self) -> &F {
+        &self.format
+    }
+
+    /// Returns the memory of the table pages.
+    pub const fn memory(&self) -> &M {
+        &self.memory
+    }
+
+    /// Returns the registry that the table's claims come from.
+    pub const fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Returns what tells this table apart from others.
+    pub const fn id(&self) -> TableId {
+        self.id
+    }
+
+    /// Returns the root that device contexts point to.
+    pub fn root(&self) -> Root {
+        self.top.load()
+    }
+
+    /// Returns the number of table pages in use: linked ones with the root, and unlinked ones that
+    /// wait for [`reclaim`](Self::reclaim).
+    pub fn table_count(&self) -> usize {
+        self.page_count.load(Ordering::Relaxed)
+    }
+
+    /// Claims `range` from the table's registry.
+    ///
+    /// # Errors
+    ///
+    /// [`ClaimError`] if a part of it is claimed.
+    pub fn claim(&self, range: IovaRange) -> Result<Claim, ClaimError> {
+        self.registry.claim(range)
+    }
+
+    /// Returns a handle that changes the claimed range.
+    ///
+    /// # Errors
+    ///
+    /// [`MapperError`] if the claim is of another registry or reaches out of what the table
+    /// decodes.
+    pub fn mapper<'t>(&'t self, claim: &'t mut Claim) -> Result<Mapper<'t, F, M>, MapperError> {
+        let range = claim.range();
+        if !self.registry.issued(claim) {
+            return Err(MapperError::ForeignClaim { range });
+        }
+        if !self.decodes(range) {
+            return Err(MapperError::OutsideWindow { range });
+        }
+        Ok(Mapper::new(self, range))
+    }
+
+    /// Returns whether `range` lies in one part of what the table can decode.
+    fn decodes(&self, range: IovaRange) -> bool {
+        let geometry = self.geometry;
+        let biased = |iova: u64| iova.wrapping_add(geometry.bias());
+        geometry.contains(range.start())
+            && geometry.contains(range.last())
+            // A range over the hole of a sign-extended space starts in the part that is higher
+            // after the bias.
+            && biased(range.start().get()) <= biased(range.last().get())
+    }
+
+    /// Returns the current root and its level.
+    #[inline]
+    fn root_node(&self) -> (Node<'_, F>, Level) {
+        let Root { oa, level } = self.top.load();
+        (self.node_at_root(oa, level), level)
+    }
+
+    #[expect(unsafe_code, reason = "turns the root's address into a reference")]
+    #[inline]
+    fn node_at_root(&self, oa: Oa, level: Level) -> Node<'_, F> {
+        // SAFETY: T1: `oa` is, or by T6 was, the root of that level, a page with that many items;
+        // by T2 it lives as long as the borrow of `self`.
+        unsafe { Node::root(&self.memory, oa, self.format.root_count_lg2(level)) }
+    }
+
+    /// Returns the table that `oa`, read from a linked item of this tree, points to.
+    #[expect(unsafe_code, reason = "turns the address in an item into a reference")]
+    #[inline]
+    fn node_at(&self, oa: Oa) -> Node<'_, F> {
+        // SAFETY: callers pass what `child` made of a linked item, so by T1 it is a page with the
+        // usual number of items, and by T2 it lives as long as the borrow of `self`.
+        unsafe { Node::child(&self.memory, oa) }
+    }
+
+    /// Returns the address of the table that the item `word` of a table of `level` points to, if
+    /// it does.
+    #[inline]
+    fn child_oa(&self, word: u64, level: Level) -> Option<Oa> {
+        if level == Level::LEAF {
+            None
+        } else {
+            self.format.child(word, level)
+        }
+    }
+
+    /// Returns the table that the item `word` of a table of `level` points to, if it does.
+    #[inline]
+    fn child(&self, word: u64, level: Level) -> Option<Node<'_, F>> {
+        self.child_oa(word, level).map(|oa| self.node_at(oa))
+    }
+
+    /// Walks towards `iova` down to a table of level `bottom`, or until an item stops the walk.
+    #[inline]
+    fn descend(&self, iova: u64, bottom: Level) -> Slot<'_, F> {
+        let (mut node, mut level) = self.root_node();
+        loop {
+            let item = node.item(iova, level);
+            let word = item.load(Ordering::Acquire);
+            let below = level.below().filter(|_| level > bottom);
+            let next = below.and_then(|below| Some((self.child(word, level)?, below)));
+            match next {
+                Some(child) => (node, level) = child,
+                None => return Slot { node, level, word },
+            }
+        }
+    }
+
+    /// Returns an own leaf word's size.
+    fn leaf_size(&self, word: u64, level: Level) -> PageSize {
+        match self.format.decode(word, level) {
+            Ok(iopt_formats::Entry::Leaf(leaf)) => leaf.size,
+            // Unreachable for words of our encoder (F2); the item's size keeps the walk moving.
+            _ => PageSize::from_lg2(F::item_lg2(level)),
+        }
+    }
+
+    /// Allocates a root of `level`.
+    fn alloc_root(&self, level: Level) -> Result<Oa, OutOfMemory> {
+        self.memory.alloc(Self::root_page(&self.format, level))
+    }
+}
+
+/// Where a walk stopped.
+struct Slot<'t, F> {
+    node: Node<'t, F>,
+    level: Level,
+    /// What the item held.
+    word: u64,
+}
+
+impl<'t, F: Format> Slot<'t, F> {
+    /// Returns the items from `iova` on that translate nothing behind `last`, and the last address
+    /// that they translate, or `last` if that is lower.
+    fn span(&self, iova: u64, last: u64) -> (&'t [crate::sync::atomic::AtomicU64], u64) {
+        let item_lg2 = F::item_lg2(self.level);
+        let index = self.node.index(iova, self.level);
+        let wanted = ((last >> item_lg2) - (iova >> item_lg2)).saturating_add(1);
+        let left = self.node.count() - index;
+        let count = wanted.min(left as u64) as usize;
+        let first = iova >> item_lg2 << item_lg2;
+        let span_last = first.wrapping_add(((count as u64) << item_lg2).wrapping_sub(1));
+        (
+            &self.node.items()[index..index + count],
+            span_last.min(last),
+        )
+    }
+}
+
+impl<F: Format, M: TableMemory> fmt::Debug for Table<F, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Table")
+            .field("format", &self.format)
+            .field("root", &self.root())
+            .field("table_count", &self.table_count())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,187 @@
+//! Pointers to the tables of a tree.
+//!
+//! The only place where the address in a parent entry becomes a reference. Everything it hands out
+//! is atomic items that live as long as the tree is borrowed (invariants T1 and T2 of
+//! [`radix`](crate::radix)).
+
+#![expect(
+    unsafe_code,
+    reason = "a table is reached through the address stored in its parent"
+)]
+
+use core::marker::PhantomData;
+use core::ptr::NonNull;
+use core::slice;
+
+use iopt_formats::{Format, Level, Oa};
+
+use crate::mem::{LINE_LEN, TableMemory};
+use crate::sync::atomic::{AtomicU64, Ordering};
+
+/// One table of a tree that is borrowed for `'t`.
+pub(super) struct Node<'t, F> {
+    items: NonNull<AtomicU64>,
+    count_lg2: u8,
+    _tree: PhantomData<(&'t AtomicU64, F)>,
+}
+
+impl<F> Clone for Node<'_, F> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<F> Copy for Node<'_, F> {}
+
+// SAFETY: a node is a shared reference to atomics, which any thread may use.
+unsafe impl<F> Send for Node<'_, F> {}
+// SAFETY: as above.
+unsafe impl<F> Sync for Node<'_, F> {}
+
+impl<'t, F: Format> Node<'t, F> {
+    /// Borrows the root table of `2^count_lg2` items at `oa`.
+    ///
+    /// # Safety
+    ///
+    /// `oa` is a page of `memory` of at least that many items (T1) that is not freed during `'t`
+    /// (T2), and that nobody accesses other than through atomics of 64 bits.
+    #[inline]
+    pub(super) unsafe fn root<M: TableMemory>(memory: &M, oa: Oa, count_lg2: u8) -> Self {
+        // SAFETY: by the caller's contract `oa` lies in an allocated page, and by M2 its pointer
+        // is valid, so not null.
+        let items = unsafe { NonNull::new_unchecked(memory.ptr(oa).cast()) };
+        Self {
+            items,
+            count_lg2,
+            _tree: PhantomData,
+        }
+    }
+
+    /// Borrows a table below the root.
+    ///
+    /// # Safety
+    ///
+    /// As for [`root`](Self::root), for the number of items of every table below the root.
+    #[inline]
+    pub(super) unsafe fn child<M: TableMemory>(memory: &M, oa: Oa) -> Self {
+        // SAFETY: the caller's contract is that of `root`.
+        unsafe { Self::root(memory, oa, F::item_count_lg2()) }
+    }
+
+    /// Returns the number of items.
+    #[inline]
+    pub(super) fn count(self) -> usize {
+        1 << self.count_lg2
+    }
+
+    /// Returns the index that `iova` selects, this being a table of `level`.
+    #[inline]
+    pub(super) fn index(self, iova: u64, level: Level) -> usize {
+        (iova >> F::item_lg2(level)) as usize & (self.count() - 1)
+    }
+
+    /// Returns the item that `iova` selects, this being a table of `level`.
+    #[inline]
+    pub(super) fn item(self, iova: u64, level: Level) -> &'t AtomicU64 {
+        // SAFETY: `index` is below `count`, and by the contract of `root` the page has that many
+        // items.
+        let item = unsafe { self.items.add(self.index(iova, level)) };
+        // SAFETY: T1 and T2 (contract of `root`): the item is alive and aligned during `'t`, and
+        // every other access to it is atomic.
+        unsafe { item.as_ref() }
+    }
+
+    /// Returns all items.
+    #[inline]
+    pub(super) fn items(self) -> &'t [AtomicU64] {
+        // SAFETY: as for `item`, for each of the `count` items of the page.
+        unsafe { slice::from_raw_parts(self.items.as_ptr(), self.count()) }
+    }
+}
+
+/// Writes back the cache lines that `items` lie in, once each.
+pub(super) fn flush_items<M: TableMemory>(memory: &M, items: &[AtomicU64]) {
+    if M::SNOOPED {
+        return;
+    }
+    let range = items.as_ptr_range();
+    let skew = range.start.addr() % LINE_LEN;
+    let mut line = range.start.cast::<u8>().wrapping_sub(skew);
+    while line.addr() < range.end.addr() {
+        memory.flush_line(line);
+        line = line.wrapping_add(LINE_LEN);
+    }
+}
+
+/// Pages that are allocated but not linked yet, chained through their first item.
+pub(super) struct Supply<'m, F: Format, M: TableMemory> {
+    memory: &'m M,
+    /// Address of the first page, 0 at the end of the chain.
+    head: Option<Oa>,
+    _format: PhantomData<F>,
+}
+
+/// Item 0 of an unlinked page holds the next page's address with this bit, so that address 0 is
+/// one, too.
+const LINKED: u64 = 1;
+
+impl<'m, F: Format, M: TableMemory> Supply<'m, F, M> {
+    pub(super) const fn empty(memory: &'m M) -> Self {
+        Self {
+            memory,
+            head: None,
+            _format: PhantomData,
+        }
+    }
+
+    pub(super) const fn is_empty(&self) -> bool {
+        self.head.is_none()
+    }
+
+    /// Adds `count` pages; on failure the supply keeps what it has.
+    pub(super) fn add(&mut self, count: usize) -> Result<(), crate::mem::OutOfMemory> {
+        for _ in 0..count {
+            let page = self.memory.alloc(F::GRANULE)?;
+            let link = self.head.map_or(0, |next| next.get() | LINKED);
+            self.first_item(page).store(link, Ordering::Relaxed);
+            self.head = Some(page);
+        }
+        Ok(())
+    }
+
+    /// Takes a zeroed page, written back for walkers that do not snoop.
+    pub(super) fn take(&mut self) -> Option<Oa> {
+        let page = self.head?;
+        let link = self.first_item(page).swap(0, Ordering::Relaxed);
+        self.head = (link & LINKED != 0).then_some(Oa::new(link & !LINKED));
+        // SAFETY: the page is ours, allocated and not linked: nobody frees it meanwhile.
+        let node = unsafe { Node::<F>::child(self.memory, page) };
+        flush_items(self.memory, node.items());
+        Some(page)
+    }
+
+    /// Puts back a page that was taken and never linked.
+    pub(super) fn put_back(&mut self, page: Oa) {
+        let link = self.head.map_or(0, |next| next.get() | LINKED);
+        self.first_item(page).store(link, Ordering::Relaxed);
+        self.head = Some(page);
+    }
+
+    fn first_item(&self, page: Oa) -> &AtomicU64 {
+        // SAFETY: `page` is allocated by this supply and not linked yet, so it is alive and nobody
+        // else accesses it.
+        unsafe { Node::<F>::child(self.memory, page) }.item(0, Level::LEAF)
+    }
+}
+
+impl<F: Format, M: TableMemory> Drop for Supply<'_, F, M> {
+    fn drop(&mut self) {
+        while let Some(page) = self.head {
+            let link = self.first_item(page).load(Ordering::Relaxed);
+            self.head = (link & LINKED != 0).then_some(Oa::new(link & !LINKED));
+            // SAFETY: the page came from `alloc` with this size, was never linked and left the
+            // chain just now.
+            unsafe { self.memory.free(page, F::GRANULE) };
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! Looking up and dumping, without a claim.
+
+use core::ops::ControlFlow;
+
+use iopt_formats::{
+    Entry, Format, Iova, IovaRange, Leaf, Level, Memory, Oa, PageSize, Prot, Rights,
+};
+
+use crate::mem::TableMemory;
+use crate::radix::Table;
+use crate::sync::atomic::Ordering;
+
+/// The translation of one address, as it stood at a moment of the lookup.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Translation<F> {
+    oa: Oa,
+    word: u64,
+    level: Level,
+    format: F,
+}
+
+impl<F: Format> Translation<F> {
+    /// Returns the output address of the byte that was looked up.
+    #[inline]
+    pub const fn oa(&self) -> Oa {
+        self.oa
+    }
+
+    /// Returns the raw item.
+    pub const fn word(&self) -> u64 {
+        self.word
+    }
+
+    /// Returns the level of the item.
+    pub const fn level(&self) -> Level {
+        self.level
+    }
+
+    /// Returns what the entry grants.
+    pub fn prot(&self) -> Prot {
+        self.leaf()
+            .map_or(Prot::new(Rights::NONE, Memory::default()), |leaf| leaf.prot)
+    }
+
+    /// Returns the size of the entry, contiguous items together.
+    pub fn size(&self) -> PageSize {
+        self.leaf().map_or(F::GRANULE, |leaf| leaf.size)
+    }
+
+    /// Returns whether the item says that a device wrote to the page; `false` if the table does
+    /// not track it.
+    pub fn is_dirty(&self) -> bool {
+        self.format
+            .dirty_rule()
+            .is_some_and(|rule| rule.is_dirty(self.word))
+    }
+
+    fn leaf(&self) -> Option<Leaf> {
+        match self.format.decode(self.word, self.level) {
+            Ok(Entry::Leaf(leaf)) => Some(leaf),
+            _ => None,
+        }
+    }
+}
+
+/// IOVA that translate to consecutive output addresses with the same rights.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Run {
+    /// The IOVA.
+    pub range: IovaRange,
+    /// The first output address.
+    pub oa: Oa,
+    /// What the entries grant.
+    pub prot: Prot,
+}
+
+/// Joins neighbouring runs into maximal ones.
+#[derive(Default)]
+pub(super) struct Joiner(Option<(Run, bool)>);
+
+impl Joiner {
+    /// Adds a run behind the last one; returns that one if the two do not join.
+    pub(super) fn push(&mut self, run: Run, flag: bool) -> Option<(Run, bool)> {
+        if let Some((open, open_flag)) = &mut self.0 {
+            let follows = open.range.last().checked_add(1) == Some(run.range.start())
+                && open
+                    .oa
+                    .checked_add(open.range.len_minus_one())
+                    .and_then(|oa| oa.checked_add(1))
+                    == Some(run.oa)
+                && open.prot == run.prot
+                && *open_flag == flag;
+            if follows {
+                open.range = IovaRange::new(open.range.start(), run.range.last())
+                    .expect("a run that follows does not end before");
+                return None;
+            }
+        }
+        self.0.replace((run, flag))
+    }
+
+    /// Returns the last run.
+    pub(super) fn finish(self) -> Option<(Run, bool)> {
+        self.0
+    }
+}
+
+impl<F: Format, M: TableMemory> Table<F, M> {
+    /// Translates `iova` by a walk from the root.
+    ///
+    /// Runs beside maps and unmaps of any thread and returns what was there at some moment of the
+    /// call.
+    #[doc(alias = "iova_to_phys")]
+    #[inline]
+    pub fn lookup(&self, iova: Iova) -> Option<Translation<F>> {
+        let address = iova.get();
+        let (mut node, mut level) = self.root_node();
+        if address.wrapping_add(self.geometry.bias()) > self.reach(level) {
+            return None;
+        }
+        while level > Level::LEAF {
+            let word = node.item(address, level).load(Ordering::Acquire);
+            match self.child(word, level) {
+                Some(child) => node = child,
+                None => return self.translate_large(address, word, level),
+            }
+            level = Level(level.0 - 1);
+        }
+        let word = node.item(address, Level::LEAF).load(Ordering::Relaxed);
+        if word & F::PRESENT == 0 {
+            return None;
+        }
+        if word & F::GROUPED != 0 {
+            return self.translate_large(address, word, Level::LEAF);
+        }
+        let offset = address & F::GRANULE.offset_mask();
+        let oa = Oa::new(self.format.decode_oa(word).get() | offset);
+        Some(Translation {
+            oa,
+            word,
+            level: Level::LEAF,
+            format: self.format,
+        })
+    }
+
+    /// Translates through an item that may be empty or a leaf of any size.
+    #[inline(never)]
+    fn translate_large(&self, iova: u64, word: u64, level: Level) -> Option<Translation<F>> {
+        let Ok(Entry::Leaf(leaf)) = self.format.decode(word, level) else {
+            return None;
+        };
+        let oa = Oa::new(leaf.oa.get() | iova & leaf.span.offset_mask());
+        Some(Translation {
+            oa,
+            word,
+            level,
+            format: self.format,
+        })
+    }
+
+    /// Calls `each` with the translations of `range`, joined to maximal runs, in rising order;
+    /// entries at the edges are cut to the range. `Break` ends the dump.
+    ///
+    /// Runs beside maps and unmaps of any thread; each item is read at some moment of the call.
+    pub fn dump(&self, range: IovaRange, mut each: impl FnMut(Run) -> ControlFlow<()>) {
+        let mut joiner = Joiner::default();
+        let flow = self.try_each_item(range, |level, word, iova, last| {
+            let Some(run) = self.item_run(word, level, iova) else {
+                return ControlFlow::Continue(());
+            };
+            let cut = IovaRange::new(
+                run.range.start(),
+                Iova::new(last.min(run.range.last().get())),
+            )
+            .expect("the item starts inside the range");
+            match joiner.push(Run { range: cut, ..run }, false) {
+                Some((run, _)) => each(run),
+                None => ControlFlow::Continue(()),
+            }
+        });
+        if let (ControlFlow::Continue(()), Some((run, _))) = (flow, joiner.finish()) {
+            // Nothing is left to end.
+            let _ = each(run);
+        }
+    }
+
+    /// Calls `each` with level, word, first address inside `range` and last address of `range`
+    /// for every leaf item that translates a part of it.
+    pub(super) fn try_each_item(
+        &self,
+        range: IovaRange,
+        mut each: impl FnMut(Level, u64, u64, u64) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        let mut next = Some((range.start().get(), range.last().get()));
+        while let Some((at, last)) = next {
+            let Some((at, last)) = self.decoded_part(at, last) else {
+                break;
+            };
+            let slot = self.descend(at, Level::LEAF);
+            let (level, item_lg2) = (slot.level, F::item_lg2(slot.level));
+            let (items, span_last) = slot.span(at, last);
+            let mut iova = at;
+            let mut seen_last = span_last;
+            for item in items {
+                let word = item.load(Ordering::Acquire);
+                let item_last = iova | PageSize::from_lg2(item_lg2).offset_mask();
+                if self.child(word, level).is_some() {
+                    // Walk into it from here; the first item was no table when the walk met it.
+                    if iova != at {
+                        seen_last = iova - 1;
+                        break;
+                    }
+                } else if word & F::PRESENT != 0 {
+                    each(level, word, iova, last)?;
+                }
+                iova = item_last.wrapping_add(1);
+            }
+            next = Self::after(seen_last, range.last().get());
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn after(done: u64, last: u64) -> Option<(u64, u64)> {
+        (done < last).then(|| (done + 1, last))
+    }
+
+    /// Returns the first stretch of `at..=last` that the current root decodes.
+    fn decoded_part(&self, at: u64, last: u64) -> Option<(u64, u64)> {
+        let bias = self.geometry.bias();
+        let reach = self.reach(self.top.load().level);
+        // The window is `0..=reach` after the bias: at most two stretches before it.
+        let window_start = 0_u64.wrapping_sub(bias);
+        let window_last = reach.wrapping_sub(bias);
+        let stretches = if window_start <= window_last {
+            [(window_start, window_last), (window_start, window_last)]
+        } else {
+            [(0, window_last), (window_start, u64::MAX)]
+        };
+        stretches
+            .into_iter()
+            .map(|(low, high)| (at.max(low), last.min(high)))
+            .find(|(first, last)| first <= last)
+    }
+
+    /// Returns what one leaf item translates from `iova` on.
+    pub(super) fn item_run(&self, word: u64, level: Level, iova: u64) -> Option<Run> {
+        let Ok(Entry::Leaf(leaf)) = self.format.decode(word, level) else {
+            return None;
+        };
+        let item_last = iova | PageSize::from_lg2(F::item_lg2(level)).offset_mask();
+        let range = IovaRange::new(Iova::new(iova), Iova::new(item_last))?;
+        let oa = Oa::new(leaf.oa.get() | iova & leaf.span.offset_mask());
+        Some(Run {
+            range,
+            oa,
+            prot: leaf.prot,
+        })
+    }
+}

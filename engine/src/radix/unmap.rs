@@ -1,0 +1,326 @@
+//! Removing translations.
+//!
+//! An unmap looks first and then clears, so that a refusal leaves no trace.
+
+use iopt_formats::{Entry, Format, Iova, IovaRange, Level, Oa, PageSize, Prot};
+
+use crate::invalidation::{Changes, Gather, RetiredSpan};
+use crate::mem::TableMemory;
+use crate::radix::node::flush_items;
+use crate::radix::read::Joiner;
+use crate::radix::{Mapper, Run, Slot, Table, UnmapError};
+use crate::sync::atomic::{AtomicU64, Ordering, fence};
+
+/// What an unmap does about holes and about entries that reach out of its range.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum UnmapPolicy {
+    /// The range must be mapped without holes and consist of whole entries; else nothing happens.
+    #[default]
+    Exact,
+    /// As Linux does: stops at the first hole and says how far it came, and removes an entry that
+    /// the range ends in whole. The start must not lie inside an entry.
+    WholeEntries,
+}
+
+/// What an unmap removed.
+#[derive(Debug)]
+#[must_use = "the hardware may still use the range until the gather is synced"]
+pub struct Unmapped {
+    /// Bytes removed; `u64::MAX` stands for the whole 64-bit space.
+    pub bytes: u64,
+    /// What the hardware has to be told.
+    pub gather: Gather,
+}
+
+/// A run of removed translations, as [`Mapper::unmap_with`] reports them.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Removed {
+    /// The IOVA, translating to consecutive output addresses with the same rights.
+    pub range: IovaRange,
+    /// The first output address.
+    pub oa: Oa,
+    /// What the entries granted.
+    pub prot: Prot,
+    /// Whether the table said that a device wrote to it; `false` without dirty tracking. Writes
+    /// through stale translations come after this and before the sync.
+    pub dirty: bool,
+}
+
+/// Returns whether all `items` of a leaf table are single pages.
+#[inline]
+pub(super) fn is_plain<F: Format>(items: &[AtomicU64]) -> bool {
+    let mut all = u64::MAX;
+    let mut any = 0;
+    for item in items {
+        let word = item.load(Ordering::Relaxed);
+        all &= word;
+        any |= word;
+    }
+    // One bit common to all decides it nearly always; formats whose entries are present by one of
+    // several bits need a second look.
+    any & F::GROUPED == 0
+        && (all & F::PRESENT != 0
+            || items
+                .iter()
+                .all(|item| item.load(Ordering::Relaxed) & F::PRESENT != 0))
+}
+
+/// Clears `items`.
+#[inline]
+pub(super) fn clear_items(items: &[AtomicU64]) {
+    let (lines, rest) = items.as_chunks::<8>();
+    for line in lines {
+        for item in line {
+            item.store(0, Ordering::Relaxed);
+        }
+    }
+    for item in rest {
+        item.store(0, Ordering::Relaxed);
+    }
+}
+
+impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
+    /// Unmaps any range; see [`unmap`](Self::unmap).
+    #[cold]
+    #[inline(never)]
+    pub(super) fn unmap_general(
+        &mut self,
+        range: IovaRange,
+        policy: UnmapPolicy,
+    ) -> Result<Unmapped, UnmapError> {
+        self.remove(range, policy, |_, items, _| clear_items(items))
+    }
+
+    /// As [`unmap`](Self::unmap), and reports what was removed: maximal runs in rising order, each
+    /// with its output address, rights and dirty state, so that a caller can unpin without a walk
+    /// of its own.
+    ///
+    /// `removed` runs inside the operation; the pages may be reused only after the sync.
+    ///
+    /// # Errors
+    ///
+    /// As for [`unmap`](Self::unmap); `removed` was not called then.
+    pub fn unmap_with(
+        &mut self,
+        range: IovaRange,
+        policy: UnmapPolicy,
+        mut removed: impl FnMut(Removed),
+    ) -> Result<Unmapped, UnmapError> {
+        let mut joiner = Joiner::default();
+        let mut report = |(run, dirty): (Run, bool)| {
+            removed(Removed {
+                range: run.range,
+                oa: run.oa,
+                prot: run.prot,
+                dirty,
+            });
+        };
+        let table = self.table;
+        let done = self.remove(range, policy, |level, items, iova| {
+            let rule = table.format.dirty_rule();
+            let item_lg2 = F::item_lg2(level);
+            for (index, item) in items.iter().enumerate() {
+                // Hardware may mark the page dirty up to this very moment.
+                let word = item.swap(0, Ordering::Relaxed);
+                let start = iova + ((index as u64) << item_lg2);
+                let dirty = rule.is_some_and(|rule| rule.is_dirty(word));
+                if let Some(run) = table.item_run(word, level, start) {
+                    joiner.push(run, dirty).into_iter().for_each(&mut report);
+                }
+            }
+        })?;
+        joiner.finish().into_iter().for_each(&mut report);
+        Ok(done)
+    }
+
+    /// Surveys `range`, then calls `clear` with level, items and first address of each stretch of
+    /// entries of one size.
+    fn remove(
+        &mut self,
+        range: IovaRange,
+        policy: UnmapPolicy,
+        mut clear: impl FnMut(Level, &[AtomicU64], u64),
+    ) -> Result<Unmapped, UnmapError> {
+        let table = self.table;
+        let start = range.start().get();
+        self.check_range(range)?;
+        let mut changes = Changes::NONE;
+        if let Some(last) = self.survey(range, policy)? {
+            table.each_stretch(start, last, |level, items, size, iova, stretch_last| {
+                clear(level, items, iova);
+                flush_items(&table.memory, items);
+                let stretch = IovaRange::new(Iova::new(iova), Iova::new(stretch_last))
+                    .expect("a stretch holds at least one item");
+                changes.add_leaf(stretch, size);
+            });
+            fence(Ordering::Release);
+        }
+        let bytes = changes
+            .range()
+            .map_or(0, |range| range.len_minus_one().saturating_add(1));
+        Ok(Unmapped {
+            bytes,
+            gather: Gather::new(changes, table.id, RetiredSpan::NONE),
+        })
+    }
+
+    /// Checks the alignment and the claim of a range to change.
+    pub(super) fn check_range(&self, range: IovaRange) -> Result<(), UnmapError> {
+        let (start, last) = (range.start().get(), range.last().get());
+        let page = self.table.smallest;
+        if !page.divides(start | last.wrapping_add(1)) {
+            return Err(UnmapError::Unaligned { range, page });
+        }
+        if !self.claims(start, last) {
+            return Err(UnmapError::OutsideClaim {
+                range,
+                claim: self.range(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Returns the last address that an operation on whole entries of `range` changes, or `None`
+    /// if it changes nothing.
+    pub(super) fn survey(
+        &self,
+        range: IovaRange,
+        policy: UnmapPolicy,
+    ) -> Result<Option<u64>, UnmapError> {
+        let table = self.table;
+        let (start, last) = (range.start().get(), range.last().get());
+        let mut at = start;
+        let mut found = None;
+        while let Some(entry) = table.next_entries(at, last) {
+            if at & entry.size.offset_mask() != 0 {
+                return Err(UnmapError::Splits {
+                    iova: Iova::new(at),
+                    size: entry.size,
+                });
+            }
+            if entry.last > last {
+                let (iova, size) = (Iova::new(at), entry.size);
+                if policy == UnmapPolicy::Exact {
+                    return Err(UnmapError::Splits { iova, size });
+                }
+                if entry.last > self.last {
+                    let range = IovaRange::new(iova, Iova::new(entry.last))
+                        .expect("an entry does not wrap");
+                    return Err(UnmapError::OutsideClaim {
+                        range,
+                        claim: self.range(),
+                    });
+                }
+            }
+            found = Some(entry.last);
+            if entry.last >= last {
+                return Ok(found);
+            }
+            at = entry.last + 1;
+        }
+        match policy {
+            UnmapPolicy::Exact => Err(UnmapError::Hole {
+                iova: Iova::new(at),
+            }),
+            UnmapPolicy::WholeEntries => Ok(found),
+        }
+    }
+}
+
+/// Whole entries of one size, from an address on.
+pub(super) struct Entries {
+    pub(super) size: PageSize,
+    /// Last address of the last of them.
+    pub(super) last: u64,
+}
+
+impl<F: Format, M: TableMemory> Table<F, M> {
+    /// Returns the entry that translates `iova`, together with the plain pages behind it up to
+    /// `last` in the same table, or `None` for a hole.
+    pub(super) fn next_entries(&self, iova: u64, last: u64) -> Option<Entries> {
+        if !self.reaches(iova) {
+            return None;
+        }
+        let slot = self.descend(iova, Level::LEAF);
+        if slot.word & F::PRESENT == 0 {
+            return None;
+        }
+        if slot.level == Level::LEAF && slot.word & F::GROUPED == 0 {
+            let (items, span_last) = slot.span(iova, last);
+            let plain = if is_plain::<F>(items) {
+                items.len()
+            } else {
+                items
+                    .iter()
+                    .take_while(|item| is_plain::<F>(core::slice::from_ref(item)))
+                    .count()
+            };
+            let plain_last =
+                iova.wrapping_add(((plain as u64) << F::GRANULE.lg2()).wrapping_sub(1));
+            return Some(Entries {
+                size: F::GRANULE,
+                last: plain_last.min(span_last),
+            });
+        }
+        let size = self.leaf_size(slot.word, slot.level);
+        Some(Entries {
+            size,
+            last: iova | size.offset_mask(),
+        })
+    }
+
+    /// Returns whether the current root decodes `iova`.
+    #[inline]
+    pub(super) fn reaches(&self, iova: u64) -> bool {
+        iova.wrapping_add(self.geometry.bias()) <= self.reach(self.top.load().level)
+    }
+
+    /// Calls `each` with level, items, entry size, first and last address of stretches that make
+    /// up `start..=last`, which is mapped without holes in whole entries.
+    pub(super) fn each_stretch(
+        &self,
+        start: u64,
+        last: u64,
+        mut each: impl FnMut(Level, &[AtomicU64], PageSize, u64, u64),
+    ) {
+        let mut at = start;
+        while let Some(entries) = self.next_entries(at, last) {
+            let slot = self.descend(at, Level::LEAF);
+            let stretch_last = entries.last.min(last);
+            let Slot { node, level, .. } = slot;
+            let (items, _) = Slot {
+                node,
+                level,
+                word: slot.word,
+            }
+            .span(at, stretch_last);
+            each(level, items, entries.size, at, stretch_last);
+            if stretch_last == last {
+                return;
+            }
+            at = stretch_last + 1;
+        }
+    }
+
+    /// Clears the one single-item leaf above level 0 that translates exactly `iova..=last`, and
+    /// returns its size; does nothing if there is none.
+    pub(super) fn take_block(&self, iova: u64, last: u64) -> Option<PageSize> {
+        let size = PageSize::from_lg2((last - iova).checked_ilog2()? as u8 + 1);
+        if size.offset_mask() != last - iova || !self.sizes.contains(size) || !self.reaches(iova) {
+            return None;
+        }
+        let bottom = F::level_of(size);
+        let slot = self.descend(iova, bottom);
+        if slot.level != bottom || F::item_lg2(bottom) != size.lg2() || !size.divides(iova) {
+            return None;
+        }
+        match self.format.decode(slot.word, bottom) {
+            Ok(Entry::Leaf(leaf)) if leaf.size == size => {}
+            _ => return None,
+        }
+        let item = slot.node.item(iova, bottom);
+        item.store(0, Ordering::Release);
+        flush_items(&self.memory, core::slice::from_ref(item));
+        Some(size)
+    }
+}
