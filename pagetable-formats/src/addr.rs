@@ -144,8 +144,16 @@ impl IovaRange {
 
     /// Returns the bytes that both ranges share.
     pub const fn intersection(self, other: Self) -> Option<Self> {
-        let start = if self.start.0 > other.start.0 { self.start } else { other.start };
-        let last = if self.last.0 < other.last.0 { self.last } else { other.last };
+        let start = if self.start.0 > other.start.0 {
+            self.start
+        } else {
+            other.start
+        };
+        let last = if self.last.0 < other.last.0 {
+            self.last
+        } else {
+            other.last
+        };
         Self::new(start, last)
     }
 }

@@ -84,12 +84,19 @@ impl FromStr for FormatName {
     type Err = UnknownFormat;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
-        Self::ALL.iter().copied().find(|known| known.as_str() == name).ok_or(UnknownFormat)
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|known| known.as_str() == name)
+            .ok_or(UnknownFormat)
     }
 }
 
 /// Options of a format; what is `None` or `false` takes the format's default.
-#[expect(clippy::struct_excessive_bools, reason = "each is an independent hardware feature")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is an independent hardware feature"
+)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Options {
     /// Input address bits (IAS, T0SZ, AGAW).

@@ -140,13 +140,21 @@ impl DirtyRule {
     /// Returns `word` marked clean, if hardware records its writes.
     #[must_use]
     pub const fn clean(self, word: u64) -> u64 {
-        if word & self.tracked == self.tracked { word & !self.mask | self.mask & !self.dirty } else { word }
+        if word & self.tracked == self.tracked {
+            word & !self.mask | self.mask & !self.dirty
+        } else {
+            word
+        }
     }
 
     /// Returns `word` marked dirty, if hardware records its writes.
     #[must_use]
     pub const fn soil(self, word: u64) -> u64 {
-        if word & self.tracked == self.tracked { word & !self.mask | self.dirty } else { word }
+        if word & self.tracked == self.tracked {
+            word & !self.mask | self.dirty
+        } else {
+            word
+        }
     }
 }
 
@@ -229,8 +237,9 @@ pub enum ConfigError {
 /// - **F8** (linear addresses): inside an aligned window of `2^OA_LINEAR_LG2` bytes,
 ///   `encode_oa(a + d) = encode_oa(a) + encode_oa(d)`; its bits and those of the attributes are
 ///   disjoint, and [`decode_oa`](Self::decode_oa) inverts it for single-item leaves of level 0.
-/// - **F9** (published bit): [`PUBLISHED`](Self::PUBLISHED) changes nothing that `decode` says
-///   of a table entry.
+/// - **F9** (pending bit): [`PUBLISHED`](Self::PUBLISHED) changes nothing that `decode` and
+///   `child` say of a table entry, but [`exact_child`](Self::exact_child) refuses it, as it
+///   refuses empty items and leaves.
 /// - **F10** (total): `decode` and [`fields`](Self::fields) accept every word at every level.
 /// - **F11** (fields): the fields of a word do not overlap.
 ///
@@ -246,8 +255,8 @@ pub trait Format: Copy + fmt::Debug + Eq + Send + Sync + 'static {
     /// Bits that mark a level-0 item as one of several that make one entry.
     const GROUPED: u64;
 
-    /// Software bit of a table entry that says "written back to memory"; 0 where the format has
-    /// no bit that hardware ignores, so that it cannot serve walkers that do not snoop.
+    /// Software bit of a table entry that says "not written back to memory yet"; 0 where the
+    /// format has no bit that hardware ignores, so that it cannot serve walkers that do not snoop.
     const PUBLISHED: u64;
 
     /// Base-2 logarithm of the window in which [`encode_oa`](Self::encode_oa) is linear.
@@ -295,6 +304,19 @@ pub trait Format: Copy + fmt::Debug + Eq + Send + Sync + 'static {
     /// Returns where the table lies that the item `word` of a `level` above 0 points to, or
     /// `None` if it is no pointer. For words of our own encoder only.
     fn child(&self, word: u64, level: Level) -> Option<Oa>;
+
+    /// As [`child`](Self::child), in as few instructions as possible: `Some` for the very word that
+    /// [`encode_table`](Self::encode_table) makes, `None` for empty items, leaves and pending
+    /// tables. Either for a table entry that hardware or software has marked otherwise, as long
+    /// as the address is right.
+    #[inline]
+    fn exact_child(&self, word: u64, level: Level) -> Option<Oa> {
+        if word & Self::PUBLISHED == 0 {
+            self.child(word, level)
+        } else {
+            None
+        }
+    }
 
     /// Decodes any item of a table of `level`, whoever wrote it.
     ///
@@ -349,7 +371,11 @@ pub trait Format: Copy + fmt::Debug + Eq + Send + Sync + 'static {
     fn root_count_lg2(&self, top: Level) -> u8 {
         let geometry = self.geometry();
         let remaining = geometry.va_bits.saturating_sub(Self::item_lg2(top));
-        if top < geometry.max_top { remaining.min(Self::item_count_lg2()) } else { remaining }
+        if top < geometry.max_top {
+            remaining.min(Self::item_count_lg2())
+        } else {
+            remaining
+        }
     }
 
     /// Returns the index that `iova` selects in a table of `level` below the root.

@@ -147,7 +147,9 @@ impl PageSizes {
 
     /// Returns the sizes, smallest first.
     pub fn iter(self) -> impl Iterator<Item = PageSize> {
-        (0..64).map(PageSize::from_lg2).filter(move |&size| self.contains(size))
+        (0..64)
+            .map(PageSize::from_lg2)
+            .filter(move |&size| self.contains(size))
     }
 
     /// Returns the largest size of the set that can start at (`iova`, `oa`) and does not reach
@@ -225,7 +227,15 @@ mod tests {
             1 << 47,
             1 << 63,
         ];
-        let lens = [0x1000, 0x2000, 0x1_f000, 0x20_0000, 0x20_1000, 0x4000_0000, 0xffff_f000];
+        let lens = [
+            0x1000,
+            0x2000,
+            0x1_f000,
+            0x20_0000,
+            0x20_1000,
+            0x4000_0000,
+            0xffff_f000,
+        ];
         for sizes in bitmaps {
             for iova in addresses {
                 for oa in addresses {

@@ -59,9 +59,9 @@ impl fmt::Display for Rights {
             (Self::EXECUTE, "x"),
             (Self::USER, "u"),
         ];
-        letters
-            .into_iter()
-            .try_for_each(|(right, letter)| f.write_str(if self.contains(right) { letter } else { "-" }))
+        letters.into_iter().try_for_each(|(right, letter)| {
+            f.write_str(if self.contains(right) { letter } else { "-" })
+        })
     }
 }
 

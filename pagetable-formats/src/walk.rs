@@ -109,7 +109,13 @@ pub fn walk<F: Format>(
         let address = item_address(table, index)?;
         let word = read(address).ok_or(Fault::Unreadable { address })?;
         let entry = format.decode(word, level);
-        seen(&Step { level, table, index, word, entry });
+        seen(&Step {
+            level,
+            table,
+            index,
+            word,
+            entry,
+        });
         match entry? {
             Entry::Empty => return Err(Fault::NotPresent { level }),
             Entry::Table(child) => {
@@ -127,7 +133,9 @@ pub fn walk<F: Format>(
                 if format.faults_unaccessed() && !leaf.accessed {
                     return Err(Fault::NotAccessed { level });
                 }
-                let prot = leaf.prot.with_rights(leaf.prot.rights().intersection(rights));
+                let prot = leaf
+                    .prot
+                    .with_rights(leaf.prot.rights().intersection(rights));
                 if prot.rights().difference(Rights::USER) == Rights::NONE {
                     return Err(Fault::NoRights);
                 }
@@ -155,11 +163,17 @@ fn skipped_bits_are_zero<F: Format>(iova: Iova, level: Level, child: Level) -> b
 }
 
 fn item_address(table: Oa, index: usize) -> Result<Oa, Fault> {
-    table.checked_add(index as u64 * 8).ok_or(Fault::Unreadable { address: table })
+    table
+        .checked_add(index as u64 * 8)
+        .ok_or(Fault::Unreadable { address: table })
 }
 
 fn check_oa_width<F: Format>(format: &F, oa: Oa, level: Level) -> Result<(), Fault> {
-    if oa.get() >> format.oa_bits() == 0 { Ok(()) } else { Err(Fault::OaWidth { oa, level }) }
+    if oa.get() >> format.oa_bits() == 0 {
+        Ok(())
+    } else {
+        Err(Fault::OaWidth { oa, level })
+    }
 }
 
 /// One leaf item found by [`visit`].
@@ -225,8 +239,22 @@ pub fn visit<F: Format>(
     read: impl FnMut(Oa) -> Option<u64>,
     found: impl FnMut(&Found) -> ControlFlow<()>,
 ) -> Result<(), VisitError> {
-    let mut visitor = Visitor { format, read, found, limit, left: limit, path: [Oa::new(0); 6] };
-    visitor.table(root.oa, root.level, 1 << format.root_count_lg2(root.level), 0, Rights::ALL, 0)
+    let mut visitor = Visitor {
+        format,
+        read,
+        found,
+        limit,
+        left: limit,
+        path: [Oa::new(0); 6],
+    };
+    visitor.table(
+        root.oa,
+        root.level,
+        1 << format.root_count_lg2(root.level),
+        0,
+        Rights::ALL,
+        0,
+    )
 }
 
 struct Visitor<'a, F, R, V> {
@@ -259,20 +287,36 @@ where
         let item = PageSize::from_lg2(F::item_lg2(level));
         let first = self.iova(base, item);
         if self.path[..depth].contains(&table) {
-            return Err(VisitError::Loop { table, iova: first.start() });
+            return Err(VisitError::Loop {
+                table,
+                iova: first.start(),
+            });
         }
         self.path[depth] = table;
         for slot in 0..item_count {
-            self.left =
-                self.left.checked_sub(1).ok_or(VisitError::TooLarge { limit: self.limit })?;
+            self.left = self
+                .left
+                .checked_sub(1)
+                .ok_or(VisitError::TooLarge { limit: self.limit })?;
             let base = base | (slot as u64) << item.lg2();
             let iova = self.iova(base, item);
-            let fault = |fault| VisitError::Fault { iova: iova.start(), fault };
+            let fault = |fault| VisitError::Fault {
+                iova: iova.start(),
+                fault,
+            };
             // The window's bias only ever moves the root's index.
-            let index = if depth == 0 { self.format.root_index(iova.start(), level) } else { slot };
+            let index = if depth == 0 {
+                self.format.root_index(iova.start(), level)
+            } else {
+                slot
+            };
             let address = item_address(table, index).map_err(fault)?;
             let word = (self.read)(address).ok_or(fault(Fault::Unreadable { address }))?;
-            match self.format.decode(word, level).map_err(|error| fault(error.into()))? {
+            match self
+                .format
+                .decode(word, level)
+                .map_err(|error| fault(error.into()))?
+            {
                 Entry::Empty => {}
                 Entry::Table(child) => {
                     check_oa_width(self.format, child.oa, level).map_err(fault)?;
@@ -285,12 +329,21 @@ where
                     if self.format.faults_unaccessed() && !leaf.accessed {
                         continue;
                     }
-                    let prot = leaf.prot.with_rights(leaf.prot.rights().intersection(rights));
+                    let prot = leaf
+                        .prot
+                        .with_rights(leaf.prot.rights().intersection(rights));
                     if prot.rights().difference(Rights::USER) == Rights::NONE {
                         continue;
                     }
                     let oa = Oa::new(leaf.oa.get() | iova.start().get() & leaf.span.offset_mask());
-                    let found = Found { iova, oa, prot, word, level, leaf };
+                    let found = Found {
+                        iova,
+                        oa,
+                        prot,
+                        word,
+                        level,
+                        leaf,
+                    };
                     if (self.found)(&found).is_break() {
                         return Err(VisitError::Stopped);
                     }

@@ -361,8 +361,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
     /// Counts a table that was just linked, and shows it to walkers that do not snoop.
     fn finish_link(&self, item: &AtomicU64) {
         self.page_count.fetch_add(1, Ordering::Relaxed);
-        let word = item.load(Ordering::Relaxed);
-        self.publish(item, word);
+        flush_items(&self.memory, core::slice::from_ref(item));
     }
 
     /// Writes leaves of `piece` for the whole of `live` to the unlinked table at `page`.

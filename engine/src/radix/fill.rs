@@ -116,16 +116,8 @@ impl<F: Format, M: TableMemory> Table<F, M> {
 
     /// As [`find_table`](Self::find_table), if hardware that does not snoop can see the path.
     fn find_published(&self, iova: u64, bottom: Level) -> Option<Node<'_, F>> {
-        let (mut node, mut level) = self.root_node();
-        while level > bottom {
-            let word = node.item(iova, level).load(Ordering::Acquire);
-            if !M::SNOOPED && word & F::PUBLISHED == 0 {
-                return None;
-            }
-            node = self.child(word, level)?;
-            level = Level(level.0 - 1);
-        }
-        Some(node)
+        let (root, top) = self.root_node();
+        self.table_above_leaf(root, top, bottom, iova)
     }
 
     /// Fills the items of a chunk up to the first that is not empty; returns their number.
@@ -391,7 +383,8 @@ impl<F: Format, M: TableMemory> Table<F, M> {
             supply.add(1)?;
         }
         let page = supply.take().ok_or(OutOfMemory { size: F::GRANULE })?;
-        let word = self.format.encode_table(page, level);
+        let pending = if M::SNOOPED { 0 } else { F::PUBLISHED };
+        let word = self.format.encode_table(page, level) | pending;
         match item.compare_exchange(0, word, Ordering::Release, Ordering::Acquire) {
             Ok(_) => {
                 self.page_count.fetch_add(1, Ordering::Relaxed);
@@ -410,9 +403,9 @@ impl<F: Format, M: TableMemory> Table<F, M> {
     /// Makes sure that walkers that do not snoop see the link `word` in `item`.
     #[inline]
     pub(super) fn publish(&self, item: &AtomicU64, word: u64) {
-        if !M::SNOOPED && word & F::PUBLISHED == 0 {
+        if !M::SNOOPED && word & F::PUBLISHED != 0 {
             flush_items(&self.memory, core::slice::from_ref(item));
-            item.fetch_or(F::PUBLISHED, Ordering::Release);
+            item.fetch_and(!F::PUBLISHED, Ordering::Release);
         }
     }
 

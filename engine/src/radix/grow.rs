@@ -27,23 +27,41 @@ impl Top {
 
     #[inline]
     pub(super) fn load(&self) -> Root {
-        let word = self.0.load(Ordering::Acquire);
+        let TopWord(word) = self.word();
         Root {
             oa: Oa::new(word & !LEVEL_MASK),
             level: Level((word & LEVEL_MASK) as u8),
         }
     }
+
+    #[inline]
+    pub(super) fn word(&self) -> TopWord {
+        TopWord(self.0.load(Ordering::Acquire))
+    }
+}
+
+/// The pair at one moment, still packed.
+#[derive(Clone, Copy)]
+pub(super) struct TopWord(u64);
+
+impl TopWord {
+    /// Returns the root's address if its level is `level`: one subtraction and one test where that
+    /// is a constant.
+    #[inline]
+    pub(super) fn root_at(self, level: Level) -> Option<Oa> {
+        let rest = self.0.wrapping_sub(u64::from(level.0));
+        (rest & LEVEL_MASK == 0).then_some(Oa::new(rest))
+    }
 }
 
 impl<F: Format, M: TableMemory> Table<F, M> {
-    /// Returns the last address that a root of level `top` reaches, after the window's bias.
-    #[inline]
-    pub(super) fn reach(&self, top: Level) -> u64 {
-        if top >= self.geometry.max_top {
-            self.geometry.va_mask()
+    /// Returns the last address that a mapper may change through a root of level `top`: a claim
+    /// lies inside the window, so only a root that can still grow limits it.
+    pub(super) fn fast_reach(&self, top: Level) -> u64 {
+        if top < self.geometry.max_top {
+            self.span(top).reach
         } else {
-            // Only tables without a bias grow.
-            (1 << (F::item_lg2(top) + F::item_count_lg2())) - 1
+            u64::MAX
         }
     }
 
@@ -51,7 +69,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
     pub(super) fn grow_to(&self, last: u64) -> Result<(), OutOfMemory> {
         loop {
             let root = self.top.load();
-            if last.wrapping_add(self.geometry.bias()) <= self.reach(root.level) {
+            if last.wrapping_add(self.bias) <= self.span(root.level).reach {
                 return Ok(());
             }
             self.grow_once(root)?;
@@ -64,7 +82,8 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         let level = Level(old.level.0 + 1);
         let oa = self.alloc_root(level)?;
         let node = self.node_at_root(oa, level);
-        let link = self.format.encode_table(old.oa, level) | F::PUBLISHED;
+        // Written back together with its table before anybody sees it.
+        let link = self.format.encode_table(old.oa, level);
         node.item(0, level).store(link, Ordering::Relaxed);
         flush_items(&self.memory, node.items());
         let new = Root { oa, level };

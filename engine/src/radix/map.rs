@@ -150,9 +150,7 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
             (changes, retired) = (careful.changes, careful.retired);
         }
         fence(Ordering::Release);
-        let root = table.root();
-        let new_root = (root.level > self.announced).then_some(root);
-        self.announced = root.level;
+        let new_root = self.announce_root();
         if table.map_side == MapSide::Announced || new_root.is_some() {
             changes.absorb(&Changes::leaves(range, job.sizes_used(), Kind::Added));
         }

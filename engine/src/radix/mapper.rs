@@ -6,50 +6,67 @@
 
 use core::fmt;
 
+use iopt_formats::walk::Root;
 use iopt_formats::{Format, Iova, IovaRange, Level, Oa, PageSize, PageSizes, Prot};
 
 use crate::invalidation::{Changes, Gather, Kind, MapSync, RetiredSpan};
 use crate::mem::TableMemory;
 use crate::radix::fill::fill_items;
 use crate::radix::job::usable_sizes;
-use crate::radix::node::{Node, flush_items};
+use crate::radix::node::{Inner, Node, flush_items};
 use crate::radix::unmap::{clear_items, is_plain};
 use crate::radix::{MapError, MapSide, Table, Translation, UnmapError, UnmapPolicy, Unmapped};
 use crate::sync::atomic::{Ordering, fence};
 
-/// Leaf tables that a mapper remembers.
+/// Tables of level 1 that a mapper remembers.
 const RECENT_COUNT: usize = 4;
 
-/// A leaf table used lately; `tag` is its IOVA over its span.
+/// A table of level 1 used lately, the one above leaf tables; `tag` is its IOVA over its span.
+///
+/// One load from the leaf table: nearly all operations of a domain fall into a few of these spans,
+/// 1 GiB each with 4 KiB pages, so the walk above them is seldom needed.
 struct Recent<'t, F> {
     tag: u64,
-    node: Node<'t, F>,
+    table: Option<Inner<'t, F>>,
 }
 
 /// Changes the translations of one claimed range.
 ///
 /// It borrows the claim, so nobody else can change the range meanwhile, and takes no lock. It
-/// remembers the leaf tables it used last (T4), so keep it for many operations.
+/// remembers where it walked last (T4), so keep it for many operations.
 pub struct Mapper<'t, F: Format, M: TableMemory> {
     pub(super) table: &'t Table<F, M>,
     pub(super) start: u64,
     pub(super) last: u64,
-    /// The level of the root that hardware was told of, as far as this mapper knows.
-    pub(super) announced: Level,
+    /// The root that hardware was told of, as far as this mapper knows, its level, and the last
+    /// address that it reaches. A newer root leads to the same tables (T6).
+    root: Node<'t, F>,
+    top: Level,
+    reach: u64,
     recent: [Recent<'t, F>; RECENT_COUNT],
 }
 
 impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
     /// Creates a mapper of `range`, whose claim the caller holds for `'t`.
     pub(super) fn new(table: &'t Table<F, M>, range: IovaRange) -> Self {
-        // Never used: no address has this tag.
-        let (node, _) = table.root_node();
+        let (root, top) = table.root_node();
         Self {
             table,
             start: range.start().get(),
             last: range.last().get(),
-            announced: table.geometry.top,
-            recent: [const { u64::MAX }; RECENT_COUNT].map(|tag| Recent { tag, node }),
+            root,
+            top,
+            reach: if top > table.geometry.top {
+                0
+            } else {
+                table.fast_reach(top)
+            },
+            recent: [const {
+                Recent {
+                    tag: u64::MAX,
+                    table: None,
+                }
+            }; RECENT_COUNT],
         }
     }
 
@@ -66,37 +83,67 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
 
     /// Translates `iova`; see [`Table::lookup`].
     #[inline]
-    pub fn lookup(&self, iova: Iova) -> Option<Translation<F>> {
+    pub fn lookup(&self, iova: Iova) -> Option<Translation<'t, F>> {
         self.table.lookup(iova)
     }
 
     /// Returns the leaf table of `iova`, which is claimed, if its path is linked under the root
     /// that was announced.
     #[inline]
-    fn leaf_table(&mut self, iova: u64) -> Option<Node<'t, F>> {
-        let tag = iova >> F::item_lg2(Level(1));
-        let recent = &mut self.recent[tag as usize % RECENT_COUNT];
-        if recent.tag == tag {
-            return Some(recent.node);
-        }
+    fn leaf_table(&mut self, iova: u64) -> Option<Inner<'t, F>> {
+        let tag = iova >> F::item_lg2(Level(2));
+        let recent = &self.recent[tag as usize % RECENT_COUNT];
+        let above = if recent.tag == tag {
+            recent.table
+        } else {
+            self.walk(iova)
+        };
         let table = self.table;
-        let (mut node, mut level) = table.root_node();
-        if level > self.announced {
+        let word = above?.item(iova, Level(1)).load(Ordering::Acquire);
+        match table.format.exact_child(word, Level(1)) {
+            Some(oa) => Inner::new(table.node_at(oa)),
+            None => self.walk_unusual(iova),
+        }
+    }
+
+    /// Returns the table of level 1 on the path of `iova`, and remembers it.
+    #[inline(never)]
+    fn walk(&mut self, iova: u64) -> Option<Inner<'t, F>> {
+        if iova > self.reach {
             return None;
         }
-        if level < table.geometry.max_top && iova > table.reach(level) {
+        let table = self
+            .table
+            .table_above_leaf(self.root, self.top, Level(1), iova)?;
+        let table = Inner::new(table)?;
+        let tag = iova >> F::item_lg2(Level(2));
+        self.recent[tag as usize % RECENT_COUNT] = Recent {
+            tag,
+            table: Some(table),
+        };
+        Some(table)
+    }
+
+    /// Returns the leaf table of `iova` below a link that hardware or software has marked.
+    #[inline(never)]
+    fn walk_unusual(&self, iova: u64) -> Option<Inner<'t, F>> {
+        Inner::new(
+            self.table
+                .table_above_leaf(self.root, self.top, Level::LEAF, iova)?,
+        )
+    }
+
+    /// Takes note of the root that the next sync tells hardware of; returns it if it is new.
+    pub(super) fn announce_root(&mut self) -> Option<Root> {
+        let root = self.table.root();
+        let is_new = root.level > self.top || self.reach == 0;
+        if !is_new {
             return None;
         }
-        while level > Level::LEAF {
-            let word = node.item(iova, level).load(Ordering::Acquire);
-            if !M::SNOOPED && word & F::PUBLISHED == 0 {
-                return None;
-            }
-            node = table.child(word, level)?;
-            level = Level(level.0 - 1);
-        }
-        *recent = Recent { tag, node };
-        Some(node)
+        self.root = self.table.node_at_root(root.oa, root.level);
+        self.top = root.level;
+        self.reach = self.table.fast_reach(root.level);
+        Some(root)
     }
 
     /// Returns whether `start..=last` is claimed.
@@ -181,7 +228,7 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
         loop {
             let filled = match self.leaf_table(at) {
                 Some(node) => {
-                    let (items, span_last) = page_span(node, at, last);
+                    let (items, span_last) = node.span(at, last);
                     let filled = fill_items(items, word, step);
                     flush_items(&table.memory, &items[..filled]);
                     if filled == items.len() {
@@ -209,7 +256,7 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
     fn clear_pages(&mut self, iova: u64, last: u64) {
         let mut at = iova;
         while let Some(node) = self.leaf_table(at) {
-            let (items, span_last) = page_span(node, at, last);
+            let (items, span_last) = node.span(at, last);
             clear_items(items);
             flush_items(&self.table.memory, items);
             if span_last == last {
@@ -225,23 +272,15 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
     fn map_block(&mut self, iova: u64, oa: Oa, prot: Prot, size: PageSize) -> bool {
         let table = self.table;
         let bottom = F::level_of(size);
-        let (mut node, mut level) = table.root_node();
-        let reached = level == table.geometry.max_top || iova <= table.reach(level);
-        if level > self.announced || !reached {
+        if iova > self.reach {
             return false;
         }
-        while level > bottom {
-            let word = node.item(iova, level).load(Ordering::Acquire);
-            let published = M::SNOOPED || word & F::PUBLISHED != 0;
-            match table.child(word, level).filter(|_| published) {
-                Some(child) => node = child,
-                None => return false,
-            }
-            level = Level(level.0 - 1);
-        }
+        let Some(node) = table.table_above_leaf(self.root, self.top, bottom, iova) else {
+            return false;
+        };
         let item = node.item(iova, bottom);
         let attributes = table.format.leaf_attributes(prot, size);
-        if level != bottom || attributes == 0 || item.load(Ordering::Relaxed) != 0 {
+        if attributes == 0 || item.load(Ordering::Relaxed) != 0 {
             return false;
         }
         item.store(attributes | table.format.encode_oa(oa), Ordering::Release);
@@ -285,7 +324,7 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
         if F::GRANULE.divides(iova | last.wrapping_add(1)) && self.claims(iova, last) {
             if iova >> F::item_lg2(Level(1)) == last >> F::item_lg2(Level(1)) {
                 if let Some(node) = self.leaf_table(iova) {
-                    let (items, _) = page_span(node, iova, last);
+                    let (items, _) = node.span(iova, last);
                     if is_plain::<F>(items) {
                         clear_items(items);
                         fence(Ordering::Release);
@@ -309,20 +348,6 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
             gather: Gather::new(changes, self.table.id, RetiredSpan::NONE),
         }
     }
-}
-
-/// Returns the items of a leaf table from `iova` up to `last`, and the last address they translate.
-#[inline]
-fn page_span<F: Format>(
-    node: Node<'_, F>,
-    iova: u64,
-    last: u64,
-) -> (&[crate::sync::atomic::AtomicU64], u64) {
-    let table_last = iova | PageSize::from_lg2(F::item_lg2(Level(1))).offset_mask();
-    let span_last = last.min(table_last);
-    let first = node.index(iova, Level::LEAF);
-    let count = ((span_last - iova) >> F::GRANULE.lg2()) as usize + 1;
-    (&node.items()[first..first + count], span_last)
 }
 
 impl<F: Format, M: TableMemory> fmt::Debug for Mapper<'_, F, M> {

@@ -30,9 +30,9 @@
 //!
 //! A table over [`NonSnooped`](crate::mem::NonSnooped) memory writes each cache line back that it
 //! changed, once per operation and line. A new table is written back before it is linked. The link
-//! itself then carries a software bit, *published*, once its line is written back too: a mapper
-//! that comes across a link without it writes the line back itself before it relies on it, so none
-//! waits for another.
+//! itself carries a software bit, *pending*, until its line is written back too: a mapper that comes
+//! across a pending link writes the line back itself before it relies on it, so none waits for
+//! another.
 
 mod compact;
 mod cut;
@@ -64,7 +64,7 @@ use crate::invalidation::TableId;
 use crate::mem::{LARGEST, OutOfMemory, SMALLEST, TableMemory};
 use crate::radix::compact::Limbo;
 use crate::radix::grow::Top;
-use crate::radix::node::{Node, flush_items};
+use crate::radix::node::{Inner, Node, flush_items};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 
@@ -121,6 +121,11 @@ impl TableConfig {
 pub struct Table<F: Format, M: TableMemory> {
     format: F,
     geometry: Geometry,
+    /// [`Geometry::bias`].
+    bias: u64,
+    /// For a root of each level: the last address that it reaches after the bias, and the number
+    /// of its items less one.
+    spans: [RootSpan; Level::MAX.0 as usize + 1],
     sizes: PageSizes,
     smallest: PageSize,
     /// Last output address that fits the width.
@@ -169,6 +174,8 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         let table = Self {
             format,
             geometry,
+            bias: geometry.bias(),
+            spans: RootSpan::of_levels(&format),
             sizes,
             smallest,
             oa_last: u64::MAX >> (64 - format.oa_bits()),
@@ -273,7 +280,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
     fn node_at_root(&self, oa: Oa, level: Level) -> Node<'_, F> {
         // SAFETY: T1: `oa` is, or by T6 was, the root of that level, a page with that many items;
         // by T2 it lives as long as the borrow of `self`.
-        unsafe { Node::root(&self.memory, oa, self.format.root_count_lg2(level)) }
+        unsafe { Node::root(&self.memory, oa, self.span(level).mask) }
     }
 
     /// Returns the table that `oa`, read from a linked item of this tree, points to.
@@ -300,6 +307,36 @@ impl<F: Format, M: TableMemory> Table<F, M> {
     #[inline]
     fn child(&self, word: u64, level: Level) -> Option<Node<'_, F>> {
         self.child_oa(word, level).map(|oa| self.node_at(oa))
+    }
+
+    /// Walks from `node`, of level `from`, to the leaf table of `iova` over tables that are exactly
+    /// as encoded.
+    ///
+    /// Inlined where `from` is a literal, so that every shift is a constant.
+    #[expect(
+        clippy::inline_always,
+        reason = "the loop over levels must unroll in its callers"
+    )]
+    #[inline(always)]
+    fn leaf_table_below<'t>(
+        &'t self,
+        node: Node<'t, F>,
+        from: u8,
+        iova: u64,
+    ) -> Option<Inner<'t, F>> {
+        let (mut node, mut level) = (node, from);
+        while level > 0 {
+            let word = node.item(iova, Level(level)).load(Ordering::Acquire);
+            node = self.node_at(self.format.exact_child(word, Level(level))?);
+            level -= 1;
+        }
+        Inner::new(node)
+    }
+
+    /// Returns what a root of `level` spans.
+    #[inline]
+    fn span(&self, level: Level) -> &RootSpan {
+        &self.spans[usize::from(level.0.min(Level::MAX.0))]
     }
 
     /// Walks towards `iova` down to a table of level `bottom`, or until an item stops the walk.
@@ -330,6 +367,59 @@ impl<F: Format, M: TableMemory> Table<F, M> {
     /// Allocates a root of `level`.
     fn alloc_root(&self, level: Level) -> Result<Oa, OutOfMemory> {
         self.memory.alloc(Self::root_page(&self.format, level))
+    }
+}
+
+impl<F: Format, M: TableMemory> Table<F, M> {
+    /// Walks from `node`, of `level`, to the table of level `bottom` on the path of `iova`, if
+    /// hardware can see all of it.
+    #[inline]
+    fn table_above_leaf<'t>(
+        &'t self,
+        node: Node<'t, F>,
+        level: Level,
+        bottom: Level,
+        iova: u64,
+    ) -> Option<Node<'t, F>> {
+        let (mut node, mut level) = (node, level);
+        while level > bottom {
+            let word = node.item(iova, level).load(Ordering::Acquire);
+            if !M::SNOOPED && word & F::PUBLISHED != 0 {
+                return None;
+            }
+            node = self.child(word, level)?;
+            level = level.below()?;
+        }
+        (level == bottom).then_some(node)
+    }
+}
+
+/// What a root of some level spans.
+#[derive(Clone, Copy, Default)]
+struct RootSpan {
+    /// Last address that it decodes, after the bias.
+    reach: u64,
+    /// Number of items less one.
+    mask: u64,
+}
+
+impl RootSpan {
+    /// Returns the spans for the levels that a root of `format` can have.
+    fn of_levels<F: Format>(format: &F) -> [Self; Level::MAX.0 as usize + 1] {
+        let geometry = format.geometry();
+        let mut spans = [Self::default(); Level::MAX.0 as usize + 1];
+        for level in geometry.top.0..=geometry.max_top.0.min(Level::MAX.0) {
+            let level = Level(level);
+            let count_lg2 = format.root_count_lg2(level);
+            let reach_lg2 = u32::from(F::item_lg2(level) + count_lg2);
+            // Only tables without a bias grow, so that the reach counts from 0.
+            let reach = geometry.va_mask().min(u64::MAX >> (64 - reach_lg2.min(64)));
+            spans[usize::from(level.0)] = Self {
+                reach,
+                mask: (1 << count_lg2) - 1,
+            };
+        }
+        spans
     }
 }
 

@@ -21,7 +21,8 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 /// One table of a tree that is borrowed for `'t`.
 pub(super) struct Node<'t, F> {
     items: NonNull<AtomicU64>,
-    count_lg2: u8,
+    /// Number of items less one, all of its bits set.
+    mask: u64,
     _tree: PhantomData<(&'t AtomicU64, F)>,
 }
 
@@ -39,20 +40,20 @@ unsafe impl<F> Send for Node<'_, F> {}
 unsafe impl<F> Sync for Node<'_, F> {}
 
 impl<'t, F: Format> Node<'t, F> {
-    /// Borrows the root table of `2^count_lg2` items at `oa`.
+    /// Borrows the root table of `mask + 1` items, a power of two, at `oa`.
     ///
     /// # Safety
     ///
     /// `oa` is a page of `memory` of at least that many items (T1) that is not freed during `'t`
     /// (T2), and that nobody accesses other than through atomics of 64 bits.
     #[inline]
-    pub(super) unsafe fn root<M: TableMemory>(memory: &M, oa: Oa, count_lg2: u8) -> Self {
+    pub(super) unsafe fn root<M: TableMemory>(memory: &M, oa: Oa, mask: u64) -> Self {
         // SAFETY: by the caller's contract `oa` lies in an allocated page, and by M2 its pointer
         // is valid, so not null.
         let items = unsafe { NonNull::new_unchecked(memory.ptr(oa).cast()) };
         Self {
             items,
-            count_lg2,
+            mask,
             _tree: PhantomData,
         }
     }
@@ -65,19 +66,19 @@ impl<'t, F: Format> Node<'t, F> {
     #[inline]
     pub(super) unsafe fn child<M: TableMemory>(memory: &M, oa: Oa) -> Self {
         // SAFETY: the caller's contract is that of `root`.
-        unsafe { Self::root(memory, oa, F::item_count_lg2()) }
+        unsafe { Self::root(memory, oa, table_mask::<F>()) }
     }
 
     /// Returns the number of items.
     #[inline]
     pub(super) fn count(self) -> usize {
-        1 << self.count_lg2
+        self.mask as usize + 1
     }
 
     /// Returns the index that `iova` selects, this being a table of `level`.
     #[inline]
     pub(super) fn index(self, iova: u64, level: Level) -> usize {
-        (iova >> F::item_lg2(level)) as usize & (self.count() - 1)
+        ((iova >> F::item_lg2(level)) & self.mask) as usize
     }
 
     /// Returns the item that `iova` selects, this being a table of `level`.
@@ -97,6 +98,68 @@ impl<'t, F: Format> Node<'t, F> {
         // SAFETY: as for `item`, for each of the `count` items of the page.
         unsafe { slice::from_raw_parts(self.items.as_ptr(), self.count()) }
     }
+}
+
+/// A table below the root that is borrowed for `'t`: all of these have the same number of items, so
+/// that no bound needs to be loaded.
+pub(super) struct Inner<'t, F> {
+    items: NonNull<AtomicU64>,
+    _tree: PhantomData<(&'t AtomicU64, F)>,
+}
+
+impl<F> Clone for Inner<'_, F> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<F> Copy for Inner<'_, F> {}
+
+// SAFETY: as for `Node`.
+unsafe impl<F> Send for Inner<'_, F> {}
+// SAFETY: as for `Node`.
+unsafe impl<F> Sync for Inner<'_, F> {}
+
+impl<'t, F: Format> Inner<'t, F> {
+    /// Returns `node` as a table below the root, if it has the number of items.
+    #[inline]
+    pub(super) fn new(node: Node<'t, F>) -> Option<Self> {
+        (node.mask == table_mask::<F>()).then_some(Self {
+            items: node.items,
+            _tree: PhantomData,
+        })
+    }
+
+    #[inline]
+    fn node(self) -> Node<'t, F> {
+        Node {
+            items: self.items,
+            mask: table_mask::<F>(),
+            _tree: PhantomData,
+        }
+    }
+
+    /// Returns the item that `iova` selects, this being a table of `level`.
+    #[inline]
+    pub(super) fn item(self, iova: u64, level: Level) -> &'t AtomicU64 {
+        self.node().item(iova, level)
+    }
+
+    /// Returns the items of a leaf table from `iova` up to `last`, and the last address that they
+    /// translate.
+    #[inline]
+    pub(super) fn span(self, iova: u64, last: u64) -> (&'t [AtomicU64], u64) {
+        let span_last = last.min(iova | ((1 << F::item_lg2(Level(1))) - 1));
+        let first = self.node().index(iova, Level::LEAF);
+        let count = ((span_last - iova) >> F::GRANULE.lg2()) as usize + 1;
+        (&self.node().items()[first..first + count], span_last)
+    }
+}
+
+/// Returns the number of items, less one, of every table below the root.
+#[inline]
+fn table_mask<F: Format>() -> u64 {
+    (1 << F::item_count_lg2()) - 1
 }
 
 /// Writes back the cache lines that `items` lie in, once each.

@@ -7,19 +7,20 @@ use iopt_formats::{
 };
 
 use crate::mem::TableMemory;
-use crate::radix::Table;
+use crate::radix::node::Inner;
+use crate::radix::{Slot, Table};
 use crate::sync::atomic::Ordering;
 
 /// The translation of one address, as it stood at a moment of the lookup.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Translation<F> {
+pub struct Translation<'t, F> {
     oa: Oa,
     word: u64,
     level: Level,
-    format: F,
+    format: &'t F,
 }
 
-impl<F: Format> Translation<F> {
+impl<F: Format> Translation<'_, F> {
     /// Returns the output address of the byte that was looked up.
     #[inline]
     pub const fn oa(&self) -> Oa {
@@ -112,50 +113,72 @@ impl<F: Format, M: TableMemory> Table<F, M> {
     /// call.
     #[doc(alias = "iova_to_phys")]
     #[inline]
-    pub fn lookup(&self, iova: Iova) -> Option<Translation<F>> {
+    pub fn lookup(&self, iova: Iova) -> Option<Translation<'_, F>> {
         let address = iova.get();
-        let (mut node, mut level) = self.root_node();
-        if address.wrapping_add(self.geometry.bias()) > self.reach(level) {
-            return None;
-        }
-        while level > Level::LEAF {
-            let word = node.item(address, level).load(Ordering::Acquire);
-            match self.child(word, level) {
-                Some(child) => node = child,
-                None => return self.translate_large(address, word, level),
-            }
-            level = Level(level.0 - 1);
-        }
-        let word = node.item(address, Level::LEAF).load(Ordering::Relaxed);
+        let top = self.top.word();
+        let table = if let Some(root) = top.root_at(Level(3)) {
+            self.leaf_table_under(root, 3, address)
+        } else if let Some(root) = top.root_at(Level(2)) {
+            self.leaf_table_under(root, 2, address)
+        } else {
+            None
+        };
+        let (word, level) = match table {
+            Some(table) => (
+                table.item(address, Level::LEAF).load(Ordering::Relaxed),
+                Level::LEAF,
+            ),
+            None => self.item_of(address),
+        };
         if word & F::PRESENT == 0 {
             return None;
         }
-        if word & F::GROUPED != 0 {
-            return self.translate_large(address, word, Level::LEAF);
-        }
-        let offset = address & F::GRANULE.offset_mask();
-        let oa = Oa::new(self.format.decode_oa(word).get() | offset);
-        Some(Translation {
-            oa,
-            word,
-            level: Level::LEAF,
-            format: self.format,
-        })
-    }
-
-    /// Translates through an item that may be empty or a leaf of any size.
-    #[inline(never)]
-    fn translate_large(&self, iova: u64, word: u64, level: Level) -> Option<Translation<F>> {
-        let Ok(Entry::Leaf(leaf)) = self.format.decode(word, level) else {
-            return None;
+        let oa = if level == Level::LEAF && word & F::GROUPED == 0 {
+            Oa::new(self.format.decode_oa(word).get() | address & F::GRANULE.offset_mask())
+        } else {
+            self.large_oa(word, level, address)
         };
-        let oa = Oa::new(leaf.oa.get() | iova & leaf.span.offset_mask());
         Some(Translation {
             oa,
             word,
             level,
-            format: self.format,
+            format: &self.format,
         })
+    }
+
+    /// Returns the leaf table of `iova` under a root of level `top`, if its path is ordinary.
+    #[expect(
+        clippy::inline_always,
+        reason = "the level must be a constant, as in its callee"
+    )]
+    #[inline(always)]
+    fn leaf_table_under(&self, root: Oa, top: u8, iova: u64) -> Option<Inner<'_, F>> {
+        let level = Level(top);
+        if iova.wrapping_add(self.bias) > self.span(level).reach {
+            return None;
+        }
+        self.leaf_table_below(self.node_at_root(root, level), top, iova)
+    }
+
+    /// Returns the item that a walk to `iova` ends at, whatever its level; an empty one if the
+    /// table does not decode the address.
+    #[inline(never)]
+    fn item_of(&self, iova: u64) -> (u64, Level) {
+        if !self.reaches(iova) {
+            return (0, Level::LEAF);
+        }
+        let Slot { level, word, .. } = self.descend(iova, Level::LEAF);
+        (word, level)
+    }
+
+    /// Returns what a leaf of more than one ordinary page translates `iova` to.
+    #[inline(never)]
+    fn large_oa(&self, word: u64, level: Level, iova: u64) -> Oa {
+        match self.format.decode(word, level) {
+            Ok(Entry::Leaf(leaf)) => Oa::new(leaf.oa.get() | iova & leaf.span.offset_mask()),
+            // Unreachable for words of our encoder (F2): they are leaves if the walk ends there.
+            _ => Oa::new(0),
+        }
     }
 
     /// Calls `each` with the translations of `range`, joined to maximal runs, in rising order;
@@ -226,8 +249,8 @@ impl<F: Format, M: TableMemory> Table<F, M> {
 
     /// Returns the first stretch of `at..=last` that the current root decodes.
     fn decoded_part(&self, at: u64, last: u64) -> Option<(u64, u64)> {
-        let bias = self.geometry.bias();
-        let reach = self.reach(self.top.load().level);
+        let bias = self.bias;
+        let reach = self.span(self.top.load().level).reach;
         // The window is `0..=reach` after the bias: at most two stretches before it.
         let window_start = 0_u64.wrapping_sub(bias);
         let window_last = reach.wrapping_sub(bias);

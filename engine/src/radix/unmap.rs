@@ -272,7 +272,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
     /// Returns whether the current root decodes `iova`.
     #[inline]
     pub(super) fn reaches(&self, iova: u64) -> bool {
-        iova.wrapping_add(self.geometry.bias()) <= self.reach(self.top.load().level)
+        iova.wrapping_add(self.bias) <= self.span(self.top.load().level).reach
     }
 
     /// Calls `each` with level, items, entry size, first and last address of stretches that make

@@ -95,12 +95,14 @@ pub struct V1 {
 impl V1 {
     /// Levels of a new table that may grow.
     const FIRST_LEVELS: u8 = 3;
+    /// Address bits of an entry.
+    const OA_BITS: u8 = 52;
 
     /// Creates a table that starts with 3 levels (39 bits) and may grow to 6 (64 bits).
     pub const fn new() -> Self {
         Self {
             va_bits: 64,
-            oa_bits: 52,
+            oa_bits: Self::OA_BITS,
             top: Level(Self::FIRST_LEVELS - 1),
             max_top: Level(5),
             sizes: SIZES,
@@ -169,7 +171,7 @@ impl V1 {
     /// [`ConfigError::OaBits`] unless `oa_bits` is 32 to 52; [`ConfigError::Sizes`] if no page
     /// size is left.
     pub const fn with_oa_bits(self, oa_bits: u8) -> Result<Self, ConfigError> {
-        if oa_bits < 32 || oa_bits > 52 {
+        if oa_bits < 32 || oa_bits > Self::OA_BITS {
             return Err(ConfigError::OaBits {
                 bits: oa_bits,
                 rule: "32 to 52",
@@ -236,17 +238,14 @@ impl V1 {
     fn leaf_size(word: u64, level: Level) -> Option<PageSize> {
         let item_lg2 = Self::item_lg2(level);
         let lg2 = if NEXT_LEVEL.get(word) == SIZED {
-            // One more than the position of the lowest zero; no zero at all says no size.
-            let ones = ADDRESS.get(word).trailing_ones() as u8;
-            if ones == 40 {
-                return None;
-            }
-            ones + 13
+            // One more than the position of the lowest zero; without one it is too much below.
+            let lg2 = ADDRESS.get(word).trailing_ones() as u8 + 13;
+            let other_sizes = item_lg2 + 1..item_lg2 + Self::item_count_lg2();
+            other_sizes.contains(&lg2).then_some(lg2)?
         } else {
             item_lg2
         };
-        let fits = (item_lg2..item_lg2 + Self::item_count_lg2()).contains(&lg2);
-        (fits && lg2 <= 52).then(|| PageSize::from_lg2(lg2))
+        (lg2 <= Self::OA_BITS).then(|| PageSize::from_lg2(lg2))
     }
 }
 
@@ -357,6 +356,13 @@ impl Format for V1 {
     #[inline]
     fn child(&self, word: u64, level: Level) -> Option<Oa> {
         (NEXT_LEVEL.get(word) == u64::from(level.0)).then(|| Oa::new(word & ADDRESS.mask()))
+    }
+
+    #[inline]
+    fn exact_child(&self, word: u64, level: Level) -> Option<Oa> {
+        // What is left of a pointer is the address alone; leaves differ in the low bits.
+        let rest = word.wrapping_sub(self.encode_table(Oa::new(0), level));
+        (rest & Self::GRANULE.offset_mask() == 0).then_some(Oa::new(rest))
     }
 
     fn decode(&self, word: u64, level: Level) -> Result<Entry, Reserved> {

@@ -44,6 +44,8 @@ const ACCESSED: u64 = bit(6);
 const DIRTY: u64 = bit(7);
 /// PPN: number of the next table's page, or of the output page.
 const PPN: Bits<53, 10> = Bits;
+/// Everything below the PPN.
+const BELOW_PPN: Bits<9, 0> = Bits;
 /// Must be zero.
 const RESERVED: Bits<60, 54> = Bits;
 /// PBMT: memory type, with Svpbmt; else must be zero.
@@ -337,7 +339,7 @@ impl<S: Stage> Format for Paging<S> {
     const GRANULE: PageSize = PageSize::KIB_4;
     const PRESENT: u64 = VALID;
     const GROUPED: u64 = NAPOT;
-    /// The lower bit of RSW, which "the implementation shall ignore" (section "Sv32").
+    /// The lower bit of RSW, which hardware ignores (section "Sv32").
     const PUBLISHED: u64 = bit(8);
 
     #[inline]
@@ -420,6 +422,13 @@ impl<S: Stage> Format for Paging<S> {
     #[inline]
     fn child(&self, word: u64, _level: Level) -> Option<Oa> {
         (word & (EXECUTE | WRITE | READ | VALID) == VALID).then(|| self.decode_oa(word))
+    }
+
+    #[inline]
+    fn exact_child(&self, word: u64, _level: Level) -> Option<Oa> {
+        // What is left of a pointer is the PPN alone; leaves differ in the low bits.
+        let rest = word.wrapping_sub(VALID);
+        (rest & BELOW_PPN.mask() == 0).then_some(Oa::new(rest << 2))
     }
 
     fn decode(&self, word: u64, level: Level) -> Result<Entry, Reserved> {

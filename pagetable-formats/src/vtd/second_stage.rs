@@ -102,6 +102,8 @@ pub struct SecondStage {
     snoop: u64,
     /// A, or nothing if accessed and dirty flags are off.
     accessed: u64,
+    /// What every table entry holds besides the address.
+    pointer: u64,
 }
 
 impl SecondStage {
@@ -132,6 +134,7 @@ impl SecondStage {
             sizes: SIZES,
             snoop: 0,
             accessed: 0,
+            pointer: WRITE | READ,
         })
     }
 
@@ -202,6 +205,7 @@ impl SecondStage {
     pub const fn with_dirty(self) -> Self {
         Self {
             accessed: ACCESSED,
+            pointer: ACCESSED | WRITE | READ,
             ..self
         }
     }
@@ -285,12 +289,19 @@ impl Format for SecondStage {
     #[inline]
     fn encode_table(&self, oa: Oa, _level: Level) -> u64 {
         // Rights are ANDed on the way down, so a table entry grants all and the leaf decides.
-        oa.get() | self.accessed | WRITE | READ
+        oa.get() | self.pointer
     }
 
     #[inline]
     fn child(&self, word: u64, _level: Level) -> Option<Oa> {
         (word & PAGE_SIZE == 0 && word & Self::PRESENT != 0).then_some(self.decode_oa(word))
+    }
+
+    #[inline]
+    fn exact_child(&self, word: u64, level: Level) -> Option<Oa> {
+        // What is left of a pointer is the address alone; leaves differ in the low bits.
+        let rest = word.wrapping_sub(self.encode_table(Oa::new(0), level));
+        (rest & Self::GRANULE.offset_mask() == 0).then_some(Oa::new(rest))
     }
 
     #[inline]

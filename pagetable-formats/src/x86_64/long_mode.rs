@@ -315,6 +315,13 @@ impl<W: Walker> Format for LongModeTables<W> {
     }
 
     #[inline]
+    fn exact_child(&self, word: u64, level: Level) -> Option<Oa> {
+        // What is left of a pointer is the address alone; leaves differ in the low bits.
+        let rest = word.wrapping_sub(self.encode_table(Oa::new(0), level));
+        (rest & Self::GRANULE.offset_mask() == 0).then_some(Oa::new(rest))
+    }
+
+    #[inline]
     fn decode(&self, word: u64, level: Level) -> Result<Entry, Reserved> {
         if word & PRESENT == 0 {
             return Ok(Entry::Empty);

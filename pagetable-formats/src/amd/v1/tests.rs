@@ -207,6 +207,16 @@ fn sizes_that_a_level_cannot_hold_are_reserved() {
         reason,
         "2 MiB at level 0"
     );
+    assert_eq!(
+        refused(0x6000_0001_234f_fe01, 1),
+        reason,
+        "2 MiB at level 1"
+    );
+    assert_eq!(
+        refused(0x600f_ffff_ffff_fe01, 4),
+        reason,
+        "no zero, so no size"
+    );
     assert_eq!(refused(0x6000_0000_0000_0001, 5), reason, "128 PiB");
     assert_eq!(
         refused(0x6007_ffff_ffff_fe01, 3),
@@ -220,11 +230,6 @@ fn leaves_of_others_may_have_sizes_that_we_never_make() {
     // 512 GiB, which only some hardware gets wrong.
     assert_eq!(decoded(0x6000_8000_0000_0001, 3).size, size(39));
     assert_eq!(decoded(0x6000_8000_0000_0001, 3).oa, Oa::new(1 << 47));
-    // The size of an item, spelt out: 2 MiB.
-    assert_eq!(
-        decoded(0x6000_0001_234f_fe01, 1),
-        decoded(0x6000_0001_2340_0001, 1)
-    );
     // All of the output space.
     assert_eq!(decoded(0x6007_ffff_ffff_fe01, 4).size, size(52));
     assert_eq!(decoded(0x6007_ffff_ffff_fe01, 4).oa, Oa::new(0));
@@ -415,5 +420,55 @@ fn every_configuration_keeps_the_laws() {
     ];
     for format in formats {
         assert_eq!(check(format), Ok(()), "{format:?}");
+    }
+}
+
+#[test]
+fn tables_of_linux_translate_as_linux_says() {
+    // Three levels; one entry of 8 KiB, force-coherent.
+    let read = |address: Oa| match address.get() {
+        0x23f_f018 => Some(0x6000_0000_02c8_0401),
+        0x2c8_0ff8 => Some(0x6000_0000_02c8_1201),
+        0x2c8_1ff0 | 0x2c8_1ff8 => Some(0x7000_0000_02c5_8e01),
+        _ => Some(0),
+    };
+    let format = V1::fixed(3, 39).expect("three levels reach 39 bits");
+    let root = Root {
+        oa: Oa::new(0x23f_f000),
+        level: Level(2),
+    };
+    let translate = |iova| walk(&format, root, Iova::new(iova), read, |_| {});
+    for (iova, oa) in [(0xffff_e000, 0x2c5_8000), (0xffff_f123, 0x2c5_9123)] {
+        let end = translate(iova).expect("Linux mapped the page");
+        assert_eq!((end.oa, end.prot), (Oa::new(oa), Prot::RW.cached()));
+        assert_eq!(end.leaf.size, size(13));
+    }
+    assert_eq!(
+        translate(0xffff_d000),
+        Err(Fault::NotPresent { level: Level(0) })
+    );
+    assert_eq!(
+        translate(0x1_0000_0000),
+        Err(Fault::NotPresent { level: Level(2) })
+    );
+}
+
+#[test]
+fn an_exact_child_is_a_pointer_that_nobody_marked() {
+    let format = V1::new().with_dirty().with_force_coherence();
+    let table = Oa::new(0x000f_ffff_ffff_f000);
+    for level in (1..=5).map(Level) {
+        let word = format.encode_table(table, level);
+        assert_eq!(format.exact_child(word, level), Some(table));
+        assert_eq!(format.exact_child(word | V1::PUBLISHED, level), None);
+        assert_eq!(format.child(word | V1::PUBLISHED, level), Some(table));
+        assert_eq!(format.exact_child(0, level), None);
+    }
+    for size in format.sizes().iter().filter(|size| size.lg2() > 20) {
+        let level = V1::level_of(size);
+        for prot in [Prot::R, Prot::W, Prot::RW] {
+            let word = format.leaf_item(Oa::new(0), size, prot, 0);
+            assert_eq!(format.exact_child(word, level), None, "{size}");
+        }
     }
 }

@@ -354,3 +354,20 @@ fn check_options<S: Stage>(plain: Paging<S>) -> Result<(), crate::conformance::V
     check(plain.with_oa_bits(32).expect("32 bits are possible"))?;
     check(plain.with_svnapot().with_svpbmt().with_dirty())
 }
+
+#[test]
+fn an_exact_child_is_a_pointer_that_nobody_marked() {
+    let format = Sv::sv57().with_svpbmt();
+    let table = Oa::new(0x00ff_ffff_ffff_f000);
+    let word = format.encode_table(table, Level(3));
+    assert_eq!(format.exact_child(word, Level(3)), Some(table));
+    assert_eq!(format.exact_child(word | Sv::PUBLISHED, Level(3)), None);
+    assert_eq!(format.child(word | Sv::PUBLISHED, Level(3)), Some(table));
+    assert_eq!(format.exact_child(0, Level(3)), None);
+    for size in format.sizes().iter().filter(|size| size.lg2() > 12) {
+        for prot in [Prot::R.privileged(), Prot::RW.executable()] {
+            let word = format.leaf_item(Oa::new(0), size, prot, 0);
+            assert_eq!(format.exact_child(word, Sv::level_of(size)), None, "{size}");
+        }
+    }
+}

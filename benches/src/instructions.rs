@@ -1,0 +1,146 @@
+//! Instruction counts: what is counted and what it may cost.
+//!
+//! Counts do not move with the machine's load, so they are the numbers to gate changes with. Two
+//! front ends count the same work: the bench `instructions` under `gungraun`, and the program
+//! `count` under plain `valgrind`.
+
+use std::hint::black_box;
+
+use iopt_formats::Format;
+use iopt_formats::catalog::{FormatName, Visitor};
+
+use crate::formats;
+use crate::subject::Subject;
+use crate::workload::{Workload, WorkloadName};
+
+const PAGE_LEN: u64 = 4096;
+
+/// One operation on one page of 4 KiB.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Operation {
+    /// Map, and sync what is left to do.
+    Map,
+    /// Unmap, gather and sync.
+    Unmap,
+    /// Look up.
+    Lookup,
+}
+
+impl Operation {
+    /// Every operation.
+    pub const ALL: [Self; 3] = [Self::Map, Self::Unmap, Self::Lookup];
+
+    /// Returns the name as text.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Map => "map",
+            Self::Unmap => "unmap",
+            Self::Lookup => "lookup",
+        }
+    }
+
+    /// Returns the instructions that one operation may take, the loop around it included.
+    pub const fn budget(self) -> u32 {
+        match self {
+            Self::Map => 80,
+            Self::Unmap => 90,
+            Self::Lookup => 50,
+        }
+    }
+}
+
+/// The pages that operations are counted on.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Pages {
+    /// Those of one leaf table, in order (W1).
+    Hot,
+    /// Those of 128 leaf tables, in random order (W3).
+    Random,
+}
+
+impl Pages {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Hot, Self::Random];
+
+    /// Returns the name as text.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Hot => "hot",
+            Self::Random => "random",
+        }
+    }
+}
+
+/// Work that is ready to be counted; to be called once.
+pub type Work = Box<dyn FnMut()>;
+
+/// Prepares `count` operations, at most 511, on the tables of `format`.
+///
+/// All tables of the workload exist before the work starts, and its pages are mapped unless the
+/// work maps them.
+///
+/// # Panics
+///
+/// Panics if `format` is none of [`formats::NAMES`] or there are not so many pages.
+pub fn prepare(format: FormatName, operation: Operation, pages: Pages, count: usize) -> Work {
+    let workload = Workload::new(match pages {
+        Pages::Hot => WorkloadName::W1,
+        Pages::Random => WorkloadName::W3,
+    });
+    formats::visit(
+        format,
+        Prepare {
+            operation,
+            workload,
+            count,
+        },
+    )
+    .expect("a measured format")
+}
+
+struct Prepare {
+    operation: Operation,
+    workload: Workload,
+    count: usize,
+}
+
+impl Visitor for Prepare {
+    type Output = Work;
+
+    fn visit<F: Format>(self, format: F) -> Work {
+        let mut subject = Subject::leak(format);
+        self.workload.map(&mut subject);
+        if self.operation == Operation::Map {
+            self.workload.unmap(&mut subject);
+        }
+        let iovas = self.workload.iovas()[..self.count].to_vec();
+        match self.operation {
+            Operation::Map => Box::new(move || map(&mut subject, &iovas)),
+            Operation::Unmap => Box::new(move || unmap(&mut subject, &iovas)),
+            Operation::Lookup => Box::new(move || lookup(&subject, &iovas)),
+        }
+    }
+}
+
+#[inline(never)]
+fn map<F: Format>(subject: &mut Subject<'_, F>, iovas: &[u64]) {
+    for &iova in iovas {
+        subject.map(iova, iova + PAGE_LEN, PAGE_LEN);
+    }
+}
+
+#[inline(never)]
+fn unmap<F: Format>(subject: &mut Subject<'_, F>, iovas: &[u64]) {
+    for &iova in iovas {
+        subject.unmap(iova, PAGE_LEN);
+    }
+}
+
+#[inline(never)]
+fn lookup<F: Format>(subject: &Subject<'_, F>, iovas: &[u64]) {
+    let mut sum = 0_u64;
+    for &iova in iovas {
+        sum = sum.wrapping_add(subject.lookup(iova).unwrap_or(0));
+    }
+    black_box(sum);
+}

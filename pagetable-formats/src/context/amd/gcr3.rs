@@ -1,0 +1,231 @@
+//! The guest CR3 table: from a PASID to version 2 tables.
+//!
+//! Source: document 48882, section 2.2.6 "I/O Page Tables for Guest Translations", and section
+//! 2.2.6.3 "Guest CR3 Tables".
+//!
+//! The table has 1 to 3 levels of 512 entries. An entry of either kind holds V in bit 0 and an
+//! address in bits 51:12.
+
+use crate::walk::Root;
+use crate::x86_64::AmdV2;
+use crate::{Bits, Field, Level, Oa, bit};
+
+/// V: the entry is valid.
+const VALID: u64 = bit(0);
+/// Base of the next GCR3 table, or of the root page table.
+const BASE: Bits<51, 12> = Bits;
+const INDEX_BITS: u8 = 9;
+const PASID_BITS: u8 = 20;
+
+/// A guest CR3 table, as a device table entry describes it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Gcr3Table {
+    pub(super) root: Oa,
+    pub(super) levels: u8,
+    pub(super) paging_levels: u8,
+}
+
+impl Gcr3Table {
+    /// Returns where the table lies; guest-physical if the device has host tables too.
+    pub const fn root(self) -> Oa {
+        self.root
+    }
+
+    /// Returns the number of levels of this table: 1 to 3.
+    pub const fn levels(self) -> u8 {
+        self.levels
+    }
+
+    /// Returns the number of levels of the page tables below it: 4 or 5.
+    pub const fn paging_levels(self) -> u8 {
+        self.paging_levels
+    }
+
+    /// Returns the format of those page tables.
+    pub fn format(self) -> AmdV2 {
+        let va_bits = 12 + 9 * self.paging_levels;
+        AmdV2::sign_extended(va_bits).expect("4 and 5 levels take 48 and 57 bits")
+    }
+
+    /// Returns the width of the PASIDs that have an entry, in bits.
+    pub const fn pasid_bits(self) -> u8 {
+        let bits = self.levels * INDEX_BITS;
+        if bits < PASID_BITS { bits } else { PASID_BITS }
+    }
+
+    /// Finds the page tables of `pasid`. Requests without a PASID that use this table have 0.
+    ///
+    /// `read` returns the 64-bit entry at an address, or `None` where no memory is.
+    ///
+    /// # Errors
+    ///
+    /// The [`Gcr3Error`] that the search ends in.
+    pub fn locate(
+        self,
+        pasid: u32,
+        mut read: impl FnMut(Oa) -> Option<u64>,
+    ) -> Result<Root, Gcr3Error> {
+        let bits = self.pasid_bits();
+        if u64::from(pasid) >> bits != 0 {
+            return Err(Gcr3Error::PasidWidth { pasid, bits });
+        }
+        let mut base = self.root;
+        for level in (0..self.levels).rev() {
+            let index = (u64::from(pasid) >> (INDEX_BITS * level)) & 0x1ff;
+            let address = Oa::new(base.get() | (index * 8));
+            let word = read(address).ok_or(Gcr3Error::Unreadable { address })?;
+            let entry = Gcr3Entry::decode(word)?;
+            base = entry.ok_or(Gcr3Error::NotValid { address })?.base;
+        }
+        Ok(Root {
+            oa: base,
+            level: Level(self.paging_levels - 1),
+        })
+    }
+}
+
+/// A valid entry of a guest CR3 table.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Gcr3Entry {
+    /// The table of the level below or, in the last level, the root of the page tables.
+    pub base: Oa,
+}
+
+impl Gcr3Entry {
+    /// Names of the fields.
+    pub const FIELDS: &[Field] = &[Field::new("V", 0, 0), Field::new("BaseAddress", 51, 12)];
+
+    /// Decodes an entry; `None` if it is not valid.
+    ///
+    /// # Errors
+    ///
+    /// [`Gcr3Error::Reserved`] if a reserved bit of a valid entry is set.
+    pub const fn decode(word: u64) -> Result<Option<Self>, Gcr3Error> {
+        if word & VALID == 0 {
+            return Ok(None);
+        }
+        let bits = word & !(VALID | BASE.mask());
+        if bits != 0 {
+            return Err(Gcr3Error::Reserved { word, bits });
+        }
+        Ok(Some(Self {
+            base: Oa::new(word & BASE.mask()),
+        }))
+    }
+}
+
+/// Why a PASID leads to no page tables.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Gcr3Error {
+    /// The table has no entry for the PASID.
+    #[error("pasid {pasid:#x} is wider than the {bits} bits of the guest CR3 table")]
+    PasidWidth {
+        /// The PASID.
+        pasid: u32,
+        /// What the table has entries for.
+        bits: u8,
+    },
+    /// An entry lies where no memory is.
+    #[error("cannot read the guest CR3 entry at {address}")]
+    Unreadable {
+        /// Its address.
+        address: Oa,
+    },
+    /// An entry is not valid.
+    #[error("the guest CR3 entry at {address} is not valid")]
+    NotValid {
+        /// Its address.
+        address: Oa,
+    },
+    /// A reserved bit of an entry is set.
+    #[error("reserved bits {bits:#x} of the guest CR3 entry {word:#018x} are set")]
+    Reserved {
+        /// The entry.
+        word: u64,
+        /// The bits, in place.
+        bits: u64,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Format as _;
+
+    const TABLE: Gcr3Table = Gcr3Table {
+        root: Oa::new(0x1000),
+        levels: 3,
+        paging_levels: 5,
+    };
+
+    #[test]
+    fn three_levels_split_the_pasid_into_2_9_and_9_bits() {
+        // 0x9abcd = 0b10_011010101_111001101.
+        let read = |address: Oa| match address.get() {
+            0x1010 => Some(0x2001),
+            0x26a8 => Some(0x3001),
+            0x3e68 => Some(0x0008_0000_0000_4001),
+            _ => None,
+        };
+        let root = TABLE.locate(0x9_abcd, read);
+        assert_eq!(
+            root,
+            Ok(Root {
+                oa: Oa::new(0x0008_0000_0000_4000),
+                level: Level(4)
+            })
+        );
+        let error = Gcr3Error::Unreadable {
+            address: Oa::new(0x1008),
+        };
+        assert_eq!(TABLE.locate(0x4_0000, read), Err(error));
+    }
+
+    #[test]
+    fn the_format_takes_the_addresses_that_the_levels_reach() {
+        let table = Gcr3Table {
+            paging_levels: 4,
+            ..TABLE
+        };
+        assert_eq!(table.format().geometry().va_bits, 48);
+        assert_eq!(TABLE.format().geometry().va_bits, 57);
+    }
+
+    #[test]
+    fn one_level_has_512_pasids() {
+        let table = Gcr3Table {
+            levels: 1,
+            paging_levels: 4,
+            ..TABLE
+        };
+        let root = Root {
+            oa: Oa::new(0x5000),
+            level: Level(3),
+        };
+        assert_eq!(table.locate(0x1ff, |_| Some(0x5001)), Ok(root));
+        let error = Gcr3Error::PasidWidth {
+            pasid: 0x200,
+            bits: 9,
+        };
+        assert_eq!(table.locate(0x200, |_| Some(0x5001)), Err(error));
+        assert_eq!(TABLE.pasid_bits(), 20);
+        assert!(TABLE.locate(0x10_0000, |_| Some(0x5001)).is_err());
+    }
+
+    #[test]
+    fn entries_are_valid_addresses_and_nothing_else() {
+        assert_eq!(Gcr3Entry::decode(!VALID), Ok(None));
+        let error = Gcr3Error::NotValid {
+            address: Oa::new(0x1000),
+        };
+        assert_eq!(TABLE.locate(0, |_| Some(0x2000)), Err(error));
+        for bits in [bit(1), bit(11), bit(52), bit(63)] {
+            let word = 0x2001 | bits;
+            assert_eq!(
+                Gcr3Entry::decode(word),
+                Err(Gcr3Error::Reserved { word, bits })
+            );
+        }
+    }
+}
