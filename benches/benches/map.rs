@@ -31,9 +31,9 @@ impl Visitor for Bench<'_> {
 
     fn visit<F: Format>(self, format: F) {
         let mut group = self.criterion.benchmark_group("map");
-        group.sample_size(20);
-        group.warm_up_time(Duration::from_millis(300));
-        group.measurement_time(Duration::from_secs(1));
+        group.sample_size(15);
+        group.warm_up_time(Duration::from_millis(200));
+        group.measurement_time(Duration::from_millis(500));
         for case in CASES {
             for state in [State::Warm, State::Cold, State::New] {
                 let id = format!("{}/{}/{}", self.name, case.name(), state.as_str());

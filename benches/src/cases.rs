@@ -5,9 +5,9 @@
 //! | 4K, 64K, 2M, 1G | one entry: a page, a block, or contiguous items where the format has them |
 //! | 2M of 4K, 1G of 4K | as many entries as it takes: the output address fits small pages only |
 //!
-//! Warm calls repeat on tables that exist. Cold ones find nothing in the core's own caches, and
-//! each of them goes to another leaf table where there are enough. New ones start in a table
-//! without any pages. A lookup is always of one address.
+//! Warm calls repeat on tables that exist. Cold ones find nothing in the core's own caches; new
+//! ones start in a table without any pages. Both go to another leaf table with each call, where
+//! there are enough. A lookup is always of one address.
 
 use std::hint::black_box;
 use std::sync::OnceLock;
@@ -30,9 +30,6 @@ const GIB_1: u64 = 1 << 30;
 
 /// Memory that is read to fill a core's own caches with something else: 64 MiB.
 const SWEEP_PAGE_COUNT: usize = (64 << 20) / PAGE_LEN;
-
-/// Rounds behind one result where each needs preparation that takes far longer than itself.
-const MAX_PREPARED_ROUND_COUNT: u64 = 4;
 
 /// How the tables are found.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -120,8 +117,7 @@ impl Case {
         self.name
     }
 
-    /// Returns how long `call_count` calls take, extrapolated from fewer where each round of them
-    /// takes long to prepare.
+    /// Returns how long `call_count` calls take, measured in as many whole rounds as hold them.
     pub fn elapsed<F: Format>(
         &self,
         format: F,
@@ -136,10 +132,7 @@ impl Case {
         } else {
             calls.len()
         };
-        let mut round_count = call_count.div_ceil(timed_count as u64);
-        if state != State::Warm {
-            round_count = round_count.min(MAX_PREPARED_ROUND_COUNT);
-        }
+        let round_count = call_count.div_ceil(timed_count as u64).max(1);
         let make = MakeSubject(format);
         let round = |subject: &mut Subject<'_, F>| {
             if state == State::Cold {
@@ -178,10 +171,10 @@ impl Case {
 
     /// Returns the addresses of a round of calls.
     fn calls(&self, state: State) -> Vec<u64> {
-        let stride = if state == State::Cold {
-            self.sparse_stride
-        } else {
+        let stride = if state == State::Warm {
             self.len
+        } else {
+            self.sparse_stride
         };
         (0..self.count).map(|i| FIRST_IOVA + i * stride).collect()
     }

@@ -229,8 +229,8 @@ pub enum ConfigError {
 /// - **F5** (rights): `effective(prot)` contains the read, write and user rights of `prot`, is
 ///   its own `effective`, and is `None` exactly where `leaf_attributes` is 0. A format that does
 ///   not control execution drops that right; one that does keeps it.
-/// - **F6** (marks): a level-0 leaf of one item has a `PRESENT` bit and no
-///   [`GROUPED`](Self::GROUPED) bit; each item of a larger level-0 leaf has a `GROUPED` bit.
+/// - **F6** (marks): a leaf of one item has a `PRESENT` bit and no [`GROUPED`](Self::GROUPED)
+///   bit; each item of a larger leaf has a `GROUPED` bit.
 /// - **F7** (dirty): [`DirtyRule::clean`] and [`DirtyRule::soil`] of a leaf change the decoded
 ///   `dirty` and nothing else; a leaf whose writes are recorded is encoded as the format's
 ///   hardware never needs an extra write for, and a read-only leaf stays clean.
@@ -252,7 +252,7 @@ pub trait Format: Copy + fmt::Debug + Eq + Send + Sync + 'static {
     /// An item with none of these bits translates nothing; every item our encoder makes has one.
     const PRESENT: u64;
 
-    /// Bits that mark a level-0 item as one of several that make one entry.
+    /// Bits that mark a leaf item as one of several that make one entry.
     const GROUPED: u64;
 
     /// Software bit of a table entry that says "not written back to memory yet"; 0 where the

@@ -16,7 +16,7 @@ use crate::radix::job::usable_sizes;
 use crate::radix::node::{Inner, Node, flush_items};
 use crate::radix::unmap::{clear_items, is_plain};
 use crate::radix::{MapError, MapSide, Table, Translation, UnmapError, UnmapPolicy, Unmapped};
-use crate::sync::atomic::{Ordering, fence};
+use crate::sync::atomic::{AtomicU64, Ordering, fence};
 
 /// Tables of level 1 that a mapper remembers.
 const RECENT_COUNT: usize = 4;
@@ -104,6 +104,33 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
             Some(oa) => Inner::new(table.node_at(oa)),
             None => self.walk_unusual(iova),
         }
+    }
+
+    /// Returns the table of level 1 on the path of `iova`, as [`leaf_table`](Self::leaf_table).
+    #[inline]
+    fn table_above(&mut self, iova: u64) -> Option<Inner<'t, F>> {
+        let tag = iova >> F::item_lg2(Level(2));
+        let recent = &self.recent[tag as usize % RECENT_COUNT];
+        if recent.tag == tag {
+            recent.table
+        } else {
+            self.walk(iova)
+        }
+    }
+
+    /// Returns the item of level `bottom` on the path of `iova`, above the leaf tables.
+    #[inline]
+    fn large_item(&mut self, iova: u64, bottom: Level) -> Option<&'t AtomicU64> {
+        if bottom == Level(1) {
+            return Some(self.table_above(iova)?.item(iova, Level(1)));
+        }
+        if iova > self.reach {
+            return None;
+        }
+        let node = self
+            .table
+            .table_above_leaf(self.root, self.top, bottom, iova)?;
+        Some(node.item(iova, bottom))
     }
 
     /// Returns the table of level 1 on the path of `iova`, and remembers it.
@@ -271,14 +298,9 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
     /// false.
     fn map_block(&mut self, iova: u64, oa: Oa, prot: Prot, size: PageSize) -> bool {
         let table = self.table;
-        let bottom = F::level_of(size);
-        if iova > self.reach {
-            return false;
-        }
-        let Some(node) = table.table_above_leaf(self.root, self.top, bottom, iova) else {
+        let Some(item) = self.large_item(iova, F::level_of(size)) else {
             return false;
         };
-        let item = node.item(iova, bottom);
         let attributes = table.format.leaf_attributes(prot, size);
         if attributes == 0 || item.load(Ordering::Relaxed) != 0 {
             return false;
@@ -286,6 +308,30 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
         item.store(attributes | table.format.encode_oa(oa), Ordering::Release);
         flush_items(&table.memory, core::slice::from_ref(item));
         true
+    }
+
+    /// Clears the single-item leaf above level 0 that translates exactly `iova..=last` and returns
+    /// its size, or does nothing.
+    fn unmap_block(&mut self, iova: u64, last: u64) -> Option<PageSize> {
+        let len = (last - iova)
+            .checked_add(1)
+            .filter(|len| len.is_power_of_two())?;
+        let size = PageSize::from_lg2(len.trailing_zeros() as u8);
+        let level = F::level_of(size);
+        if size.lg2() != F::item_lg2(level) || !size.divides(iova) || level > self.top {
+            return None;
+        }
+        let item = self.large_item(iova, level)?;
+        let word = item.load(Ordering::Relaxed);
+        let is_leaf = word & F::PRESENT != 0
+            && word & F::GROUPED == 0
+            && self.table.child_oa(word, level).is_none();
+        if !is_leaf {
+            return None;
+        }
+        item.store(0, Ordering::Release);
+        flush_items(&self.table.memory, core::slice::from_ref(item));
+        Some(size)
     }
 
     /// Removes the translations of `range`.
@@ -322,21 +368,42 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
     fn unmap_run(&mut self, range: IovaRange, policy: UnmapPolicy) -> Result<Unmapped, UnmapError> {
         let (iova, last) = (range.start().get(), range.last().get());
         if F::GRANULE.divides(iova | last.wrapping_add(1)) && self.claims(iova, last) {
-            if iova >> F::item_lg2(Level(1)) == last >> F::item_lg2(Level(1)) {
-                if let Some(node) = self.leaf_table(iova) {
-                    let (items, _) = node.span(iova, last);
-                    if is_plain::<F>(items) {
-                        clear_items(items);
-                        fence(Ordering::Release);
-                        flush_items(&self.table.memory, items);
-                        return Ok(self.removed(range, F::GRANULE));
-                    }
-                }
-            } else if let Some(size) = self.table.take_block(iova, last) {
+            if last - iova >= PageSize::from_lg2(F::item_lg2(Level(1))).offset_mask()
+                && let Some(size) = self.unmap_block(iova, last)
+            {
                 return Ok(self.removed(range, size));
+            }
+            if self.unmap_pages(iova, last) {
+                return Ok(self.removed(range, F::GRANULE));
             }
         }
         self.unmap_general(range, policy)
+    }
+
+    /// Unmaps a run of ordinary pages, or does nothing and returns false.
+    fn unmap_pages(&mut self, iova: u64, last: u64) -> bool {
+        let mut at = iova;
+        loop {
+            let Some(table) = self.leaf_table(at) else {
+                return false;
+            };
+            let (items, span_last) = table.span(at, last);
+            if !is_plain::<F>(items) {
+                return false;
+            }
+            if span_last == last {
+                if at == iova {
+                    clear_items(items);
+                    fence(Ordering::Release);
+                    flush_items(&self.table.memory, items);
+                    return true;
+                }
+                break;
+            }
+            at = span_last + 1;
+        }
+        self.clear_pages(iova, last);
+        true
     }
 
     /// Returns what removing whole `range`, made of leaves of `size`, leaves to do.

@@ -3,7 +3,7 @@
 use super::{Granule, Lpae32, Lpae32Stage2, Stage1, Stage2, Tcr, Vtcr};
 use crate::catalog::Visitor;
 use crate::walk::Root;
-use crate::{ConfigError, Format, Oa};
+use crate::{ConfigError, Format as _, Oa};
 
 /// A stage 1 or stage 2 format whose kind and granule are known only at run time.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -27,13 +27,30 @@ pub enum AnyFormat {
     Lpae32Stage2(Lpae32Stage2),
 }
 
+/// Evaluates an expression with the format that an [`AnyFormat`] holds.
+macro_rules! with_format {
+    ($any:expr, $format:ident => $value:expr) => {
+        match $any {
+            AnyFormat::Stage1Kib4($format) => $value,
+            AnyFormat::Stage1Kib16($format) => $value,
+            AnyFormat::Stage1Kib64($format) => $value,
+            AnyFormat::Stage2Kib4($format) => $value,
+            AnyFormat::Stage2Kib16($format) => $value,
+            AnyFormat::Stage2Kib64($format) => $value,
+            AnyFormat::Lpae32($format) => $value,
+            AnyFormat::Lpae32Stage2($format) => $value,
+        }
+    };
+}
+
 impl AnyFormat {
     /// Returns the format that hardware with the control fields `tcr` and the memory types `mair`
     /// takes tables for.
     ///
     /// # Errors
     ///
-    /// [`ConfigError::VaBits`] if the input width is outside of what the granule allows.
+    /// - [`ConfigError::VaBits`] if the input width is outside of what the granule allows;
+    /// - [`ConfigError::OaBits`] if the output width is, which [`Tcr::from_cd`] rules out.
     pub const fn stage1(tcr: Tcr, mair: u64) -> Result<Self, ConfigError> {
         Ok(match tcr.granule {
             Granule::Kib4 => match Stage1::from_tcr(tcr, mair) {
@@ -56,6 +73,7 @@ impl AnyFormat {
     /// # Errors
     ///
     /// - [`ConfigError::VaBits`] if the input width is outside of what the granule allows;
+    /// - [`ConfigError::OaBits`] if the output width is, which [`Vtcr::from_ste`] rules out;
     /// - [`ConfigError::Levels`] if the starting level does not fit it.
     pub const fn stage2(vtcr: Vtcr) -> Result<Self, ConfigError> {
         Ok(match vtcr.granule {
@@ -76,29 +94,7 @@ impl AnyFormat {
 
     /// Runs `visitor` with the format.
     pub fn visit<V: Visitor>(self, visitor: V) -> V::Output {
-        match self {
-            Self::Stage1Kib4(format) => visitor.visit(format),
-            Self::Stage1Kib16(format) => visitor.visit(format),
-            Self::Stage1Kib64(format) => visitor.visit(format),
-            Self::Stage2Kib4(format) => visitor.visit(format),
-            Self::Stage2Kib16(format) => visitor.visit(format),
-            Self::Stage2Kib64(format) => visitor.visit(format),
-            Self::Lpae32(format) => visitor.visit(format),
-            Self::Lpae32Stage2(format) => visitor.visit(format),
-        }
-    }
-
-    const fn root_align_lg2(&self) -> u8 {
-        match self {
-            Self::Stage1Kib4(format) => format.root_align_lg2(),
-            Self::Stage1Kib16(format) => format.root_align_lg2(),
-            Self::Stage1Kib64(format) => format.root_align_lg2(),
-            Self::Stage2Kib4(format) => format.root_align_lg2(),
-            Self::Stage2Kib16(format) => format.root_align_lg2(),
-            Self::Stage2Kib64(format) => format.root_align_lg2(),
-            Self::Lpae32(format) => format.root_align_lg2(),
-            Self::Lpae32Stage2(format) => format.root_align_lg2(),
-        }
+        with_format!(self, format => visitor.visit(format))
     }
 }
 
@@ -115,24 +111,13 @@ impl Rooted {
     /// Creates the table of `format` whose base register holds `base`; hardware takes the address
     /// bits below the alignment of the root for zero.
     pub fn new(format: AnyFormat, base: Oa) -> Self {
-        let align_mask = (1 << format.root_align_lg2()) - 1;
-        let level = format.visit(Top);
+        let (level, align_lg2) = with_format!(format, format => {
+            (format.geometry().top, format.root_align_lg2())
+        });
+        let oa = Oa::new(base.get() & (u64::MAX << align_lg2));
         Self {
             format,
-            root: Root {
-                oa: Oa::new(base.get() & !align_mask),
-                level,
-            },
+            root: Root { oa, level },
         }
-    }
-}
-
-struct Top;
-
-impl Visitor for Top {
-    type Output = crate::Level;
-
-    fn visit<F: Format>(self, format: F) -> Self::Output {
-        format.geometry().top
     }
 }

@@ -12,7 +12,7 @@ const CD_IPS: Bits<34, 32> = Bits;
 /// `AFFD`, CD word 0.
 const CD_AFFD: u64 = bit(35);
 /// `AA64`, CD word 0.
-pub(crate) const CD_AA64: u64 = bit(41);
+const CD_AA64: u64 = bit(41);
 /// `HD`, CD word 0.
 const CD_HD: u64 = bit(42);
 /// `HA`, CD word 0.
@@ -29,7 +29,7 @@ const STE_S2FWB: u64 = bit(25);
 /// The lowest bit of `VTCR`, STE word 2.
 const STE_VTCR: u32 = 32;
 /// `S2AA64`, STE word 2.
-pub(crate) const STE_S2AA64: u64 = bit(51);
+const STE_S2AA64: u64 = bit(51);
 /// `S2AFFD`, STE word 2.
 const STE_S2AFFD: u64 = bit(53);
 /// `S2HD`, STE word 2.
@@ -200,7 +200,7 @@ impl Tcr {
             Half::Lower => (self.granule.tg0(), Half::Upper),
             Half::Upper => (self.granule.tg1(), Half::Lower),
         };
-        let half = T0SZ.put(self.tsz as u64) | CD_TG.put(tg as u64) | self.walk.bits();
+        let half = (self.tsz as u64 & T0SZ.mask()) | CD_TG.put(tg as u64) | self.walk.bits();
         let word0 = half << self.half.shift()
             | CD_EPD << other.shift()
             | CD_IPS.put(oa_code(self.oa_bits))
@@ -232,9 +232,9 @@ impl Tcr {
     pub const fn from_cd(words: [u64; 3], half: Half) -> Result<Self, ConfigError> {
         let fields = words[0] >> half.shift();
         let tg = CD_TG.get(fields) as u8;
-        let (granule, had) = match half {
-            Half::Lower => (Granule::from_tg0(tg), words[1] & CD_HAD),
-            Half::Upper => (Granule::from_tg1(tg), words[2] & CD_HAD),
+        let (granule, table) = match half {
+            Half::Lower => (Granule::from_tg0(tg), words[1]),
+            Half::Upper => (Granule::from_tg1(tg), words[2]),
         };
         let Some(granule) = granule else {
             let rule = "TG0 is not 3 and TG1 is not 0";
@@ -257,8 +257,13 @@ impl Tcr {
                 words[0] & CD_HD != 0,
                 words[0] & CD_AFFD != 0,
             ),
-            table_limits: had == 0,
+            table_limits: Self::has_table_limits(table),
         })
+    }
+
+    /// Returns whether the CD word with the table's address leaves `HAD` clear.
+    pub(crate) const fn has_table_limits(word: u64) -> bool {
+        word & CD_HAD == 0
     }
 
     /// Returns whether CD word 0 disables walks through `half` (`EPD`).
@@ -294,7 +299,7 @@ impl Vtcr {
     /// What else the words hold (`S2VMID`, `S2PTW`, `S2R`, `S2S`) is left clear.
     pub const fn ste(self, root: Oa) -> [u64; 3] {
         let (sl2, sl0) = self.start_code();
-        let vtcr = T0SZ.put(self.t0sz as u64)
+        let vtcr = (self.t0sz as u64 & T0SZ.mask())
             | VTCR_SL0.put(sl0)
             | self.walk.bits()
             | VTCR_TG.put(self.granule.tg0() as u64)

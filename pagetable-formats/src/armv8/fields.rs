@@ -130,25 +130,13 @@ pub(super) fn of<const G: u8>(
     word: u64,
     level: Level,
 ) -> &'static [Field] {
-    let lists: &'static Lists = const {
-        &[
-            [
-                Lists::new(Dialect::Stage1, G, false),
-                Lists::new(Dialect::Stage1, G, true),
-            ],
-            [
-                Lists::new(Dialect::Stage2, G, false),
-                Lists::new(Dialect::Stage2, G, true),
-            ],
-            [
-                Lists::new(Dialect::Mali, G, false),
-                Lists::new(Dialect::Mali, G, true),
-            ],
-        ]
-    }
-    .get(dialect as usize)
-    .map(|widths| &widths[usize::from(wide)])
-    .expect("there is a row for each dialect");
+    let lists = match (dialect, wide) {
+        (Dialect::Stage1, false) => const { &Lists::new(Dialect::Stage1, G, false) },
+        (Dialect::Stage1, true) => const { &Lists::new(Dialect::Stage1, G, true) },
+        (Dialect::Stage2, false) => const { &Lists::new(Dialect::Stage2, G, false) },
+        (Dialect::Stage2, true) => const { &Lists::new(Dialect::Stage2, G, true) },
+        (Dialect::Mali, _) => const { &Lists::new(Dialect::Mali, G, false) },
+    };
     if word & VALID == 0 {
         INVALID
     } else if level == Level::LEAF {

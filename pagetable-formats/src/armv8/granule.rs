@@ -1,4 +1,4 @@
-//! Translation granules and the sizes they give (DDI 0487, D8.2.7 to D8.2.9, D8.7.1).
+//! Translation granules and the sizes they give (DDI 0487, D8.2.8 to D8.2.10, D8.7.1).
 
 use crate::{Level, PageSize, PageSizes};
 

@@ -21,7 +21,8 @@
 //!
 //! [`Rights::EXECUTE`](crate::Rights::EXECUTE) stands for fetches by the requests that
 //! [`Rights::USER`](crate::Rights::USER) names: `UXN` decides for pages that unprivileged requests
-//! reach, `PXN` for the others. Our entries set both or none.
+//! reach, `PXN` for the others. Our entries set both or none. Regimes with one privilege level (EL2
+//! without E2H, EL3) take `AP[1]` for 1 and bit 54 for `XN`: map their pages with the user right.
 
 mod any;
 mod config;
@@ -38,6 +39,7 @@ mod stage2;
 mod tests;
 
 pub use self::any::{AnyFormat, Rooted};
+pub(crate) use self::config::TTB;
 pub use self::config::{Cacheability, Half, Shareability, TableWalk, Tcr, Vtcr};
 pub use self::granule::Granule;
 pub use self::lpae32::{Lpae32, Lpae32Stage2};
@@ -57,6 +59,9 @@ pub enum HardwareUpdates {
     /// The access flag is set (`HA = 1`).
     Accessed,
     /// The access flag is set, and the dirty state of leaves with `DBM` (`HA = HD = 1`).
+    ///
+    /// Every writable leaf has `DBM`. Hardware may need a [walk](TableWalk) through write-back
+    /// memory for these updates to be atomic (IHI 0070, section 5.4, `IR0`).
     Dirty,
 }
 

@@ -1,7 +1,7 @@
 //! VMSAv8-64 stage 2 tables.
 //!
-//! Source: DDI 0487, D8.3.1, tables D8-51 (tables) and D8-53 (blocks and pages); D8.2.2 and D8.2.8
-//! for concatenated roots, D8.4.2.1 for permissions, D8.5 for the access flag and dirty state.
+//! Source: DDI 0487, D8.3.1, tables D8-51 (tables) and D8-53 (blocks and pages); D8.2.2 for
+//! concatenated roots, D8.4.2.1 for permissions, D8.5 for the access flag and dirty state.
 //!
 //! ```text
 //!  63 62   59 58   55 54 53  52   51  50 49     12 11 10 9  8 7   6 5       2  1    0
@@ -136,7 +136,7 @@ impl<const G: u8> Stage2<G> {
         })
     }
 
-    /// Returns whether a walk may start at the natural level `top` (`VTCR_EL2.SL0`, D8.2.8).
+    /// Returns whether a walk may start at the natural level `top` (`VTCR_EL2.SL0`).
     const fn may_start_at(&self, top: Level) -> bool {
         let (va_bits, oa_bits) = (self.shape.va_bits(), self.shape.oa_bits());
         let implemented = if va_bits > oa_bits { va_bits } else { oa_bits };

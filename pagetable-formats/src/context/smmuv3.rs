@@ -38,7 +38,6 @@ pub use self::cd::{Cd, CdAddress, CdError, CdTable, CdTableFormat, L1CdDesc};
 pub use self::ste::{Ats, DefaultSubstream, Override, Ste, SteError, StreamConfig, StreamWorld};
 pub use self::stream_table::{
     L1StreamDesc, STRTAB_BASE_CFG_FIELDS, STRTAB_BASE_FIELDS, SteAddress, StreamTable,
-    StreamTableError,
 };
 
 /// Getters of single-bit fields: `NAME: WORD, BIT, "documentation";`.

@@ -204,6 +204,37 @@ fn attribute_indices_without_a_type_of_ours_are_device_memory() {
 }
 
 #[test]
+fn attribute_bytes_become_the_nearest_memory_type() {
+    use Memory::{Device as D, NonCacheable as N, SystemCache as S, WriteBack as W};
+    for (byte, memory) in [
+        // Device memory, also where the lower bits are reserved or say XS = 0.
+        (0x00, D),
+        (0x0c, D),
+        (0x01, D),
+        // Both cacheabilities alike; 0x40, 0xa0 and 0xf0 are non-cacheable, write-through, tagged.
+        (0x44, N),
+        (0x40, N),
+        (0xbb, W),
+        (0xff, W),
+        (0x77, W),
+        (0xa0, W),
+        (0xf0, W),
+        // Outer only, inner only.
+        (0xf4, S),
+        (0x84, S),
+        (0x4f, W),
+    ] {
+        let f = s1().with_mair(byte << 56 | 0x44);
+        let word = S1_PAGE & !0x1c | 7 << 2;
+        assert_eq!(
+            leaf(&f, word, Level(0)).prot.memory(),
+            memory,
+            "{byte:#04x}"
+        );
+    }
+}
+
+#[test]
 fn every_mem_attr_has_a_meaning() {
     use Memory::{Device as D, NonCacheable as N, SystemCache as S, WriteBack as W};
     let combined = [D, D, D, D, W, N, W, W, N, S, W, W, N, S, W, W];

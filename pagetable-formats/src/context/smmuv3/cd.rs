@@ -1,14 +1,12 @@
 //! Context descriptors and the tables that hold them (IHI 0070, sections 5.2 to 5.4).
 
 use super::flags;
-use crate::armv8::{AnyFormat, Half, Lpae32, Rooted, Tcr};
+use crate::armv8::{AnyFormat, Half, Lpae32, Rooted, TTB, Tcr};
 use crate::{Bits, ConfigError, Field, Iova, Oa, bit};
 
 const T0SZ_LPAE32: Bits<2, 0> = Bits;
 const ASID: Bits<63, 48> = Bits;
-const HAD: u64 = bit(1);
-const TTB: Bits<51, 4> = Bits;
-const L2_PTR: Bits<51, 12> = Bits;
+const L2_PTR: Bits<55, 12> = Bits;
 
 /// The base-2 logarithm of the bytes of a CD.
 const CD_LG2: u8 = 6;
@@ -99,7 +97,7 @@ impl CdTable {
         if substream >> self.count_lg2 != 0 {
             return None;
         }
-        // The base is aligned to the table and below 2^52, so that the sums stay inside 64 bits.
+        // The base is aligned to the table and below 2^56, so that the sums stay inside 64 bits.
         Some(match self.format.split() {
             None => CdAddress::Cd(Oa::new(self.base.get() + (substream << CD_LG2))),
             Some(split) => {
@@ -115,7 +113,7 @@ pub struct L1CdDesc(u64);
 
 impl L1CdDesc {
     /// The fields of the word.
-    pub const FIELDS: &[Field] = &[Field::new("V", 0, 0), Field::new("L2Ptr", 51, 12)];
+    pub const FIELDS: &[Field] = &[Field::new("V", 0, 0), Field::new("L2Ptr", 55, 12)];
 
     /// Creates the descriptor from its word.
     pub const fn new(word: u64) -> Self {
@@ -305,7 +303,8 @@ impl Cd {
     /// Returns the table of one half.
     ///
     /// The address is an intermediate one if the stream is nested. `EPD` is respected, although
-    /// hardware ignores it for streams of EL2 and EL3.
+    /// hardware ignores it for streams of EL2 and EL3. What a CD takes from the rights of pages
+    /// (`WXN`, `PAN`, `E0PD`) is not part of the table.
     ///
     /// # Errors
     ///
@@ -343,7 +342,7 @@ impl Cd {
     fn lpae32(&self) -> Result<Lpae32, ConfigError> {
         let va_bits = 32 - T0SZ_LPAE32.get(self.0[0]) as u8;
         let format = Lpae32::new(va_bits, 40)?.with_mair(self.mair());
-        let format = if self.0[1] & HAD == 0 {
+        let format = if Tcr::has_table_limits(self.0[1]) {
             format
         } else {
             format.without_table_limits()

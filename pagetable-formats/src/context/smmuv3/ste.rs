@@ -2,12 +2,12 @@
 
 use super::cd::CdTable;
 use super::flags;
-use crate::armv8::{AnyFormat, Cacheability, Lpae32Stage2, Rooted, Shareability, Vtcr};
-use crate::{Bits, ConfigError, Field, Level, Oa, bit};
+use crate::armv8::{AnyFormat, Cacheability, Lpae32Stage2, Rooted, Shareability, TTB, Vtcr};
+use crate::{Bits, ConfigError, Field, Level, Oa};
 
 const CONFIG: Bits<3, 1> = Bits;
 const S1_FMT: Bits<5, 4> = Bits;
-const S1_CONTEXT_PTR: Bits<51, 6> = Bits;
+const S1_CONTEXT_PTR: Bits<55, 6> = Bits;
 const S1_CD_MAX: Bits<63, 59> = Bits;
 
 const S1_DSS: Bits<1, 0> = Bits;
@@ -15,7 +15,6 @@ const S1_CIR: Bits<3, 2> = Bits;
 const S1_COR: Bits<5, 4> = Bits;
 const S1_CSH: Bits<7, 6> = Bits;
 const CONT: Bits<16, 13> = Bits;
-const S2_FWB: u64 = bit(25);
 const EATS: Bits<29, 28> = Bits;
 const STRW: Bits<31, 30> = Bits;
 const MEM_ATTR: Bits<35, 32> = Bits;
@@ -26,9 +25,6 @@ const INST_CFG: Bits<51, 50> = Bits;
 const S2_VMID: Bits<15, 0> = Bits;
 const S2_T0SZ: Bits<37, 32> = Bits;
 const S2_SL0: Bits<39, 38> = Bits;
-const S2_AA64: u64 = bit(51);
-
-const S2_TTB: Bits<51, 4> = Bits;
 
 /// What an STE does with the stream (`Config`).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -143,7 +139,7 @@ impl Ste {
             Field::new("V", 0, 0),
             Field::new("Config", 3, 1),
             Field::new("S1Fmt", 5, 4),
-            Field::new("S1ContextPtr", 51, 6),
+            Field::new("S1ContextPtr", 55, 6),
             Field::new("S1CDMax", 63, 59),
         ],
         &[
@@ -352,15 +348,12 @@ impl Ste {
         if self.is_stage2_big_endian() {
             return Err(SteError::BigEndian);
         }
-        let format = if self.0[2] & S2_AA64 != 0 {
+        let format = if self.is_stage2_aarch64() {
             AnyFormat::stage2(Vtcr::from_ste([self.0[1], self.0[2], self.0[3]])?)?
         } else {
             AnyFormat::Lpae32Stage2(self.lpae32()?)
         };
-        Ok(Some(Rooted::new(
-            format,
-            Oa::new(self.0[3] & S2_TTB.mask()),
-        )))
+        Ok(Some(Rooted::new(format, Oa::new(self.0[3] & TTB.mask()))))
     }
 
     /// Decodes the stage 2 of VMSAv8-32: `T0SZ` is a signed number of four bits, addresses have 40.
@@ -370,10 +363,10 @@ impl Ste {
         let va_bits = if t0sz < 8 { 32 - t0sz } else { 48 - t0sz };
         let start = Level(S2_SL0.get(self.0[2]) as u8 + 1);
         let format = Lpae32Stage2::new(va_bits, 40)?.with_start_level(start)?;
-        let format = if self.0[1] & S2_FWB == 0 {
-            format
-        } else {
+        let format = if self.forces_write_back() {
             format.with_forced_write_back()
+        } else {
+            format
         };
         let ignored = self.stage2_access_faults_disabled();
         Ok(if ignored {

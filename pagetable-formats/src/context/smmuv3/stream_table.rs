@@ -3,7 +3,7 @@
 use crate::{Bits, Field, Oa, bit};
 
 /// Fields of `SMMU_STRTAB_BASE`.
-pub const STRTAB_BASE_FIELDS: &[Field] = &[Field::new("ADDR", 51, 6), Field::new("RA", 62, 62)];
+pub const STRTAB_BASE_FIELDS: &[Field] = &[Field::new("ADDR", 55, 6), Field::new("RA", 62, 62)];
 
 /// Fields of `SMMU_STRTAB_BASE_CFG`.
 pub const STRTAB_BASE_CFG_FIELDS: &[Field] = &[
@@ -13,16 +13,24 @@ pub const STRTAB_BASE_CFG_FIELDS: &[Field] = &[
 ];
 
 /// `ADDR` of `SMMU_STRTAB_BASE` and `L2Ptr` of a descriptor.
-const ADDR: Bits<51, 6> = Bits;
+const ADDR: Bits<55, 6> = Bits;
 const LOG2SIZE: Bits<5, 0> = Bits;
 const SPLIT: Bits<10, 6> = Bits;
 const FMT: Bits<17, 16> = Bits;
 const SPAN: Bits<4, 0> = Bits;
 
 /// The base-2 logarithm of the bytes of an STE.
-const STE_LG2: u8 = 6;
+const STE_LG2: u32 = 6;
 /// The base-2 logarithm of the bytes of a level 1 descriptor.
-const DESC_LG2: u8 = 3;
+const DESC_LG2: u32 = 3;
+
+/// Returns the mask of the bits from `lg2` up, none for a table larger than the space.
+const fn aligned_mask(lg2: u32) -> u64 {
+    match u64::MAX.checked_shl(lg2) {
+        Some(mask) => mask,
+        None => 0,
+    }
+}
 
 /// The stream table that the registers describe.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -36,24 +44,6 @@ pub struct StreamTable {
     read_allocate: bool,
 }
 
-/// A configuration of the stream table that hardware does not accept.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum StreamTableError {
-    /// `FMT` is reserved.
-    #[error("stream table format {fmt} is reserved")]
-    Format {
-        /// The field's value.
-        fmt: u8,
-    },
-    /// `LOG2SIZE` is more than a stream number has bits.
-    #[error("a stream table of 2^{log2size} entries is too large: a stream number has 32 bits")]
-    Size {
-        /// The field's value.
-        log2size: u8,
-    },
-}
-
 /// What lies at the address that a stream number leads to.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum SteAddress {
@@ -64,48 +54,32 @@ pub enum SteAddress {
 }
 
 impl StreamTable {
-    /// Decodes `SMMU_STRTAB_BASE` and `SMMU_STRTAB_BASE_CFG`.
-    ///
-    /// Address bits below the size of the table count as zero, as hardware takes them, and a
-    /// reserved `SPLIT` as 6.
-    ///
-    /// # Errors
-    ///
-    /// - [`StreamTableError::Format`] if `FMT` is reserved;
-    /// - [`StreamTableError::Size`] if `LOG2SIZE` is above 32.
-    pub const fn decode(base: u64, cfg: u32) -> Result<Self, StreamTableError> {
+    /// Decodes `SMMU_STRTAB_BASE` and `SMMU_STRTAB_BASE_CFG`, which cannot be wrong: a reserved
+    /// `FMT` acts as linear, a reserved `SPLIT` as 6, a `LOG2SIZE` above the bits of a stream
+    /// number as all of them, and address bits below the size of the table as zero.
+    pub const fn new(base: u64, cfg: u32) -> Self {
         let cfg = cfg as u64;
-        let count_lg2 = LOG2SIZE.get(cfg) as u8;
-        if count_lg2 > 32 {
-            return Err(StreamTableError::Size {
-                log2size: count_lg2,
-            });
-        }
-        let (split, size_lg2) = match FMT.get(cfg) as u8 {
-            0 => (None, count_lg2 + STE_LG2),
-            1 => {
-                let split = match SPLIT.get(cfg) as u8 {
-                    split @ (8 | 10) => split,
-                    _ => 6,
-                };
-                let size_lg2 = count_lg2.saturating_sub(split) + DESC_LG2;
-                (
-                    Some(split),
-                    if size_lg2 > STE_LG2 {
-                        size_lg2
-                    } else {
-                        STE_LG2
-                    },
-                )
-            }
-            fmt => return Err(StreamTableError::Format { fmt }),
+        let log2size = LOG2SIZE.get(cfg) as u32;
+        let split = match (FMT.get(cfg), SPLIT.get(cfg) as u8) {
+            (1, split @ (8 | 10)) => Some(split),
+            (1, _) => Some(6),
+            _ => None,
         };
-        Ok(Self {
-            base: Oa::new(base & ADDR.mask() & (u64::MAX << size_lg2)),
-            count_lg2,
+        let size_lg2 = match split {
+            None => log2size + STE_LG2,
+            Some(split) => log2size.saturating_sub(split as u32) + DESC_LG2,
+        };
+        let aligned = aligned_mask(if size_lg2 > STE_LG2 {
+            size_lg2
+        } else {
+            STE_LG2
+        });
+        Self {
+            base: Oa::new(base & ADDR.mask() & aligned),
+            count_lg2: if log2size < 32 { log2size as u8 } else { 32 },
             split,
             read_allocate: base & bit(62) != 0,
-        })
+        }
     }
 
     /// Returns the address of the table.
@@ -136,7 +110,7 @@ impl StreamTable {
         if stream >> self.count_lg2 != 0 {
             return None;
         }
-        // The base is aligned to the table and below 2^52, so that the sums stay inside 64 bits.
+        // The base is aligned to the table and below 2^56, so that the sums stay inside 64 bits.
         Some(match self.split {
             None => SteAddress::Ste(Oa::new(self.base.get() + (stream << STE_LG2))),
             Some(split) => SteAddress::L1(Oa::new(self.base.get() + (stream >> split << DESC_LG2))),
@@ -150,7 +124,7 @@ pub struct L1StreamDesc(u64);
 
 impl L1StreamDesc {
     /// The fields of the word.
-    pub const FIELDS: &[Field] = &[Field::new("Span", 4, 0), Field::new("L2Ptr", 51, 6)];
+    pub const FIELDS: &[Field] = &[Field::new("Span", 4, 0), Field::new("L2Ptr", 55, 6)];
 
     /// Creates the descriptor from its word.
     pub const fn new(word: u64) -> Self {
@@ -181,7 +155,7 @@ impl L1StreamDesc {
     pub const fn l2_table(&self) -> Option<Oa> {
         match self.count_lg2() {
             Some(count_lg2) => {
-                let aligned = u64::MAX << (count_lg2 + STE_LG2);
+                let aligned = aligned_mask(count_lg2 as u32 + STE_LG2);
                 Some(Oa::new(self.0 & ADDR.mask() & aligned))
             }
             None => None,

@@ -5,8 +5,9 @@ use crate::armv8::{
     AnyFormat, Cacheability, Half, HardwareUpdates, Lpae32, Lpae32Stage2, Shareability, Stage1,
     Stage2,
 };
-use crate::walk::Root;
-use crate::{ConfigError, Field, Iova, Level, Oa, bit};
+use crate::catalog::Visitor;
+use crate::walk::{Fault, Root, Walked, walk};
+use crate::{ConfigError, Field, Format, Iova, Level, Oa, Prot, bit};
 
 /// Of a Linux guest: stage 1, one CD.
 const LINUX_S1: Ste = Ste::new([0x4805_500b, 0xd6, 0, 0, 0, 0, 0, 0]);
@@ -73,6 +74,42 @@ fn a_linux_stream_leads_to_its_stage1_table() {
 }
 
 #[test]
+fn the_table_of_a_linux_stream_can_be_walked() {
+    struct Walk(Root, Iova);
+
+    impl Visitor for Walk {
+        type Output = Result<Walked, Fault>;
+
+        fn visit<F: Format>(self, format: F) -> Self::Output {
+            let read = |address: Oa| {
+                Some(match address.get() {
+                    0x4805_6000 => 0x4805_7003,
+                    0x4805_7018 => 0x4805_8003,
+                    0x4805_8ff8 => 0x4805_9003,
+                    0x4805_9f00 => 0x4458_bf47,
+                    _ => 0,
+                })
+            };
+            walk(&format, self.0, self.1, read, |_| ())
+        }
+    }
+
+    let table = LINUX_CD.table(Half::Lower).unwrap();
+    let translate = |iova| table.format.visit(Walk(table.root, Iova::new(iova)));
+    let found = translate(0xfffe_0123).unwrap();
+    assert_eq!(found.oa, Oa::new(0x4458_b123));
+    assert_eq!(found.prot, Prot::RW.cached().executable());
+    assert_eq!(
+        translate(0xfffe_1000),
+        Err(Fault::NotPresent { level: Level(0) })
+    );
+    assert!(matches!(
+        translate(1 << 48),
+        Err(Fault::OutsideWindow { .. })
+    ));
+}
+
+#[test]
 fn a_linux_stream_leads_to_its_stage2_table() {
     assert_eq!(LINUX_S2.config(), StreamConfig::Stage2);
     assert_eq!(LINUX_S2.cd_table(), Ok(None));
@@ -89,7 +126,7 @@ fn a_linux_stream_leads_to_its_stage2_table() {
 
 #[test]
 fn linux_finds_streams_through_two_levels() {
-    let table = StreamTable::decode(0x4000_0000_443b_4000, 0x1_0210).unwrap();
+    let table = StreamTable::new(0x4000_0000_443b_4000, 0x1_0210);
     assert_eq!(
         (table.base(), table.split()),
         (Oa::new(0x443b_4000), Some(8))
@@ -113,7 +150,7 @@ fn linux_finds_streams_through_two_levels() {
 #[test]
 fn a_linear_stream_table_is_indexed_by_the_stream() {
     // The base is aligned to 2^(10 + 6) bytes.
-    let table = StreamTable::decode(0x4001_2fc0, 10).unwrap();
+    let table = StreamTable::new(0x4001_2fc0, 10);
     assert_eq!(table.base(), Oa::new(0x4001_0000));
     assert_eq!(
         table.address(0x3ff),
@@ -122,29 +159,35 @@ fn a_linear_stream_table_is_indexed_by_the_stream() {
     assert_eq!(table.address(0x400), None);
     assert_eq!(L1StreamDesc::new(0x4ba7_0009).address(&table, 0), None);
     // The largest table and the highest stream.
-    let table = StreamTable::decode(u64::MAX, 32).unwrap();
+    let table = StreamTable::new(u64::MAX, 32);
     assert_eq!(
         table.address(u32::MAX),
-        Some(SteAddress::Ste(Oa::new(0x000f_ffff_ffff_ffc0)))
+        Some(SteAddress::Ste(Oa::new(0x00ff_ffff_ffff_ffc0)))
     );
 }
 
 #[test]
-fn stream_table_registers_out_of_range_are_refused() {
-    let error = |cfg| StreamTable::decode(0, cfg).unwrap_err();
-    assert_eq!(error(2 << 16), StreamTableError::Format { fmt: 2 });
-    assert_eq!(error(3 << 16), StreamTableError::Format { fmt: 3 });
-    assert_eq!(error(33), StreamTableError::Size { log2size: 33 });
-    // Reserved split points act as 6.
+fn reserved_values_of_the_stream_table_registers_act_as_others() {
+    // Formats as linear, split points as 6, sizes as that of a stream number.
+    for cfg in [2 << 16 | 16, 3 << 16 | 16] {
+        assert_eq!(StreamTable::new(0, cfg).split(), None);
+    }
     for split in [0, 6, 7, 9, 31] {
-        let table = StreamTable::decode(0, 1 << 16 | split << 6 | 16).unwrap();
+        let table = StreamTable::new(0, 1 << 16 | split << 6 | 16);
         assert_eq!(table.split(), Some(6));
+    }
+    for log2size in [33, 58, 63] {
+        let table = StreamTable::new(u64::MAX, log2size);
+        assert_eq!(table.count_lg2(), 32);
+        // The size as written is what aligns the base.
+        let base = u64::MAX >> 8 & u64::MAX.checked_shl(log2size + 6).unwrap_or(0);
+        assert_eq!(table.base(), Oa::new(base));
     }
 }
 
 #[test]
 fn a_level_1_descriptor_covers_its_span_only() {
-    let table = StreamTable::decode(0, 1 << 16 | 8 << 6 | 16).unwrap();
+    let table = StreamTable::new(0, 1 << 16 | 8 << 6 | 16);
     // Span 5: 16 STEs, so that the address is aligned to 1 KiB.
     let desc = L1StreamDesc::new(0x4ba7_07c0 | 5);
     assert_eq!(desc.l2_table(), Some(Oa::new(0x4ba7_0400)));
@@ -173,6 +216,8 @@ fn substreams_find_their_cds() {
     );
     assert_eq!(linear.address(32), None);
     assert_eq!(table(3, 5).format(), CdTableFormat::Linear);
+    // Without substreams the format means nothing.
+    assert_eq!(table(2, 0).format(), CdTableFormat::Linear);
 
     let small = table(1, 20);
     // 2^14 descriptors: aligned to 128 KiB.
@@ -465,10 +510,9 @@ fn any_words_decode_to_something() {
             cd.table(Half::Upper),
             cd.locate(Iova::new(next())),
         );
-        if let Ok(table) = StreamTable::decode(next(), next() as u32 & 0x1_ffff) {
-            let _ = table.address(next() as u32);
-            let _ = L1StreamDesc::new(next()).address(&table, next() as u32);
-        }
+        let table = StreamTable::new(next(), next() as u32);
+        let _ = table.address(next() as u32);
+        let _ = L1StreamDesc::new(next()).address(&table, next() as u32);
     }
 }
 
