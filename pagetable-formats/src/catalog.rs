@@ -3,7 +3,12 @@
 use core::fmt;
 use core::str::FromStr;
 
-use crate::{Format, PageSizes};
+use crate::amd::V1;
+use crate::armv8::{HardwareUpdates, Lpae32, Mali, Stage1, Stage2};
+use crate::riscv::{Paging, Stage, Sv, Svx4};
+use crate::vtd::{FirstStage, SecondStage};
+use crate::x86_64::{AmdV2, LongMode, LongModeTables, Walker};
+use crate::{ConfigError, Format, PageSizes};
 
 macro_rules! names {
     ($($(#[$doc:meta])* $variant:ident = $name:literal),+ $(,)?) => {
@@ -119,6 +124,8 @@ pub struct Options {
     pub s2fwb: bool,
     /// VT-d SNP, AMD FC: force coherent accesses.
     pub force_snoop: bool,
+    /// x86-64, VT-d first stage, AMD version 2: pages can deny execution (XD, NXE).
+    pub execute_disable: bool,
     /// RISC-V Svnapot: 64 KiB entries.
     pub svnapot: bool,
     /// RISC-V Svpbmt: memory types.
@@ -134,4 +141,334 @@ pub trait Visitor {
 
     /// Runs with the configured format.
     fn visit<F: Format>(self, format: F) -> Self::Output;
+}
+
+/// Configures the format of that name and visits it.
+///
+/// # Errors
+///
+/// [`ConfigError`] if the format has no such option or the widths do not go together.
+pub fn with_format<V: Visitor>(
+    name: FormatName,
+    options: &Options,
+    visitor: V,
+) -> Result<V::Output, ConfigError> {
+    use FormatName as Name;
+    match name {
+        Name::ArmS1_4k => Ok(visitor.visit(stage1::<12>(options)?)),
+        Name::ArmS1_16k => Ok(visitor.visit(stage1::<14>(options)?)),
+        Name::ArmS1_64k => Ok(visitor.visit(stage1::<16>(options)?)),
+        Name::ArmS2_4k => Ok(visitor.visit(stage2::<12>(options)?)),
+        Name::ArmS2_16k => Ok(visitor.visit(stage2::<14>(options)?)),
+        Name::ArmS2_64k => Ok(visitor.visit(stage2::<16>(options)?)),
+        Name::ArmLpae32 => Ok(visitor.visit(lpae32(options)?)),
+        Name::ArmMali => Ok(visitor.visit(mali(options)?)),
+        Name::VtdSs => Ok(visitor.visit(second_stage(options)?)),
+        Name::VtdFs => Ok(visitor.visit(long_mode(
+            FirstStage::new,
+            FirstStage::sign_extended,
+            options,
+        )?)),
+        Name::X86_64 => {
+            Ok(visitor.visit(long_mode(LongMode::new, LongMode::sign_extended, options)?))
+        }
+        Name::AmdV2 => Ok(visitor.visit(long_mode(AmdV2::new, AmdV2::sign_extended, options)?)),
+        Name::AmdV1 => Ok(visitor.visit(amd_v1(options)?)),
+        Name::RiscvSv39 => Ok(visitor.visit(riscv(Sv::sv39(), options)?)),
+        Name::RiscvSv48 => Ok(visitor.visit(riscv(Sv::sv48(), options)?)),
+        Name::RiscvSv57 => Ok(visitor.visit(riscv(Sv::sv57(), options)?)),
+        Name::RiscvSv39x4 => Ok(visitor.visit(riscv(Svx4::sv39x4(), options)?)),
+        Name::RiscvSv48x4 => Ok(visitor.visit(riscv(Svx4::sv48x4(), options)?)),
+        Name::RiscvSv57x4 => Ok(visitor.visit(riscv(Svx4::sv57x4(), options)?)),
+    }
+}
+
+impl Options {
+    /// The options that only some ARM formats have.
+    fn of_arm(&self) -> [(&'static str, bool); 4] {
+        [
+            ("the upper half", self.upper_half),
+            ("LPA", self.lpa),
+            ("non-secure", self.non_secure),
+            ("forced write-back", self.s2fwb),
+        ]
+    }
+
+    /// The options that no ARM format has.
+    fn beside_arm(&self) -> [(&'static str, bool); 6] {
+        [
+            ("a number of levels", self.levels.is_some()),
+            ("sign extension", self.sign_extended),
+            ("forced snooping", self.force_snoop),
+            ("execute-disable", self.execute_disable),
+            ("Svnapot", self.svnapot),
+            ("Svpbmt", self.svpbmt),
+        ]
+    }
+
+    fn of_riscv(&self) -> [(&'static str, bool); 2] {
+        [("Svnapot", self.svnapot), ("Svpbmt", self.svpbmt)]
+    }
+}
+
+/// Refuses the first option of the list that is set.
+fn refuse(options: &[(&'static str, bool)]) -> Result<(), ConfigError> {
+    match options.iter().find(|(_, is_set)| *is_set) {
+        Some((option, _)) => Err(ConfigError::Option {
+            option,
+            rule: "this format has no such option",
+        }),
+        None => Ok(()),
+    }
+}
+
+fn stage1<const G: u8>(options: &Options) -> Result<Stage1<G>, ConfigError> {
+    refuse(&options.beside_arm())?;
+    refuse(&[("forced write-back", options.s2fwb)])?;
+    let widths = if options.lpa { (52, 52) } else { (48, 48) };
+    let va_bits = options.va_bits.unwrap_or(widths.0);
+    let oa_bits = options.oa_bits.unwrap_or(widths.1);
+    let mut format = if options.lpa {
+        Stage1::new_lpa(va_bits, oa_bits)?
+    } else {
+        Stage1::new(va_bits, oa_bits)?
+    };
+    if options.upper_half {
+        format = format.in_upper_half();
+    }
+    if options.non_secure {
+        format = format.with_non_secure();
+    }
+    if options.dirty {
+        format = format.with_updates(HardwareUpdates::Dirty);
+    }
+    options
+        .sizes
+        .map_or(Ok(format), |sizes| format.with_sizes(sizes))
+}
+
+fn stage2<const G: u8>(options: &Options) -> Result<Stage2<G>, ConfigError> {
+    refuse(&options.beside_arm())?;
+    refuse(&[
+        ("the upper half", options.upper_half),
+        ("non-secure", options.non_secure),
+    ])?;
+    let widths = if options.lpa { (52, 52) } else { (48, 48) };
+    let va_bits = options.va_bits.unwrap_or(widths.0);
+    let oa_bits = options.oa_bits.unwrap_or(widths.1);
+    let mut format = if options.lpa {
+        Stage2::new_lpa(va_bits, oa_bits)?
+    } else {
+        Stage2::new(va_bits, oa_bits)?
+    };
+    if options.s2fwb {
+        format = format.with_forced_write_back();
+    }
+    if options.dirty {
+        format = format.with_updates(HardwareUpdates::Dirty);
+    }
+    options
+        .sizes
+        .map_or(Ok(format), |sizes| format.with_sizes(sizes))
+}
+
+fn lpae32(options: &Options) -> Result<Lpae32, ConfigError> {
+    refuse(&options.beside_arm())?;
+    refuse(&[
+        ("the upper half", options.upper_half),
+        ("LPA", options.lpa),
+        ("forced write-back", options.s2fwb),
+        ("dirty tracking", options.dirty),
+    ])?;
+    let mut format = Lpae32::new(options.va_bits.unwrap_or(32), options.oa_bits.unwrap_or(40))?;
+    if options.non_secure {
+        format = format.with_non_secure();
+    }
+    options
+        .sizes
+        .map_or(Ok(format), |sizes| format.with_sizes(sizes))
+}
+
+fn mali(options: &Options) -> Result<Mali, ConfigError> {
+    refuse(&options.beside_arm())?;
+    refuse(&options.of_arm())?;
+    refuse(&[("dirty tracking", options.dirty)])?;
+    let format = Mali::new(options.va_bits.unwrap_or(48), options.oa_bits.unwrap_or(40))?;
+    options
+        .sizes
+        .map_or(Ok(format), |sizes| format.with_sizes(sizes))
+}
+
+fn second_stage(options: &Options) -> Result<SecondStage, ConfigError> {
+    refuse(&options.of_arm())?;
+    refuse(&options.of_riscv())?;
+    refuse(&[
+        ("sign extension", options.sign_extended),
+        ("execute-disable", options.execute_disable),
+    ])?;
+    let va_bits = options.va_bits.unwrap_or(match options.levels {
+        Some(3) => 39,
+        Some(5) => 57,
+        _ => 48,
+    });
+    let mut format = SecondStage::new(va_bits)?;
+    if let Some(levels) = options.levels {
+        format = format.with_levels(levels)?;
+    }
+    if let Some(oa_bits) = options.oa_bits {
+        format = format.with_oa_bits(oa_bits)?;
+    }
+    if options.force_snoop {
+        format = format.with_snoop();
+    }
+    if options.dirty {
+        format = format.with_dirty();
+    }
+    options
+        .sizes
+        .map_or(Ok(format), |sizes| format.with_sizes(sizes))
+}
+
+type NewLongMode<W> = fn(u8) -> Result<LongModeTables<W>, ConfigError>;
+
+fn long_mode<W: Walker>(
+    lower: NewLongMode<W>,
+    sign_extended: NewLongMode<W>,
+    options: &Options,
+) -> Result<LongModeTables<W>, ConfigError> {
+    refuse(&options.of_arm())?;
+    refuse(&options.of_riscv())?;
+    refuse(&[("forced snooping", options.force_snoop)])?;
+    let va_bits = options
+        .va_bits
+        .unwrap_or(if options.levels == Some(5) { 57 } else { 48 });
+    let mut format = if options.sign_extended {
+        sign_extended(va_bits)?
+    } else {
+        lower(va_bits)?
+    };
+    if let Some(levels) = options.levels {
+        format = format.with_levels(levels)?;
+    }
+    if let Some(oa_bits) = options.oa_bits {
+        format = format.with_oa_bits(oa_bits)?;
+    }
+    if options.execute_disable {
+        format = format.with_execute_disable();
+    }
+    if options.dirty {
+        format = format.with_dirty();
+    }
+    options
+        .sizes
+        .map_or(Ok(format), |sizes| format.with_sizes(sizes))
+}
+
+fn amd_v1(options: &Options) -> Result<V1, ConfigError> {
+    refuse(&options.of_arm())?;
+    refuse(&options.of_riscv())?;
+    refuse(&[
+        ("sign extension", options.sign_extended),
+        ("execute-disable", options.execute_disable),
+    ])?;
+    let bits_of = |levels: u8| 12_u8.saturating_add(levels.saturating_mul(9)).min(64);
+    let mut format = match (options.levels, options.va_bits) {
+        (None, None) => V1::new(),
+        (Some(levels), va_bits) => V1::fixed(levels, va_bits.unwrap_or(bits_of(levels)))?,
+        (None, Some(va_bits)) => {
+            V1::fixed(va_bits.saturating_sub(12).div_ceil(9).clamp(1, 6), va_bits)?
+        }
+    };
+    if let Some(oa_bits) = options.oa_bits {
+        format = format.with_oa_bits(oa_bits)?;
+    }
+    if options.force_snoop {
+        format = format.with_force_coherence();
+    }
+    if options.dirty {
+        format = format.with_dirty();
+    }
+    options
+        .sizes
+        .map_or(Ok(format), |sizes| format.with_sizes(sizes))
+}
+
+fn riscv<S: Stage>(base: Paging<S>, options: &Options) -> Result<Paging<S>, ConfigError> {
+    refuse(&options.of_arm())?;
+    refuse(&[
+        ("an input address width", options.va_bits.is_some()),
+        ("a number of levels", options.levels.is_some()),
+        ("forced snooping", options.force_snoop),
+        ("execute-disable", options.execute_disable),
+    ])?;
+    let mut format = base;
+    if let Some(oa_bits) = options.oa_bits {
+        format = format.with_oa_bits(oa_bits)?;
+    }
+    if options.svnapot {
+        format = format.with_svnapot();
+    }
+    if options.svpbmt {
+        format = format.with_svpbmt();
+    }
+    if options.dirty {
+        format = format.with_dirty();
+    }
+    options
+        .sizes
+        .map_or(Ok(format), |sizes| format.with_sizes(sizes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conformance;
+
+    struct Check;
+
+    impl Visitor for Check {
+        type Output = Result<(), conformance::Violation>;
+
+        fn visit<F: Format>(self, format: F) -> Self::Output {
+            conformance::check(format)
+        }
+    }
+
+    #[test]
+    fn every_name_parses_back_and_conforms_by_default() {
+        for &name in FormatName::ALL {
+            assert_eq!(name.as_str().parse(), Ok(name));
+            assert_eq!(
+                with_format(name, &Options::default(), Check),
+                Ok(Ok(())),
+                "{name}"
+            );
+        }
+        assert_eq!("arm-s3-4k".parse::<FormatName>(), Err(UnknownFormat));
+    }
+
+    #[test]
+    fn an_option_that_a_format_lacks_is_refused_by_name() {
+        let upper = Options {
+            upper_half: true,
+            ..Options::default()
+        };
+        assert!(with_format(FormatName::ArmS1_4k, &upper, Check).is_ok());
+        for name in [FormatName::ArmS2_4k, FormatName::VtdSs, FormatName::AmdV1] {
+            assert_eq!(
+                with_format(name, &upper, Check),
+                Err(ConfigError::Option {
+                    option: "the upper half",
+                    rule: "this format has no such option"
+                }),
+                "{name}"
+            );
+        }
+        let levels = Options {
+            levels: Some(4),
+            ..Options::default()
+        };
+        assert!(with_format(FormatName::ArmS1_4k, &levels, Check).is_err());
+        assert!(with_format(FormatName::VtdSs, &levels, Check).is_ok());
+    }
 }

@@ -27,7 +27,7 @@ pub enum Law {
     F7,
     /// Addresses are linear.
     F8,
-    /// The published bit is ignored.
+    /// The pending bit is ignored.
     F9,
     /// Decoding is total, and its results keep to what walkers rely on.
     F10,
@@ -198,14 +198,18 @@ fn check_empty<F: Format>(format: &F) -> Result<(), Violation> {
 
 /// F3 and F9 for tables of our own encoder.
 fn check_tables<F: Format>(format: &F) -> Result<(), Violation> {
-    At::new(Law::F9, Level::LEAF, F::PUBLISHED).holds(
-        F::PUBLISHED.count_ones() <= 1,
-        "the published bit is one bit or none",
+    At::new(Law::F9, Level::LEAF, F::PENDING).holds(
+        F::PENDING.count_ones() <= 1,
+        "the pending bit is one bit or none",
     )?;
     for level in (1..=format.geometry().max_top.0).map(Level) {
         At::new(Law::F3, level, 0).holds(
             format.child(0, level).is_none(),
             "`child` of an empty item is `None`",
+        )?;
+        At::new(Law::F9, level, 0).holds(
+            format.exact_child(0, level).is_none(),
+            "`exact_child` of an empty item is `None`",
         )?;
         for oa in addresses(F::GRANULE, format.oa_bits()) {
             let word = format.encode_table(oa, level);
@@ -226,19 +230,29 @@ fn check_tables<F: Format>(format: &F) -> Result<(), Violation> {
                 "`child` agrees with `decode`",
             )?;
 
-            let published = word | F::PUBLISHED;
-            let at = At::new(Law::F9, level, published);
+            let pending = word | F::PENDING;
+            let at = At::new(Law::F9, level, pending);
             at.holds(
-                word & F::PUBLISHED == 0,
-                "`encode_table` leaves the published bit clear",
+                format
+                    .exact_child(word, level)
+                    .is_none_or(|exact| exact == oa),
+                "`exact_child` agrees with `child` or is `None`",
             )?;
             at.holds(
-                format.decode(published, level) == Ok(table),
-                "the published bit changes nothing that `decode` says",
+                F::PENDING == 0 || format.exact_child(pending, level).is_none(),
+                "`exact_child` of a pending table is `None`",
             )?;
             at.holds(
-                format.child(published, level) == Some(oa),
-                "the published bit changes nothing that `child` says",
+                word & F::PENDING == 0,
+                "`encode_table` leaves the pending bit clear",
+            )?;
+            at.holds(
+                format.decode(pending, level) == Ok(table),
+                "the pending bit changes nothing that `decode` says",
+            )?;
+            at.holds(
+                format.child(pending, level) == Some(oa),
+                "the pending bit changes nothing that `child` says",
             )?;
             check_neighbours(format, word, level)?;
         }
@@ -357,9 +371,10 @@ fn check_marks<F: Format>(format: &F, word: u64, size: PageSize, oa: Oa) -> Resu
     let level = F::level_of(size);
     let at = At::leaf(Law::F6, level, size, word);
     at.holds(word & F::PRESENT != 0, "a leaf has a present bit")?;
-    if level > Level::LEAF {
-        return Ok(());
-    }
+    At::leaf(Law::F9, level, size, word).holds(
+        level == Level::LEAF || format.exact_child(word, level).is_none(),
+        "`exact_child` of a leaf is `None`",
+    )?;
     if F::item_count(size) > 1 {
         return at.holds(
             word & F::GROUPED != 0,
@@ -370,6 +385,9 @@ fn check_marks<F: Format>(format: &F, word: u64, size: PageSize, oa: Oa) -> Resu
         word & F::GROUPED == 0,
         "a leaf of one item has no grouped bit",
     )?;
+    if level > Level::LEAF {
+        return Ok(());
+    }
     At::leaf(Law::F8, level, size, word).holds(
         format.decode_oa(word) == oa,
         "`decode_oa` inverts `encode_oa`",
@@ -494,8 +512,8 @@ fn check_word<F: Format>(format: &F, word: u64, level: Level) -> Result<(), Viol
                 "a table is aligned to its size",
             )?;
             At::new(Law::F9, level, word).holds(
-                format.decode(word ^ F::PUBLISHED, level) == decoded,
-                "the published bit changes nothing that `decode` says",
+                format.decode(word ^ F::PENDING, level) == decoded,
+                "the pending bit changes nothing that `decode` says",
             )
         }
         Ok(Entry::Leaf(leaf)) => {

@@ -237,7 +237,7 @@ pub enum ConfigError {
 /// - **F8** (linear addresses): inside an aligned window of `2^OA_LINEAR_LG2` bytes,
 ///   `encode_oa(a + d) = encode_oa(a) + encode_oa(d)`; its bits and those of the attributes are
 ///   disjoint, and [`decode_oa`](Self::decode_oa) inverts it for single-item leaves of level 0.
-/// - **F9** (pending bit): [`PUBLISHED`](Self::PUBLISHED) changes nothing that `decode` and
+/// - **F9** (pending bit): [`PENDING`](Self::PENDING) changes nothing that `decode` and
 ///   `child` say of a table entry, but [`exact_child`](Self::exact_child) refuses it, as it
 ///   refuses empty items and leaves.
 /// - **F10** (total): `decode` and [`fields`](Self::fields) accept every word at every level.
@@ -257,7 +257,7 @@ pub trait Format: Copy + fmt::Debug + Eq + Send + Sync + 'static {
 
     /// Software bit of a table entry that says "not written back to memory yet"; 0 where the
     /// format has no bit that hardware ignores, so that it cannot serve walkers that do not snoop.
-    const PUBLISHED: u64;
+    const PENDING: u64;
 
     /// Base-2 logarithm of the window in which [`encode_oa`](Self::encode_oa) is linear.
     const OA_LINEAR_LG2: u8 = 64;
@@ -305,13 +305,12 @@ pub trait Format: Copy + fmt::Debug + Eq + Send + Sync + 'static {
     /// `None` if it is no pointer. For words of our own encoder only.
     fn child(&self, word: u64, level: Level) -> Option<Oa>;
 
-    /// As [`child`](Self::child), in as few instructions as possible: `Some` for the very word that
-    /// [`encode_table`](Self::encode_table) makes, `None` for empty items, leaves and pending
-    /// tables. Either for a table entry that hardware or software has marked otherwise, as long
-    /// as the address is right.
+    /// As [`child`](Self::child), in as few instructions as possible, for fast paths that turn to
+    /// `child` when it fails: `None` for empty items, leaves and pending tables, and wherever a
+    /// pointer is not of the ordinary kind.
     #[inline]
     fn exact_child(&self, word: u64, level: Level) -> Option<Oa> {
-        if word & Self::PUBLISHED == 0 {
+        if word & Self::PENDING == 0 {
             self.child(word, level)
         } else {
             None

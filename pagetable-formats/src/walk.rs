@@ -43,7 +43,7 @@ pub struct Walked {
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Fault {
-    /// The table does not decode the address.
+    /// The table does not decode the address, or the root is of a level that the format lacks.
     #[error("address {iova} is outside of what the table decodes")]
     OutsideWindow {
         /// The address.
@@ -99,7 +99,10 @@ pub fn walk<F: Format>(
     mut seen: impl FnMut(&Step),
 ) -> Result<Walked, Fault> {
     let geometry = format.geometry();
-    if !geometry.contains(iova) || !root_spans(format, root.level, iova) {
+    if root.level > geometry.max_top
+        || !geometry.contains(iova)
+        || !root_spans(format, root.level, iova)
+    {
         return Err(Fault::OutsideWindow { iova });
     }
     let mut rights = Rights::ALL;
@@ -239,6 +242,13 @@ pub fn visit<F: Format>(
     read: impl FnMut(Oa) -> Option<u64>,
     found: impl FnMut(&Found) -> ControlFlow<()>,
 ) -> Result<(), VisitError> {
+    let iova = Iova::new(0_u64.wrapping_sub(format.geometry().bias()));
+    if root.level > format.geometry().max_top {
+        return Err(VisitError::Fault {
+            iova,
+            fault: Fault::OutsideWindow { iova },
+        });
+    }
     let mut visitor = Visitor {
         format,
         read,

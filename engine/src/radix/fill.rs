@@ -383,7 +383,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
             supply.add(1)?;
         }
         let page = supply.take().ok_or(OutOfMemory { size: F::GRANULE })?;
-        let pending = if M::SNOOPED { 0 } else { F::PUBLISHED };
+        let pending = if M::SNOOPED { 0 } else { F::PENDING };
         let word = self.format.encode_table(page, level) | pending;
         match item.compare_exchange(0, word, Ordering::Release, Ordering::Acquire) {
             Ok(_) => {
@@ -403,9 +403,9 @@ impl<F: Format, M: TableMemory> Table<F, M> {
     /// Makes sure that walkers that do not snoop see the link `word` in `item`.
     #[inline]
     pub(super) fn publish(&self, item: &AtomicU64, word: u64) {
-        if !M::SNOOPED && word & F::PUBLISHED != 0 {
+        if !M::SNOOPED && word & F::PENDING != 0 {
             flush_items(&self.memory, core::slice::from_ref(item));
-            item.fetch_and(!F::PUBLISHED, Ordering::Release);
+            item.fetch_and(!F::PENDING, Ordering::Release);
         }
     }
 

@@ -158,7 +158,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
     ///
     /// As for [`new`](Self::new).
     pub fn with_config(format: F, memory: M, config: TableConfig) -> Result<Self, TableError> {
-        if !M::SNOOPED && F::PUBLISHED == 0 {
+        if !M::SNOOPED && F::PENDING == 0 {
             return Err(TableError::NotSnooped);
         }
         let sizes = format.sizes();
@@ -384,7 +384,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         let (mut node, mut level) = (node, level);
         while level > bottom {
             let word = node.item(iova, level).load(Ordering::Acquire);
-            if !M::SNOOPED && word & F::PUBLISHED != 0 {
+            if !M::SNOOPED && word & F::PENDING != 0 {
                 return None;
             }
             node = self.child(word, level)?;

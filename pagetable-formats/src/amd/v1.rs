@@ -283,7 +283,7 @@ impl Format for V1 {
     const PRESENT: u64 = PRESENT;
     const GROUPED: u64 = NEXT_LEVEL.mask();
     /// One of the bits 4:1, which the figure of a PDE marks as ignored.
-    const PUBLISHED: u64 = bit(1);
+    const PENDING: u64 = bit(1);
 
     #[inline]
     fn geometry(&self) -> Geometry {

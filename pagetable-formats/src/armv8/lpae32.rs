@@ -248,7 +248,7 @@ macro_rules! narrow_vmsav8_64 {
             const GRANULE: PageSize = <$wide>::GRANULE;
             const PRESENT: u64 = <$wide>::PRESENT;
             const GROUPED: u64 = <$wide>::GROUPED;
-            const PUBLISHED: u64 = <$wide>::PUBLISHED;
+            const PENDING: u64 = <$wide>::PENDING;
             const BREAK_BEFORE_MAKE: bool = <$wide>::BREAK_BEFORE_MAKE;
 
             #[inline]

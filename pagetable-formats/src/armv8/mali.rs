@@ -133,7 +133,7 @@ impl Format for Mali {
     const GRANULE: PageSize = Tables::GRANULE;
     const PRESENT: u64 = VALID;
     const GROUPED: u64 = 0;
-    const PUBLISHED: u64 = bit(55);
+    const PENDING: u64 = bit(55);
     const BREAK_BEFORE_MAKE: bool = true;
 
     #[inline]

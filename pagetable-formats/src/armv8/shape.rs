@@ -19,13 +19,15 @@ pub(super) const TABLE_OR_PAGE: u64 = bit(1);
 pub(super) const AF: u64 = bit(10);
 /// DBM: hardware may mark the page written to.
 pub(super) const DBM: u64 = bit(51);
+/// nT: block translation entry; keeps a block that changes its size out of the TLBs (D8.7.2).
+pub(super) const NT: u64 = bit(16);
 /// Contiguous: the item is one of a group that makes one entry.
 pub(super) const CONTIGUOUS: u64 = bit(52);
 /// SH[1:0], absent with LPA2.
 pub(super) const SH: crate::Bits<9, 8> = crate::Bits;
-/// The lowest bit that the manual leaves to software in leaves and ignores in tables of both
-/// stages and all security states.
-pub(super) const SOFTWARE: u64 = bit(56);
+/// Ignored in table descriptors (table D8-49), whatever the granule and the address width; ours
+/// marks a table that is not written back yet.
+pub(super) const PENDING: u64 = bit(2);
 
 /// The widths of an output address that `PS` and `IPS` encode, by their code.
 pub(super) const OA_WIDTHS: [u8; 7] = [32, 36, 40, 42, 44, 48, 52];
@@ -238,6 +240,18 @@ impl<const G: u8> Shape<G> {
     pub(super) const fn child(self, word: u64) -> Option<Oa> {
         if word & (VALID | TABLE_OR_PAGE) == VALID | TABLE_OR_PAGE {
             Some(self.decode_oa(word))
+        } else {
+            None
+        }
+    }
+
+    /// As [`child`](Self::child), for a pointer that holds `fixed` besides an address below
+    /// `2^LINEAR_LG2`. Everything else differs in the low bits.
+    #[inline]
+    pub(super) const fn exact_child(word: u64, fixed: u64) -> Option<Oa> {
+        let rest = word.wrapping_sub(TABLE_OR_PAGE | VALID | fixed);
+        if rest & Self::GRANULE.offset_mask() == 0 {
+            Some(Oa::new(rest))
         } else {
             None
         }

@@ -16,7 +16,7 @@
 
 use super::fields::{self, Dialect};
 use super::memory::AttributeIndices;
-use super::shape::{AF, CONTIGUOUS, DBM, Kind, SH, SOFTWARE, Shape, VALID};
+use super::shape::{AF, CONTIGUOUS, DBM, Kind, NT, PENDING, SH, Shape, VALID};
 use super::{Granule, Half, HardwareUpdates, TableWalk, Tcr};
 use crate::{
     Bits, ConfigError, DirtyRule, Entry, Field, Format, Geometry, Leaf, Level, Memory, Oa,
@@ -245,7 +245,8 @@ impl<const G: u8> Format for Stage1<G> {
     const GRANULE: PageSize = Shape::<G>::GRANULE;
     const PRESENT: u64 = VALID;
     const GROUPED: u64 = CONTIGUOUS;
-    const PUBLISHED: u64 = SOFTWARE;
+    const PENDING: u64 = PENDING;
+    const BLOCK_MARK: u64 = NT;
     const OA_LINEAR_LG2: u8 = Shape::<G>::LINEAR_LG2;
     const BREAK_BEFORE_MAKE: bool = true;
 
@@ -320,6 +321,11 @@ impl<const G: u8> Format for Stage1<G> {
     #[inline]
     fn child(&self, word: u64, _level: Level) -> Option<Oa> {
         self.shape.child(word)
+    }
+
+    #[inline]
+    fn exact_child(&self, word: u64, _level: Level) -> Option<Oa> {
+        Shape::<G>::exact_child(word, self.tables)
     }
 
     #[inline]

@@ -13,7 +13,7 @@
 use super::fields::{self, Dialect};
 use super::granule::{item_lg2, natural_top};
 use super::memory::MemAttr;
-use super::shape::{AF, CONTIGUOUS, DBM, Kind, SH, SOFTWARE, Shape, VALID};
+use super::shape::{AF, CONTIGUOUS, DBM, Kind, NT, PENDING, SH, Shape, VALID};
 use super::{Granule, HardwareUpdates, TableWalk, Vtcr};
 use crate::{
     Bits, ConfigError, DirtyRule, Entry, Field, Format, Geometry, Leaf, Level, Memory, Oa,
@@ -264,7 +264,8 @@ impl<const G: u8> Format for Stage2<G> {
     const GRANULE: PageSize = Shape::<G>::GRANULE;
     const PRESENT: u64 = VALID;
     const GROUPED: u64 = CONTIGUOUS;
-    const PUBLISHED: u64 = SOFTWARE;
+    const PENDING: u64 = PENDING;
+    const BLOCK_MARK: u64 = NT;
     const OA_LINEAR_LG2: u8 = Shape::<G>::LINEAR_LG2;
     const BREAK_BEFORE_MAKE: bool = true;
 
@@ -341,6 +342,11 @@ impl<const G: u8> Format for Stage2<G> {
     #[inline]
     fn child(&self, word: u64, _level: Level) -> Option<Oa> {
         self.shape.child(word)
+    }
+
+    #[inline]
+    fn exact_child(&self, word: u64, _level: Level) -> Option<Oa> {
+        Shape::<G>::exact_child(word, 0)
     }
 
     #[inline]

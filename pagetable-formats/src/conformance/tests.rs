@@ -92,7 +92,7 @@ impl Format for Tiny {
     const GRANULE: PageSize = PAGE;
     const PRESENT: u64 = P;
     const GROUPED: u64 = G;
-    const PUBLISHED: u64 = PUB;
+    const PENDING: u64 = PUB;
 
     fn geometry(&self) -> Geometry {
         let max_top = Level(2);

@@ -340,7 +340,7 @@ impl<S: Stage> Format for Paging<S> {
     const PRESENT: u64 = VALID;
     const GROUPED: u64 = NAPOT;
     /// The lower bit of RSW, which hardware ignores (section "Sv32").
-    const PUBLISHED: u64 = bit(8);
+    const PENDING: u64 = bit(8);
 
     #[inline]
     fn geometry(&self) -> Geometry {

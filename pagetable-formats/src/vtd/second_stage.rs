@@ -42,7 +42,7 @@ const ACCESSED: u64 = bit(8);
 /// D: written through, leaves only. Ignored as A is.
 const DIRTY: u64 = bit(9);
 /// Ignored by hardware: says that a table entry was written back to memory.
-const PUBLISHED: u64 = bit(10);
+const PENDING: u64 = bit(10);
 /// SNP: accesses snoop whatever the request says. Leaves only.
 const SNOOP: u64 = bit(11);
 /// Address of the next table or of the page.
@@ -226,7 +226,7 @@ impl Format for SecondStage {
     const GRANULE: PageSize = PageSize::KIB_4;
     const PRESENT: u64 = READ | WRITE;
     const GROUPED: u64 = 0;
-    const PUBLISHED: u64 = PUBLISHED;
+    const PENDING: u64 = PENDING;
 
     #[inline]
     fn geometry(&self) -> Geometry {

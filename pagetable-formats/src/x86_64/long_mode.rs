@@ -47,7 +47,7 @@ const DIRTY: u64 = bit(6);
 /// PS: the entry is a leaf. Levels above 0 only.
 const PAGE_SIZE: u64 = bit(7);
 /// Ignored by hardware: says that a table entry was written back to memory.
-const PUBLISHED: u64 = bit(9);
+const PENDING: u64 = bit(9);
 /// PAT of a large page, where the address would otherwise be.
 const LARGE_PAT: u64 = bit(12);
 /// Address of the next table or of the page.
@@ -235,7 +235,7 @@ impl<W: Walker> Format for LongModeTables<W> {
     const GRANULE: PageSize = PageSize::KIB_4;
     const PRESENT: u64 = PRESENT;
     const GROUPED: u64 = 0;
-    const PUBLISHED: u64 = PUBLISHED;
+    const PENDING: u64 = PENDING;
 
     #[inline]
     fn geometry(&self) -> Geometry {

@@ -114,7 +114,7 @@ fn pointers_carry_the_level_of_the_table_they_stand_in() {
         };
         assert_eq!(format.decode(word, Level(level)), Ok(Entry::Table(entry)));
         assert_eq!(
-            format.decode(word | V1::PUBLISHED, Level(level)),
+            format.decode(word | V1::PENDING, Level(level)),
             Ok(Entry::Table(entry))
         );
     }
@@ -460,8 +460,8 @@ fn an_exact_child_is_a_pointer_that_nobody_marked() {
     for level in (1..=5).map(Level) {
         let word = format.encode_table(table, level);
         assert_eq!(format.exact_child(word, level), Some(table));
-        assert_eq!(format.exact_child(word | V1::PUBLISHED, level), None);
-        assert_eq!(format.child(word | V1::PUBLISHED, level), Some(table));
+        assert_eq!(format.exact_child(word | V1::PENDING, level), None);
+        assert_eq!(format.child(word | V1::PENDING, level), Some(table));
         assert_eq!(format.exact_child(0, level), None);
     }
     for size in format.sizes().iter().filter(|size| size.lg2() > 20) {

@@ -361,8 +361,8 @@ fn an_exact_child_is_a_pointer_that_nobody_marked() {
     let table = Oa::new(0x00ff_ffff_ffff_f000);
     let word = format.encode_table(table, Level(3));
     assert_eq!(format.exact_child(word, Level(3)), Some(table));
-    assert_eq!(format.exact_child(word | Sv::PUBLISHED, Level(3)), None);
-    assert_eq!(format.child(word | Sv::PUBLISHED, Level(3)), Some(table));
+    assert_eq!(format.exact_child(word | Sv::PENDING, Level(3)), None);
+    assert_eq!(format.child(word | Sv::PENDING, Level(3)), Some(table));
     assert_eq!(format.exact_child(0, Level(3)), None);
     for size in format.sizes().iter().filter(|size| size.lg2() > 12) {
         for prot in [Prot::R.privileged(), Prot::RW.executable()] {

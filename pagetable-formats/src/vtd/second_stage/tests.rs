@@ -70,7 +70,7 @@ fn encodes_the_words_of_the_specification() {
     );
     assert_eq!(f.encode_table(Oa::new(0x8800_1000), Level(1)), 0x8800_1003);
     // The lowest bit that hardware ignores everywhere.
-    assert_eq!(SecondStage::PUBLISHED, 0x400);
+    assert_eq!(SecondStage::PENDING, 0x400);
     // Device memory, execution and privilege have no bits here.
     assert_eq!(
         item(f, PAGE, KIB_4, Prot::RW.device().executable().privileged()),

@@ -65,7 +65,7 @@ fn encodes_the_words_of_the_specification() {
         0x000f_ffff_ffff_f025
     );
     // The lowest bit that every walker ignores.
-    assert_eq!(LongMode::PUBLISHED, 0x200);
+    assert_eq!(LongMode::PENDING, 0x200);
     // Writes without reads do not exist; memory types and execution have no bits by default.
     assert_eq!(item(PAGE, KIB_4, Prot::W), 0x1_2345_6067);
     assert_eq!(
