@@ -1,5 +1,6 @@
 //! The processor that is measured on.
 
+use std::time::Duration;
 use std::{fs, io};
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -32,4 +33,16 @@ pub fn name() -> String {
         || "unknown processor".to_owned(),
         |(_, name)| name.trim().to_owned(),
     )
+}
+
+/// Returns how long the calling thread was ready to run but did not, since it started; zero where
+/// the system does not tell.
+pub fn waited() -> Duration {
+    // Nanoseconds on the processor, nanoseconds waiting for it, number of slices.
+    let stat = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let nanos = stat
+        .split_whitespace()
+        .nth(1)
+        .and_then(|nanos| nanos.parse().ok());
+    Duration::from_nanos(nanos.unwrap_or(0))
 }

@@ -109,15 +109,19 @@ impl Visitor for Prepare {
 
     fn visit<F: Format>(self, format: F) -> Work {
         let mut subject = Subject::leak(format);
-        self.workload.map(&mut subject);
-        if self.operation == Operation::Map {
-            self.workload.unmap(&mut subject);
+        let Self {
+            operation,
+            workload,
+            count,
+        } = self;
+        workload.map(&mut subject);
+        if operation == Operation::Map {
+            workload.unmap(&mut subject);
         }
-        let iovas = self.workload.iovas()[..self.count].to_vec();
-        match self.operation {
-            Operation::Map => Box::new(move || map(&mut subject, &iovas)),
-            Operation::Unmap => Box::new(move || unmap(&mut subject, &iovas)),
-            Operation::Lookup => Box::new(move || lookup(&subject, &iovas)),
+        match operation {
+            Operation::Map => Box::new(move || map(&mut subject, &workload.iovas()[..count])),
+            Operation::Unmap => Box::new(move || unmap(&mut subject, &workload.iovas()[..count])),
+            Operation::Lookup => Box::new(move || lookup(&subject, &workload.iovas()[..count])),
         }
     }
 }

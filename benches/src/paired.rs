@@ -2,15 +2,23 @@
 //!
 //! Every side runs for a few milliseconds, then the next one, round about. A ratio is taken inside
 //! each turn, where both sides saw the same machine, and the median of these ratios is the result.
-//! When a yardstick itself spreads too far, the turn is repeated.
+//! A side that another process interrupted runs again, and when a yardstick spreads too far all the
+//! same, the measurement is repeated.
 
 use core::fmt;
 use std::time::{Duration, Instant};
 
+use crate::cpu;
 use crate::workload::{Phase, Times};
 
 /// Time that one side runs for before the next one does.
-const BATCH: Duration = Duration::from_millis(3);
+const BATCH: Duration = Duration::from_millis(2);
+
+/// Time of a batch that other processes may have.
+const MAX_WAIT: Duration = Duration::from_micros(20);
+
+/// Batches that are thrown away at most because other processes had more.
+const MAX_INTERRUPTED_COUNT: usize = 20;
 
 /// Turns of a measurement: enough for a median that outliers do not move.
 const TURN_COUNT: usize = 31;
@@ -48,6 +56,18 @@ impl<'a, K> Side<'a, K> {
         }
     }
 
+    /// Runs a batch that no other process interrupted, if the machine allows it.
+    fn quiet_batch(&mut self) -> Times {
+        for _ in 0..MAX_INTERRUPTED_COUNT {
+            let waited = cpu::waited();
+            let times = self.batch();
+            if cpu::waited().saturating_sub(waited) <= MAX_WAIT {
+                return times;
+            }
+        }
+        self.batch()
+    }
+
     fn batch(&mut self) -> Times {
         let mut sum = Times::default();
         for _ in 0..self.round_count {
@@ -73,7 +93,7 @@ pub struct Turns<K> {
 
 impl<K: Copy + Eq> Turns<K> {
     /// Lets the sides run in turns, again while one of `yardsticks` is too noisy, at most three
-    /// times; the quietest of them is the result.
+    /// times; the quietest of these measurements is the result.
     pub fn measure(sides: &mut [Side<'_, K>], yardsticks: &[(K, Phase)]) -> Self {
         let noise = |turns: &Self| {
             let spreads = yardsticks
@@ -98,7 +118,7 @@ impl<K: Copy + Eq> Turns<K> {
         let mut times: Vec<Vec<Times>> = sides.iter().map(|_| Vec::new()).collect();
         for _ in 0..TURN_COUNT {
             for (side, times) in sides.iter_mut().zip(&mut times) {
-                times.push(side.batch());
+                times.push(side.quiet_batch());
             }
         }
         Self {

@@ -209,20 +209,11 @@ pub struct Measured {
 ///
 /// Yardsticks that do not exist on this processor are left out.
 pub fn measure(subject: &impl Make, name: WorkloadName, rows: &[Row]) -> Vec<Measured> {
-    let mut yardsticks: Vec<(Yardstick, Phase)> = Vec::new();
-    for row in rows {
-        for bar in row.bars.iter().filter(|bar| bar.yardstick.is_available()) {
-            let wanted = (bar.yardstick, bar.yardstick.phase(row.phase));
-            if !yardsticks.contains(&wanted) {
-                yardsticks.push(wanted);
-            }
-        }
-    }
     let workload = Workload::new(name);
     let turns = match name {
-        W10Fifo => pool::with_cold_pages(|| new_tables(subject, &workload, &yardsticks)),
-        W10Lifo => new_tables(subject, &workload, &yardsticks),
-        _ => used_tables(subject, &workload, &yardsticks),
+        W10Fifo => pool::with_cold_pages(|| new_tables(subject, &workload, rows)),
+        W10Lifo => new_tables(subject, &workload, rows),
+        _ => used_tables(subject, &workload, rows),
     };
     let mut measured = Vec::new();
     for &row in rows {
@@ -246,14 +237,10 @@ pub fn measure(subject: &impl Make, name: WorkloadName, rows: &[Row]) -> Vec<Mea
 }
 
 /// Measures in tables that earlier rounds have created.
-fn used_tables(
-    subject: &impl Make,
-    workload: &Workload,
-    yardsticks: &[(Yardstick, Phase)],
-) -> Turns<Who> {
+fn used_tables(subject: &impl Make, workload: &Workload, rows: &[Row]) -> Turns<Who> {
     subject.with(|tables| {
         let side = Side::new(Who::Subject, || workload.round(tables));
-        run(side, yardsticks, |yardstick| match yardstick {
+        run(side, rows, |yardstick| match yardstick {
             Y9 => used(Stage2Tables::default(), workload),
             #[cfg(target_arch = "x86_64")]
             Y8 => used(MultiarchTables::default(), workload),
@@ -269,15 +256,11 @@ fn used<T: Tables + 'static>(mut tables: T, workload: &Workload) -> Rounds<'_> {
 }
 
 /// Measures in tables that each round makes and ends; only the calls of the workload are timed.
-fn new_tables(
-    subject: &impl Make,
-    workload: &Workload,
-    yardsticks: &[(Yardstick, Phase)],
-) -> Turns<Who> {
+fn new_tables(subject: &impl Make, workload: &Workload, rows: &[Row]) -> Turns<Who> {
     let side = Side::new(Who::Subject, || {
         subject.with(|tables| workload.round(tables))
     });
-    run(side, yardsticks, |yardstick| match yardstick {
+    run(side, rows, |yardstick| match yardstick {
         Y9 => new(MakeDefault::<Stage2Tables>::new(), workload),
         #[cfg(target_arch = "x86_64")]
         Y8 => new(MakeDefault::<MultiarchTables>::new(), workload),
@@ -293,20 +276,23 @@ fn new<M: Make>(make: M, workload: &Workload) -> Rounds<'_> {
 
 fn run<'a>(
     subject: Side<'a, Who>,
-    yardsticks: &[(Yardstick, Phase)],
+    rows: &[Row],
     rounds_of: impl Fn(Yardstick) -> Rounds<'a>,
 ) -> Turns<Who> {
     let mut sides = vec![subject];
-    let mut names: Vec<Yardstick> = yardsticks.iter().map(|&(yardstick, _)| yardstick).collect();
+    let bars = rows.iter().flat_map(|row| row.bars);
+    let mut names: Vec<Yardstick> = bars.map(|bar| bar.yardstick).collect();
+    names.retain(|name| name.is_available());
     names.sort_unstable();
     names.dedup();
     for name in names {
         sides.push(Side::new(Who::Yardstick(name), rounds_of(name)));
     }
-    let decisive = yardsticks
-        .iter()
-        .map(|&(name, phase)| (Who::Yardstick(name), phase));
-    Turns::measure(&mut sides, &decisive.collect::<Vec<_>>())
+    let deciding = rows.iter().map(|row| {
+        let yardstick = row.bars[0].yardstick;
+        (Who::Yardstick(yardstick), yardstick.phase(row.phase))
+    });
+    Turns::measure(&mut sides, &deciding.collect::<Vec<_>>())
 }
 
 /// Returns how much slower the slowest 2 MiB region of W2 is mapped than the fastest (P2).

@@ -137,6 +137,15 @@ impl Pages {
             .then_some(u64::from_le_bytes(*bytes))
     }
 
+    /// Returns the number of bytes.
+    #[expect(
+        clippy::len_without_is_empty,
+        reason = "tables without any memory are no case of use"
+    )]
+    pub fn len(&self) -> u64 {
+        self.pages.len() as u64 * PAGE_LEN as u64
+    }
+
     /// Returns the number of pages.
     pub fn count(&self) -> usize {
         self.pages.len()

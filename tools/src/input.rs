@@ -7,7 +7,7 @@ use std::path::Path;
 use flate2::bufread::MultiGzDecoder;
 
 /// Most bytes that a trace or a flush file may hold once decompressed.
-pub const MAX_TEXT_LEN: u64 = 1 << 30;
+pub const MAX_TEXT_LEN: u64 = 512 << 20;
 /// Most bytes of one line.
 pub const MAX_LINE_LEN: usize = 1024;
 

@@ -1,1 +1,16 @@
-fn main() {}
+//! The `iopt` command.
+
+mod cli;
+mod explain;
+mod failure;
+mod formats;
+mod output;
+mod reference;
+mod replay;
+mod walk;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::run()
+}

@@ -228,20 +228,6 @@ impl MapSync {
         }
     }
 
-    /// Adds what a later map of the same table leaves to do.
-    pub(crate) fn absorb(&mut self, later: Self) {
-        let Some(new) = later.work else { return };
-        match &mut self.work {
-            None => self.work = Some(new),
-            Some(work) => {
-                work.changes.absorb(&new.changes);
-                // A gap only means that pages of other operations wait for this sync, too.
-                work.retired = work.retired.hull(new.retired);
-                work.new_root = new.new_root.or(work.new_root);
-            }
-        }
-    }
-
     /// Returns whether nothing is left to do.
     pub const fn is_empty(&self) -> bool {
         self.work.is_none()

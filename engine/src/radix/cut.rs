@@ -2,13 +2,15 @@
 
 use core::ops::ControlFlow;
 
-use iopt_formats::{DirtyRule, Entry, Format, Iova, IovaRange, Leaf, Level, Oa, PageSize};
+use iopt_formats::{
+    DirtyRule, Entry, Format, Iova, IovaRange, Leaf, Level, Oa, PageSize, PageSizes, Prot,
+};
 
 use crate::invalidation::{Changes, Flushed, Gather, Invalidate, RetiredSpan};
-use crate::mem::TableMemory;
-use crate::radix::node::{Supply, flush_items};
+use crate::mem::{OutOfMemory, TableMemory};
+use crate::radix::node::{Node, Supply, flush_items};
 use crate::radix::protect::replace_item;
-use crate::radix::{CutError, Mapper, Slot, Table};
+use crate::radix::{CutError, Mapper, Table};
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
 
 /// What the instance allows when a valid entry changes its size. Formats that know no such rule
@@ -135,7 +137,8 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
         Ok(Gather::new(changes, table.id, RetiredSpan::NONE).sync(hardware)?)
     }
 
-    /// Cuts one entry: into smaller groups or items of its own level, or into a table.
+    /// Cuts one entry once: into smaller groups or items of its own level, or into tables. The
+    /// pieces may still be larger than `size`.
     fn cut_entry<I: Invalidate>(
         &self,
         live: Live,
@@ -144,50 +147,30 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
         hardware: &I,
     ) -> Result<(), CutError> {
         let table = self.table;
-        let smaller = table
-            .sizes
-            .up_to(size)
-            .largest()
-            .ok_or(CutError::NoSize { size })?;
+        let allowed = table.sizes.up_to(live.leaf.size).without(live.leaf.size);
+        let item_lg2 = F::item_lg2(live.level);
         let swap = bbm.swap::<F>(live.start, live.leaf.size)?;
         let slot = table.descend(live.start, live.level);
         let (items, _) = slot.span(live.start, live.last());
-        let item_lg2 = F::item_lg2(live.level);
-        if live.leaf.size.lg2() > item_lg2 {
-            let same_level = table
-                .sizes
-                .up_to(size)
-                .largest()
-                .filter(|s| s.lg2() >= item_lg2);
-            // An item that is no size of its own is a step on the way to a table.
-            let piece = same_level.unwrap_or(PageSize::from_lg2(item_lg2));
+        // As large as allowed, so that what lies outside of the range stays large.
+        let same_level = |limit: PageSizes| limit.largest().filter(|size| size.lg2() >= item_lg2);
+        let piece = same_level(allowed.up_to(size)).or(same_level(allowed));
+        if let Some(piece) = piece {
             return self.regroup(live, items, piece, swap, hardware);
         }
-        // Below this item: a table of the largest pieces that fit in it.
+        // Items of a group that are no size of their own become tables one after the other, which
+        // only a format without a rule about it, or a window, allows.
+        if items.len() > 1 && swap == Swap::Mark {
+            let iova = Iova::new(live.start);
+            return Err(CutError::NeedsFaultWindow {
+                iova,
+                size: live.leaf.size,
+            });
+        }
         let below = Level(live.level.0 - 1);
-        let piece = if F::level_of(smaller) == below {
-            smaller
-        } else {
-            // A step down at a time; the pieces are cut again.
-            table
-                .sizes
-                .up_to(live.leaf.size)
-                .without(live.leaf.size)
-                .largest()
-                .filter(|s| F::level_of(*s) == below)
-                .unwrap_or(PageSize::from_lg2(F::item_lg2(below)))
-        };
         let mut supply = Supply::<F, M>::empty(&table.memory);
-        supply.add(1)?;
-        let page = supply
-            .take()
-            .ok_or(crate::mem::OutOfMemory { size: F::GRANULE })?;
-        table
-            .split_item(&items[0], live, page, piece, swap, hardware)
-            .inspect_err(|_| {
-                supply.put_back(page);
-            })?;
-        Ok(())
+        supply.add(items.len() * Table::<F, M>::subtree_count(below, allowed))?;
+        table.split_items(items, live, allowed, swap, &mut supply, hardware)
     }
 
     /// Rewrites the items of a group as entries of `piece`, of the same level.
@@ -303,90 +286,133 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         Ok(())
     }
 
-    /// Replaces the leaf in `item` by a table at `page` whose leaves are of size `piece`.
-    fn split_item<I: Invalidate>(
+    /// Returns the number of tables that one item above `level` becomes, cut to the largest pages
+    /// of `allowed`.
+    fn subtree_count(level: Level, allowed: PageSizes) -> usize {
+        match level.below() {
+            Some(below) if Self::largest_of(level, allowed).is_none() => {
+                1 + (Self::subtree_count(below, allowed) << F::item_count_lg2())
+            }
+            _ => 1,
+        }
+    }
+
+    /// Returns the largest page of `allowed` that is made of items of `level`.
+    fn largest_of(level: Level, allowed: PageSizes) -> Option<PageSize> {
+        let span = PageSize::from_lg2(F::item_lg2(level) + F::item_count_lg2() - 1);
+        let largest = allowed.up_to(span).largest()?;
+        (F::level_of(largest) == level).then_some(largest)
+    }
+
+    /// Replaces the leaf that `items` make by tables whose leaves are the largest of `allowed`.
+    fn split_items<I: Invalidate>(
         &self,
-        item: &AtomicU64,
+        items: &[AtomicU64],
         live: Live,
-        page: Oa,
-        piece: PageSize,
+        allowed: PageSizes,
         swap: Swap,
+        supply: &mut Supply<'_, F, M>,
         hardware: &I,
     ) -> Result<(), CutError> {
         let rule = self.format.dirty_rule();
+        let is_dirty = |word: u64| rule.is_some_and(|rule| rule.is_dirty(word));
+        let mut dirty = items
+            .iter()
+            .any(|item| is_dirty(item.load(Ordering::Relaxed)));
         match swap {
             Swap::Direct => {}
             Swap::Mark => {
-                item.fetch_or(F::BLOCK_MARK, Ordering::Relaxed);
-                flush_items(&self.memory, core::slice::from_ref(item));
+                for item in items {
+                    item.fetch_or(F::BLOCK_MARK, Ordering::Relaxed);
+                }
+                flush_items(&self.memory, items);
                 self.flush_live(&live, hardware)?;
             }
             Swap::Break => {
-                let word = item.swap(0, Ordering::Relaxed);
-                flush_items(&self.memory, core::slice::from_ref(item));
+                for item in items {
+                    dirty |= is_dirty(item.swap(0, Ordering::Relaxed));
+                }
+                flush_items(&self.memory, items);
                 self.flush_live(&live, hardware)?;
-                self.write_pieces(
-                    page,
-                    live,
-                    piece,
-                    rule.is_some_and(|rule| rule.is_dirty(word)),
-                );
-                item.store(
-                    self.format.encode_table(page, live.level),
-                    Ordering::Release,
-                );
-                self.finish_link(item);
-                return Ok(());
             }
         }
-        let mut old = item.load(Ordering::Relaxed);
-        loop {
-            self.write_pieces(
-                page,
-                live,
-                piece,
-                rule.is_some_and(|rule| rule.is_dirty(old)),
-            );
+        let item_len = PageSize::from_lg2(F::item_lg2(live.level)).bytes();
+        let below = Level(live.level.0 - 1);
+        let linked = |item: &AtomicU64| self.child(item.load(Ordering::Acquire), live.level);
+        for (index, item) in items.iter().enumerate() {
+            let oa = Oa::new(live.oa().get() + index as u64 * item_len);
+            let page = self.build(below, oa, live.leaf.prot, allowed, dirty, supply)?;
             let link = self.format.encode_table(page, live.level);
-            // Fails only if hardware marked the block dirty meanwhile.
-            match item.compare_exchange(old, link, Ordering::Release, Ordering::Relaxed) {
-                Ok(_) => break,
-                Err(now) => old = now,
+            // A write through the old entry up to this very moment counts for all pieces.
+            let late = is_dirty(item.swap(link, Ordering::AcqRel)) && !dirty;
+            flush_items(&self.memory, core::slice::from_ref(item));
+            if late {
+                dirty = true;
+                items[..=index]
+                    .iter()
+                    .filter_map(linked)
+                    .for_each(|child| self.soil_tree(child, below));
             }
         }
-        self.finish_link(item);
         Ok(())
     }
 
-    /// Counts a table that was just linked, and shows it to walkers that do not snoop.
-    fn finish_link(&self, item: &AtomicU64) {
+    /// Makes an unlinked table of `level` that translates like a leaf with these attributes.
+    fn build(
+        &self,
+        level: Level,
+        oa: Oa,
+        prot: Prot,
+        allowed: PageSizes,
+        dirty: bool,
+        supply: &mut Supply<'_, F, M>,
+    ) -> Result<Oa, OutOfMemory> {
+        let page = supply.take().ok_or(OutOfMemory { size: F::GRANULE })?;
         self.page_count.fetch_add(1, Ordering::Relaxed);
-        flush_items(&self.memory, core::slice::from_ref(item));
-    }
-
-    /// Writes leaves of `piece` for the whole of `live` to the unlinked table at `page`.
-    fn write_pieces(&self, page: Oa, live: Live, piece: PageSize, dirty: bool) {
-        let below = Level(live.level.0 - 1);
-        let slot = Slot {
-            node: self.node_at(page),
-            level: below,
-            word: 0,
-        };
-        let (items, _) = slot.span(live.start, live.last());
-        let per_piece = 1 << (piece.lg2() - F::item_lg2(below));
+        let items = self.node_at(page).items();
+        let item_len = PageSize::from_lg2(F::item_lg2(level)).bytes();
+        let piece = Self::largest_of(level, allowed);
         let rule = self.format.dirty_rule();
         for (index, item) in items.iter().enumerate() {
-            let oa = Oa::new(live.oa().get() + (index / per_piece) as u64 * piece.bytes());
-            let word = self
-                .format
-                .leaf_item(oa, piece, live.leaf.prot, index % per_piece);
-            let word = match rule {
-                Some(rule) if dirty => rule.soil(word),
-                Some(rule) => rule.clean(word),
-                None => word,
+            let item_oa = oa.get() + index as u64 * item_len;
+            let word = match (piece, level.below()) {
+                (Some(piece), _) => {
+                    let entry_oa = Oa::new(item_oa & !piece.offset_mask());
+                    let index = (item_oa & piece.offset_mask()) / item_len;
+                    let word = self.format.leaf_item(entry_oa, piece, prot, index as usize);
+                    match rule {
+                        Some(rule) if dirty => rule.soil(word),
+                        Some(rule) => rule.clean(word),
+                        None => word,
+                    }
+                }
+                (None, Some(below)) => {
+                    let child =
+                        self.build(below, Oa::new(item_oa), prot, allowed, dirty, supply)?;
+                    self.format.encode_table(child, level)
+                }
+                (None, None) => return Err(OutOfMemory { size: F::GRANULE }),
             };
             item.store(word, Ordering::Relaxed);
         }
         flush_items(&self.memory, items);
+        Ok(page)
+    }
+
+    /// Marks every leaf of a tree dirty.
+    fn soil_tree(&self, node: Node<'_, F>, level: Level) {
+        let Some(rule) = self.format.dirty_rule() else {
+            return;
+        };
+        for item in node.items() {
+            let word = item.load(Ordering::Acquire);
+            match level
+                .below()
+                .and_then(|below| Some((self.child(word, level)?, below)))
+            {
+                Some((child, below)) => self.soil_tree(child, below),
+                None => soil_item(item, rule),
+            }
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Filling the tables of one mapping: in one hopeful pass, or checked first.
+//! Checking and filling the tables of one mapping.
 
 use iopt_formats::{Format, Iova, Level, Oa, PageSize, PageSizes, Prot};
 
@@ -6,53 +6,58 @@ use crate::invalidation::{Changes, RetiredSpan};
 use crate::mem::{OutOfMemory, TableMemory};
 use crate::radix::job::{Chunk, Job};
 use crate::radix::node::{Node, Supply, flush_items};
-use crate::radix::unmap::clear_items;
 use crate::radix::{MapError, Slot, Table};
 use crate::sync::atomic::{AtomicU64, Ordering};
 
-/// Items in a cache line.
-const LINE_ITEMS: usize = crate::mem::LINE_LEN / 8;
-
-/// Stores `word`, `word + step`, .. to `items` as long as they are empty, and returns how many it
-/// stored. One pass over each cache line: the loads and the stores of a line stay together.
+/// Returns whether all `items` are empty.
 #[inline]
-pub(super) fn fill_items(items: &[AtomicU64], mut word: u64, step: u64) -> usize {
-    let (lines, rest) = items.as_chunks::<LINE_ITEMS>();
-    for (index, line) in lines.iter().enumerate() {
-        if line
-            .iter()
-            .fold(0, |seen, item| seen | item.load(Ordering::Relaxed))
-            != 0
-        {
-            return index * LINE_ITEMS;
+pub(super) fn is_clear(items: &[AtomicU64]) -> bool {
+    /// Independent chains, so that the loop runs at the speed of loads and not of one chain.
+    const CHAINS: usize = 4;
+    let mut seen = [0; CHAINS];
+    let (groups, rest) = items.as_chunks::<{ 2 * CHAINS }>();
+    for group in groups {
+        for (index, item) in group.iter().enumerate() {
+            seen[index % CHAINS] |= item.load(Ordering::Relaxed);
         }
-        for item in line {
+    }
+    for item in rest {
+        seen[0] |= item.load(Ordering::Relaxed);
+    }
+    seen.into_iter().fold(0, |seen, word| seen | word) == 0
+}
+
+/// Stores `word`, `word + step`, .. to `items`.
+#[inline]
+pub(super) fn store_items(items: &[AtomicU64], mut word: u64, step: u64) {
+    let (groups, rest) = items.as_chunks::<8>();
+    for group in groups {
+        for item in group {
             item.store(word, Ordering::Relaxed);
             word = word.wrapping_add(step);
         }
     }
-    for (index, item) in rest.iter().enumerate() {
-        if item.load(Ordering::Relaxed) != 0 {
-            return lines.len() * LINE_ITEMS + index;
-        }
+    for item in rest {
         item.store(word, Ordering::Relaxed);
         word = word.wrapping_add(step);
     }
-    items.len()
 }
 
-/// What a careful map needs.
-#[derive(Default)]
+/// What filling some mappings needs.
 pub(super) struct Need {
     pub(super) table_count: usize,
-    /// Empty tables that larger leaves replace.
+    /// Empty tables that larger leaves may replace.
     pub(super) replaced_count: usize,
+    /// Whether a mapping has no smaller pages to do without replacing.
+    pub(super) must_replace: bool,
+    /// Level of the root that reaches the mappings.
+    top: Level,
     /// The table last counted as missing at each level, by its IOVA over its span.
     counted: [Option<u64>; 6],
 }
 
-/// What a careful map may use and what it did.
-pub(super) struct Careful<'s, 't, F: Format, M: TableMemory> {
+/// What a fill may use and what it did.
+pub(super) struct Filling<'s, 't, F: Format, M: TableMemory> {
     pub(super) supply: &'s mut Supply<'t, F, M>,
     pub(super) may_replace: bool,
     pub(super) changes: Changes,
@@ -69,6 +74,22 @@ pub(super) enum Missing {
 }
 
 impl Need {
+    /// Needs nothing yet, for mappings up to `last`.
+    pub(super) fn up_to<F: Format, M: TableMemory>(table: &Table<F, M>, last: u64) -> Self {
+        Self {
+            table_count: 0,
+            replaced_count: 0,
+            must_replace: false,
+            top: table.top_for(last),
+            counted: [None; 6],
+        }
+    }
+
+    /// Returns the level of the root that reaches the mappings.
+    pub(super) const fn top(&self) -> Level {
+        self.top
+    }
+
     /// Counts the tables of levels `bottom..` below an empty item, once each.
     pub(super) fn count<F: Format>(&mut self, iova: u64, missing: Missing, bottom: Level) {
         let Missing::At(level) = missing else { return };
@@ -85,8 +106,17 @@ impl Need {
 }
 
 impl<F: Format, M: TableMemory> Table<F, M> {
-    /// Returns the table of level `bottom` on the path of `iova`.
-    pub(super) fn find_table(&self, iova: u64, bottom: Level) -> Result<Node<'_, F>, Missing> {
+    /// Returns the table of level `bottom` on the path of `iova`, under a root that will have
+    /// level `top`.
+    pub(super) fn find_table(
+        &self,
+        iova: u64,
+        bottom: Level,
+        top: Level,
+    ) -> Result<Node<'_, F>, Missing> {
+        if !self.reaches(iova) {
+            return Err(Missing::At(top));
+        }
         let Slot { node, level, word } = self.descend(iova, bottom);
         if level == bottom {
             return Ok(node);
@@ -98,88 +128,30 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         })
     }
 
-    /// Fills the items of `job` in one pass. On an obstacle, returns the first address that was
-    /// not filled.
-    pub(super) fn fill(&self, job: Job) -> Result<(), u64> {
-        job.try_for_each::<F, u64>(|chunk| {
-            let level = F::level_of(chunk.size);
-            let node = self.find_published(chunk.iova, level).ok_or(chunk.iova)?;
-            let filled = self.fill_chunk(node, chunk, job.prot);
-            let wanted = (chunk.last - chunk.iova) >> F::item_lg2(level);
-            if filled as u64 > wanted {
-                Ok(())
-            } else {
-                Err(chunk.iova + ((filled as u64) << F::item_lg2(level)))
-            }
-        })
-    }
-
-    /// As [`find_table`](Self::find_table), if hardware that does not snoop can see the path.
-    fn find_published(&self, iova: u64, bottom: Level) -> Option<Node<'_, F>> {
-        let (root, top) = self.root_node();
-        self.table_above_leaf(root, top, bottom, iova)
-    }
-
-    /// Fills the items of a chunk up to the first that is not empty; returns their number.
-    fn fill_chunk(&self, node: Node<'_, F>, chunk: Chunk, prot: Prot) -> usize {
-        let level = F::level_of(chunk.size);
-        let slot = Slot {
-            node,
-            level,
-            word: 0,
-        };
-        let (items, _) = slot.span(chunk.iova, chunk.last);
+    /// Stores the leaves of a chunk to `items`.
+    fn store_chunk(&self, items: &[AtomicU64], chunk: Chunk, prot: Prot) {
         let first = self.format.leaf_attributes(prot, chunk.size)
             | self.format.encode_oa(Oa::new(chunk.oa));
         let entry_step = self.format.encode_oa(Oa::new(chunk.size.bytes()));
         let item_count = F::item_count(chunk.size);
-        let mut filled = 0;
         if item_count == 1 {
-            filled = fill_items(items, first, entry_step);
+            store_items(items, first, entry_step);
         } else {
             let item_step = self.format.item_step(chunk.size);
             let mut word = first;
             for entry in items.chunks(item_count) {
-                let done = fill_items(entry, word, item_step);
-                filled += done;
-                if done < entry.len() {
-                    break;
-                }
+                store_items(entry, word, item_step);
                 word = word.wrapping_add(entry_step);
             }
         }
-        flush_items(&self.memory, &items[..filled]);
-        filled
-    }
-
-    /// Clears what [`fill`](Self::fill) filled below `end`.
-    pub(super) fn unfill(&self, job: Job, end: u64) {
-        let done = job.try_for_each::<F, ()>(|chunk| {
-            if chunk.iova >= end {
-                return Err(());
-            }
-            let level = F::level_of(chunk.size);
-            if let Ok(node) = self.find_table(chunk.iova, level) {
-                let slot = Slot {
-                    node,
-                    level,
-                    word: 0,
-                };
-                let (items, _) = slot.span(chunk.iova, chunk.last.min(end - 1));
-                clear_items(items);
-                flush_items(&self.memory, items);
-            }
-            Ok(())
-        });
-        // `Err` only says that the end was met.
-        let _ = done;
+        flush_items(&self.memory, items);
     }
 
     /// Checks that nothing of `job` is mapped and counts what filling it needs.
     pub(super) fn check(&self, job: Job, need: &mut Need) -> Result<(), MapError> {
         job.try_for_each::<F, MapError>(|chunk| {
             let level = F::level_of(chunk.size);
-            let node = match self.find_table(chunk.iova, level) {
+            let node = match self.find_table(chunk.iova, level, need.top) {
                 Ok(node) => node,
                 Err(Missing::Leaf) => {
                     return Err(MapError::Occupied {
@@ -197,6 +169,9 @@ impl<F: Format, M: TableMemory> Table<F, M> {
                 word: 0,
             };
             let (items, _) = slot.span(chunk.iova, chunk.last);
+            if is_clear(items) {
+                return Ok(());
+            }
             let item_count = F::item_count(chunk.size);
             for (index, entry) in items.chunks(item_count).enumerate() {
                 let iova = chunk.iova + index as u64 * chunk.size.bytes();
@@ -239,19 +214,18 @@ impl<F: Format, M: TableMemory> Table<F, M> {
                 None => {}
             }
         }
-        // Also where replacing is allowed: it falls back to this if the limbo cannot grow.
+        // Also where replacing is allowed: the fill falls back to this if the limbo cannot grow.
         if has_table {
-            let smaller = job.part(
-                iova,
-                iova + size.offset_mask(),
-                Self::below(job.sizes, size),
-            );
-            if smaller.sizes.is_empty() {
+            let sizes = Self::below(job.sizes, size);
+            if !sizes.is_empty() {
+                return self.check(job.part(iova, iova + size.offset_mask(), sizes), need);
+            }
+            if F::BREAK_BEFORE_MAKE {
                 return Err(MapError::Occupied {
                     iova: Iova::new(iova),
                 });
             }
-            self.check(smaller, need)?;
+            need.must_replace = true;
         }
         Ok(())
     }
@@ -263,52 +237,48 @@ impl<F: Format, M: TableMemory> Table<F, M> {
 
     /// Fills the items of `job`, which [`check`](Self::check) allowed, linking tables from the
     /// supply.
-    pub(super) fn fill_checked(
+    pub(super) fn fill(
         &self,
         job: Job,
-        careful: &mut Careful<'_, '_, F, M>,
+        filling: &mut Filling<'_, '_, F, M>,
     ) -> Result<(), MapError> {
         job.try_for_each::<F, MapError>(|chunk| {
             let level = F::level_of(chunk.size);
-            let node = self.link_path(chunk.iova, level, careful.supply)?;
+            let node = self.link_path(chunk.iova, level, filling.supply)?;
             let slot = Slot {
                 node,
                 level,
                 word: 0,
             };
+            let (items, _) = slot.span(chunk.iova, chunk.last);
+            if is_clear(items) {
+                self.store_chunk(items, chunk, job.prot);
+                return Ok(());
+            }
+            // Empty tables stand in the way of some entries.
             let item_count = F::item_count(chunk.size);
-            let mut rest = chunk;
-            loop {
-                let filled = self.fill_chunk(node, rest, job.prot);
-                let (items, _) = slot.span(rest.iova, rest.last);
-                if filled == items.len() {
-                    return Ok(());
+            for (index, items) in items.chunks(item_count).enumerate() {
+                let distance = index as u64 * chunk.size.bytes();
+                let iova = chunk.iova + distance;
+                let last = iova + chunk.size.offset_mask();
+                let oa = chunk.oa + distance;
+                let sizes = Self::below(job.sizes, chunk.size);
+                if !is_clear(items) {
+                    if F::BREAK_BEFORE_MAKE || !filling.may_replace {
+                        self.fill(job.part(iova, last, sizes), filling)?;
+                        continue;
+                    }
+                    self.unlink_empty(items, iova, level, filling);
                 }
-                // The entry at the obstacle: empty tables are in its way.
-                let entry = filled / item_count;
-                let iova = rest.iova + entry as u64 * chunk.size.bytes();
-                let oa = rest.oa + entry as u64 * chunk.size.bytes();
-                let entry_items = &items[entry * item_count..(entry + 1) * item_count];
-                clear_items(&items[entry * item_count..filled]);
-                let entry_chunk = Chunk {
+                let entry = Chunk {
                     iova,
-                    last: iova + chunk.size.offset_mask(),
+                    last,
                     oa,
                     ..chunk
                 };
-                if F::BREAK_BEFORE_MAKE || !careful.may_replace {
-                    let sizes = Self::below(job.sizes, chunk.size);
-                    self.fill_checked(job.part(iova, entry_chunk.last, sizes), careful)?;
-                } else {
-                    self.unlink_empty(entry_items, iova, level, careful);
-                    self.fill_chunk(node, entry_chunk, job.prot);
-                }
-                if entry_chunk.last == rest.last {
-                    return Ok(());
-                }
-                rest.oa = oa + chunk.size.bytes();
-                rest.iova = entry_chunk.last + 1;
+                self.store_chunk(items, entry, job.prot);
             }
+            Ok(())
         })
     }
 
@@ -319,7 +289,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         items: &[AtomicU64],
         iova: u64,
         level: Level,
-        careful: &mut Careful<'_, '_, F, M>,
+        filling: &mut Filling<'_, '_, F, M>,
     ) {
         for (index, item) in items.iter().enumerate() {
             let word = item.load(Ordering::Acquire);
@@ -328,9 +298,9 @@ impl<F: Format, M: TableMemory> Table<F, M> {
             };
             item.store(0, Ordering::Release);
             let start = iova + ((index as u64) << F::item_lg2(level));
-            let Careful {
+            let Filling {
                 changes, retired, ..
-            } = careful;
+            } = filling;
             self.retire_tree(
                 self.node_at(oa),
                 oa,
@@ -409,13 +379,15 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         }
     }
 
-    /// Calls `each` with one address in the span of each leaf table of `iova..=last`.
-    pub(super) fn each_leaf_table<E>(
+    /// Calls `each` with one address in the span of each table of level `bottom` that
+    /// `iova..=last` needs.
+    pub(super) fn each_table<E>(
         iova: u64,
         last: u64,
+        bottom: Level,
         mut each: impl FnMut(u64) -> Result<(), E>,
     ) -> Result<(), E> {
-        let span = PageSize::from_lg2(F::item_lg2(Level(1)));
+        let span = PageSize::from_lg2(F::item_lg2(bottom) + F::item_count_lg2());
         let mut at = iova;
         loop {
             each(at)?;

@@ -65,37 +65,63 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         }
     }
 
+    /// Returns the level of a root that reaches `last`, which the format can decode.
+    pub(super) fn top_for(&self, last: u64) -> Level {
+        let mut level = self.top.load().level;
+        while last.wrapping_add(self.bias) > self.span(level).reach && level < self.geometry.max_top
+        {
+            level = Level(level.0 + 1);
+        }
+        level
+    }
+
     /// Grows the tree until it reaches `last`, which the format can decode.
     pub(super) fn grow_to(&self, last: u64) -> Result<(), OutOfMemory> {
         loop {
-            let root = self.top.load();
-            if last.wrapping_add(self.bias) <= self.span(root.level).reach {
+            let old = self.top.load();
+            let top = self.top_for(last);
+            if top <= old.level {
                 return Ok(());
             }
-            self.grow_once(root)?;
+            self.replace_root(old, top)?;
         }
     }
 
-    /// Puts one level on top of `old`, unless somebody did so meanwhile.
-    #[expect(unsafe_code, reason = "frees a page that lost the race to be the root")]
-    fn grow_once(&self, old: Root) -> Result<(), OutOfMemory> {
-        let level = Level(old.level.0 + 1);
-        let oa = self.alloc_root(level)?;
-        let node = self.node_at_root(oa, level);
-        // Written back together with its table before anybody sees it.
-        let link = self.format.encode_table(old.oa, level);
-        node.item(0, level).store(link, Ordering::Relaxed);
-        flush_items(&self.memory, node.items());
-        let new = Root { oa, level };
-        let swapped =
-            self.top
-                .0
-                .compare_exchange(pack(old), pack(new), Ordering::Release, Ordering::Relaxed);
+    /// Puts levels on top of `old` up to `top`, all or none, unless somebody did so meanwhile.
+    #[expect(unsafe_code, reason = "frees pages that were never published")]
+    fn replace_root(&self, old: Root, top: Level) -> Result<(), OutOfMemory> {
+        let free = |root: Root| {
+            // SAFETY: the page was allocated below with this size and never published.
+            unsafe {
+                self.memory
+                    .free(root.oa, Self::root_page(&self.format, root.level));
+            }
+        };
+        let mut made = [None; Level::MAX.0 as usize + 1];
+        let mut below = old;
+        for level in (old.level.0 + 1..=top.0).map(Level) {
+            let oa = self.alloc_root(level).inspect_err(|_| {
+                made.iter().copied().flatten().for_each(&free);
+            })?;
+            let node = self.node_at_root(oa, level);
+            // Written back together with its table before anybody sees it.
+            let link = self.format.encode_table(below.oa, level);
+            node.item(0, level).store(link, Ordering::Relaxed);
+            flush_items(&self.memory, node.items());
+            below = Root { oa, level };
+            made[usize::from(level.0)] = Some(below);
+        }
+        let swapped = self.top.0.compare_exchange(
+            pack(old),
+            pack(below),
+            Ordering::Release,
+            Ordering::Relaxed,
+        );
+        let made = made.iter().copied().flatten();
         if swapped.is_ok() {
-            self.page_count.fetch_add(1, Ordering::Relaxed);
+            self.page_count.fetch_add(made.count(), Ordering::Relaxed);
         } else {
-            // SAFETY: `oa` was allocated above with this size and never published.
-            unsafe { self.memory.free(oa, Self::root_page(&self.format, level)) };
+            made.for_each(free);
         }
         Ok(())
     }

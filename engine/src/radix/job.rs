@@ -109,3 +109,10 @@ pub(super) fn usable_sizes(sizes: PageSizes, iova: u64, oa: u64, len_minus_one: 
     };
     PageSizes::from_bits(sizes.bits() & alignment & length)
 }
+
+/// Returns whether [`Format::encode_oa`] is linear over the whole of a run.
+#[inline]
+pub(super) fn is_linear<F: Format>(oa: Oa, len_minus_one: u64) -> bool {
+    F::OA_LINEAR_LG2 >= 64
+        || oa.get() >> F::OA_LINEAR_LG2 == (oa.get() + len_minus_one) >> F::OA_LINEAR_LG2
+}

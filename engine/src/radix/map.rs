@@ -1,18 +1,16 @@
 //! Mapping in general: any sizes, missing tables, lists of runs.
 //!
-//! A map first fills in one pass and hopes. If an item on the way is not empty or a table is
-//! missing, it takes back what it filled and goes the careful way: check everything and count the
-//! tables that are missing, allocate them all, then fill, which cannot fail any more. So a map
-//! that fails leaves no trace, not even an empty table.
+//! A map looks first and then changes: it checks everything and counts the tables that are missing,
+//! allocates them all, and then fills, which cannot fail any more. So a map that fails leaves no
+//! trace: no empty table, and no leaf that a device could have met meanwhile.
 
-use iopt_formats::{Format, Iova, IovaRange, Level, Oa, Prot};
+use iopt_formats::{Format, Iova, IovaRange, Oa, PageSizes, Prot};
 
 use crate::invalidation::{Changes, Kind, MapSync, RetiredSpan};
-use crate::mem::TableMemory;
-use crate::radix::fill::{Careful, Need};
+use crate::mem::{OutOfMemory, TableMemory};
+use crate::radix::fill::{Filling, Need};
 use crate::radix::job::Job;
-use crate::radix::node::{Supply, flush_items};
-use crate::radix::unmap::clear_items;
+use crate::radix::node::Supply;
 use crate::radix::{MapError, MapSide, Mapper, Table};
 use crate::sync::atomic::{Ordering, fence};
 
@@ -26,64 +24,101 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
         oa: Oa,
         prot: Prot,
     ) -> Result<MapSync, MapError> {
-        let job = self.job(range, oa, prot)?;
-        self.run_job(job)
+        let piece = Piece { range, oa };
+        self.map_pieces(core::iter::once(Ok(piece)), prot)
     }
 
-    /// Maps a scatter list: runs of output addresses, one behind the other from `iova` on.
+    /// Maps a scatter list: runs of output addresses and lengths in bytes, one behind the other
+    /// from `iova` on.
     ///
-    /// The list is mapped whole or not at all, and takes one sync. Empty tables that the runs
-    /// before a refused one needed stay linked.
+    /// The list is mapped whole or not at all, and takes one sync. It is gone through twice, so
+    /// hand over an iterator that is cheap to clone, as one over a slice.
     ///
     /// # Errors
     ///
     /// [`MapError`] for the first run that is refused; nothing is mapped then.
     #[doc(alias = "map_sg")]
-    pub fn map_runs(
-        &mut self,
-        iova: Iova,
-        runs: impl IntoIterator<Item = (Oa, u64)>,
-        prot: Prot,
-    ) -> Result<MapSync, MapError> {
-        let mut sync = MapSync::none(self.table.id);
-        let mut next = Some(iova);
-        let mut mapped_last = None;
-        for (oa, len) in runs {
-            let piece = next.and_then(|at| IovaRange::with_len(at, len));
-            let at = next.unwrap_or(iova);
-            let mapped = match piece {
-                Some(range) => self.map(range, oa, prot).map(|done| (done, range.last())),
-                None => Err(MapError::Wraps { iova: at, len }),
-            };
-            match mapped {
-                Ok((done, last)) => {
-                    sync.absorb(done);
-                    mapped_last = Some(last);
-                    next = last.checked_add(1);
-                }
-                Err(error) => {
-                    if let Some(last) = mapped_last {
-                        self.take_back(iova.get(), last.get());
-                    }
-                    return Err(error);
-                }
-            }
+    pub fn map_runs<R>(&mut self, iova: Iova, runs: R, prot: Prot) -> Result<MapSync, MapError>
+    where
+        R: IntoIterator<Item = (Oa, u64)>,
+        R::IntoIter: Clone,
+    {
+        let pieces = pieces(iova, runs.into_iter());
+        let attributes = self.table.page_attributes[prot.index()];
+        let is_quick = attributes != 0
+            && self.table.map_side == MapSide::Silent
+            && pieces
+                .clone()
+                .all(|piece| piece.is_ok_and(|piece| self.is_quick(piece)));
+        if !is_quick {
+            return self.map_pieces(pieces, prot);
         }
-        Ok(sync)
+        for piece in pieces.flatten() {
+            self.store_pages(piece, attributes);
+        }
+        fence(Ordering::Release);
+        Ok(MapSync::none(self.table.id))
     }
 
-    /// Removes the mappings of `iova..=last`, made by one operation that no device knows of.
-    fn take_back(&mut self, iova: u64, last: u64) {
+    /// Maps pieces of rising IOVA, all or none.
+    fn map_pieces(
+        &mut self,
+        pieces: impl Iterator<Item = Result<Piece, MapError>> + Clone,
+        prot: Prot,
+    ) -> Result<MapSync, MapError> {
         let table = self.table;
-        table.each_stretch(iova, last, |_, items, _, _, _| {
-            clear_items(items);
-            flush_items(&table.memory, items);
-        });
+        let Some((start, last)) = bounds(pieces.clone())? else {
+            return Ok(MapSync::none(table.id));
+        };
+        let mut need = Need::up_to(table, last.get());
+        for piece in pieces.clone() {
+            table.check(self.job(piece?, prot)?, &mut need)?;
+        }
+        let mut supply = Supply::empty(&table.memory);
+        supply.add(need.table_count)?;
+        let may_replace = need.replaced_count > 0 && table.reserve_limbo(need.replaced_count);
+        if need.must_replace && !may_replace {
+            return Err(OutOfMemory { size: F::GRANULE }.into());
+        }
+        table.grow_to(last.get())?;
+        let mut filling = Filling {
+            supply: &mut supply,
+            may_replace,
+            changes: Changes {
+                kind: Kind::Added,
+                ..Changes::NONE
+            },
+            retired: RetiredSpan::NONE,
+        };
+        let mut sizes = PageSizes::EMPTY;
+        for piece in pieces {
+            let job = self.job(piece?, prot)?;
+            sizes = sizes.union(job.sizes_used());
+            table.fill(job, &mut filling)?;
+        }
         fence(Ordering::Release);
+        let Filling {
+            mut changes,
+            retired,
+            ..
+        } = filling;
+        if retired != RetiredSpan::NONE {
+            self.forget();
+        }
+        let new_root = self.announce_root();
+        if table.map_side == MapSide::Announced || new_root.is_some() {
+            let range = IovaRange::new(start, last).expect("pieces rise");
+            changes.absorb(&Changes::leaves(range, sizes, Kind::Added));
+        }
+        if changes.range().is_none() {
+            return Ok(MapSync::none(table.id));
+        }
+        Ok(MapSync::new(table.id, changes, retired, new_root))
     }
 
     /// Checks everything about a mapping but the tree.
-    fn job(&self, range: IovaRange, oa: Oa, prot: Prot) -> Result<Job, MapError> {
+    fn job(&self, piece: Piece, prot: Prot) -> Result<Job, MapError> {
+        let Piece { range, oa } = piece;
         let table = self.table;
         let (iova, last) = (range.start().get(), range.last().get());
         if !table
@@ -123,43 +158,6 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
         })
     }
 
-    fn run_job(&mut self, job: Job) -> Result<MapSync, MapError> {
-        let table = self.table;
-        table.grow_to(job.last)?;
-        let range = IovaRange::new(Iova::new(job.iova), Iova::new(job.last))
-            .expect("a job is made of a range");
-        let mut changes = Changes {
-            kind: Kind::Added,
-            ..Changes::NONE
-        };
-        let mut retired = RetiredSpan::NONE;
-        if let Err(filled) = table.fill(job) {
-            table.unfill(job, filled);
-            let mut need = Need::default();
-            table.check(job, &mut need)?;
-            let mut supply = Supply::empty(&table.memory);
-            supply.add(need.table_count)?;
-            let may_replace = need.replaced_count > 0 && table.reserve_limbo(need.replaced_count);
-            let mut careful = Careful {
-                supply: &mut supply,
-                may_replace,
-                changes,
-                retired,
-            };
-            table.fill_checked(job, &mut careful)?;
-            (changes, retired) = (careful.changes, careful.retired);
-        }
-        fence(Ordering::Release);
-        let new_root = self.announce_root();
-        if table.map_side == MapSide::Announced || new_root.is_some() {
-            changes.absorb(&Changes::leaves(range, job.sizes_used(), Kind::Added));
-        }
-        if changes.range().is_none() {
-            return Ok(MapSync::none(table.id));
-        }
-        Ok(MapSync::new(table.id, changes, retired, new_root))
-    }
-
     /// Links every table that mappings of `range` with the smallest pages need, so that maps
     /// inside it cannot run out of memory until [`Table::compact`] unlinks them or a larger leaf
     /// takes their place.
@@ -176,22 +174,61 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
             });
         }
         let table = self.table;
-        table.grow_to(last)?;
-        let mut need = Need::default();
-        Table::<F, M>::each_leaf_table(iova, last, |at| {
-            if let Err(missing) = table.find_table(at, Level::LEAF) {
-                need.count::<F>(at, missing, Level::LEAF);
+        let bottom = F::level_of(table.smallest);
+        let mut need = Need::up_to(table, last);
+        Table::<F, M>::each_table(iova, last, bottom, |at| {
+            if let Err(missing) = table.find_table(at, bottom, need.top()) {
+                need.count::<F>(at, missing, bottom);
             }
             Ok::<(), MapError>(())
         })?;
         let mut supply = Supply::empty(&table.memory);
         supply.add(need.table_count)?;
-        Table::<F, M>::each_leaf_table(iova, last, |at| {
-            match table.link_path(at, Level::LEAF, &mut supply) {
-                // A leaf above level 0 needs no table.
+        table.grow_to(last)?;
+        Table::<F, M>::each_table(iova, last, bottom, |at| {
+            match table.link_path(at, bottom, &mut supply) {
+                // A larger leaf needs no table.
                 Ok(_) | Err(MapError::Occupied { .. }) => Ok(()),
                 Err(error) => Err(error),
             }
         })
     }
+}
+
+/// One run of a mapping.
+#[derive(Clone, Copy)]
+pub(super) struct Piece {
+    pub(super) range: IovaRange,
+    pub(super) oa: Oa,
+}
+
+/// Places runs one behind the other from `iova` on.
+fn pieces(
+    iova: Iova,
+    runs: impl Iterator<Item = (Oa, u64)> + Clone,
+) -> impl Iterator<Item = Result<Piece, MapError>> + Clone {
+    runs.scan(Some(iova), move |next, (oa, len)| {
+        let at = *next;
+        let range = at.and_then(|at| IovaRange::with_len(at, len));
+        *next = range.and_then(|range| range.last().checked_add(1));
+        let iova = at.unwrap_or(Iova::new(u64::MAX));
+        Some(
+            range
+                .map(|range| Piece { range, oa })
+                .ok_or(MapError::Wraps { iova, len }),
+        )
+    })
+}
+
+/// Returns the first and the last address of `pieces`, if there are any.
+fn bounds(
+    pieces: impl Iterator<Item = Result<Piece, MapError>>,
+) -> Result<Option<(Iova, Iova)>, MapError> {
+    let mut bounds = None;
+    for piece in pieces {
+        let range = piece?.range;
+        let (start, _) = bounds.unwrap_or((range.start(), range.last()));
+        bounds = Some((start, range.last()));
+    }
+    Ok(bounds)
 }

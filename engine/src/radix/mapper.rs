@@ -11,8 +11,9 @@ use iopt_formats::{Format, Iova, IovaRange, Level, Oa, PageSize, PageSizes, Prot
 
 use crate::invalidation::{Changes, Gather, Kind, MapSync, RetiredSpan};
 use crate::mem::TableMemory;
-use crate::radix::fill::fill_items;
-use crate::radix::job::usable_sizes;
+use crate::radix::fill::{is_clear, store_items};
+use crate::radix::job::{is_linear, usable_sizes};
+use crate::radix::map::Piece;
 use crate::radix::node::{Inner, Node, flush_items};
 use crate::radix::unmap::{clear_items, is_plain};
 use crate::radix::{MapError, MapSide, Table, Translation, UnmapError, UnmapPolicy, Unmapped};
@@ -228,15 +229,15 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
         let fits = oa.get() <= table.oa_last && len_minus_one <= table.oa_last - oa.get();
         if aligned && fits && self.claims(iova, last) && table.map_side == MapSide::Silent {
             let usable = usable_sizes(table.sizes, iova, oa.get(), len_minus_one);
-            let linear = F::OA_LINEAR_LG2 >= 64
-                || oa.get() >> F::OA_LINEAR_LG2 == (oa.get() + len_minus_one) >> F::OA_LINEAR_LG2;
-            if linear && usable.bits() == F::GRANULE.bytes() {
+            if usable.bits() == F::GRANULE.bytes() && is_linear::<F>(oa, len_minus_one) {
                 let attributes = table.page_attributes[prot.index()];
-                if attributes != 0 && self.map_pages(iova, last, oa, attributes) {
+                let piece = Piece { range, oa };
+                if attributes != 0 && self.map_pages(piece, attributes) {
                     return Ok(MapSync::none(table.id));
                 }
             } else if let Some(size) = usable.largest()
                 && size.offset_mask() == len_minus_one
+                && size.divides(iova)
                 && F::item_count(size) == 1
                 && self.map_block(iova, oa, prot, size)
             {
@@ -247,36 +248,74 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
     }
 
     /// Maps a run of pages whose tables are all there, or does nothing and returns false.
-    fn map_pages(&mut self, iova: u64, last: u64, oa: Oa, attributes: u64) -> bool {
-        let table = self.table;
-        let step = table.format.encode_oa(Oa::new(F::GRANULE.bytes()));
-        let mut word = attributes | table.format.encode_oa(oa);
-        let mut at = iova;
-        loop {
-            let filled = match self.leaf_table(at) {
-                Some(node) => {
-                    let (items, span_last) = node.span(at, last);
-                    let filled = fill_items(items, word, step);
-                    flush_items(&table.memory, &items[..filled]);
-                    if filled == items.len() {
-                        if span_last == last {
-                            fence(Ordering::Release);
-                            return true;
-                        }
-                        at = span_last + 1;
-                        word = word.wrapping_add(step.wrapping_mul(filled as u64));
-                        continue;
-                    }
-                    filled
-                }
-                None => 0,
-            };
-            let filled_end = at.wrapping_add((filled as u64) << F::GRANULE.lg2());
-            if filled_end != iova {
-                self.clear_pages(iova, filled_end.wrapping_sub(1));
-            }
+    fn map_pages(&mut self, piece: Piece, attributes: u64) -> bool {
+        if !self.is_clear(piece.range) {
             return false;
         }
+        self.store_pages(piece, attributes);
+        fence(Ordering::Release);
+        true
+    }
+
+    /// Returns whether the tables of `range`, claimed and aligned to pages, are there and empty.
+    fn is_clear(&mut self, range: IovaRange) -> bool {
+        let (mut at, last) = (range.start().get(), range.last().get());
+        loop {
+            let Some(table) = self.leaf_table(at) else {
+                return false;
+            };
+            let (items, span_last) = table.span(at, last);
+            if !is_clear(items) {
+                return false;
+            }
+            if span_last == last {
+                return true;
+            }
+            at = span_last + 1;
+        }
+    }
+
+    /// Stores the leaves of a run of pages whose tables are all there.
+    pub(super) fn store_pages(&mut self, piece: Piece, attributes: u64) {
+        let table = self.table;
+        let step = table.format.encode_oa(Oa::new(F::GRANULE.bytes()));
+        let mut word = attributes | table.format.encode_oa(piece.oa);
+        let (mut at, last) = (piece.range.start().get(), piece.range.last().get());
+        while let Some(leaf_table) = self.leaf_table(at) {
+            let (items, span_last) = leaf_table.span(at, last);
+            store_items(items, word, step);
+            flush_items(&table.memory, items);
+            if span_last == last {
+                break;
+            }
+            at = span_last + 1;
+            word = word.wrapping_add(step.wrapping_mul(items.len() as u64));
+        }
+    }
+
+    /// Returns whether `piece` is made of single pages and can be stored at once.
+    pub(super) fn is_quick(&mut self, piece: Piece) -> bool {
+        let Piece { range, oa } = piece;
+        let (iova, last) = (range.start().get(), range.last().get());
+        let len_minus_one = range.len_minus_one();
+        let table = self.table;
+        F::GRANULE.divides(iova | oa.get() | last.wrapping_add(1))
+            && self.claims(iova, last)
+            && oa.get() <= table.oa_last
+            && len_minus_one <= table.oa_last - oa.get()
+            && usable_sizes(table.sizes, iova, oa.get(), len_minus_one).bits() == F::GRANULE.bytes()
+            && is_linear::<F>(oa, len_minus_one)
+            && self.is_clear(range)
+    }
+
+    /// Forgets where it walked, because tables were unlinked.
+    pub(super) fn forget(&mut self) {
+        self.recent = [const {
+            Recent {
+                tag: u64::MAX,
+                table: None,
+            }
+        }; RECENT_COUNT];
     }
 
     /// Clears a run of pages whose tables are all there.

@@ -57,6 +57,9 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
             }
         }
         fence(Ordering::Release);
+        if retired != RetiredSpan::NONE {
+            self.forget();
+        }
         Ok(Gather::new(changes, table.id, retired).sync(hardware)?)
     }
 

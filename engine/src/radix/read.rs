@@ -279,4 +279,17 @@ impl<F: Format, M: TableMemory> Table<F, M> {
             prot: leaf.prot,
         })
     }
+
+    /// Returns what the whole entry translates whose first item, at `iova`, is `word`.
+    pub(super) fn entry_run(&self, word: u64, level: Level, iova: u64) -> Option<Run> {
+        let Ok(Entry::Leaf(leaf)) = self.format.decode(word, level) else {
+            return None;
+        };
+        let range = IovaRange::new(Iova::new(iova), Iova::new(iova | leaf.size.offset_mask()))?;
+        Some(Run {
+            range,
+            oa: leaf.oa,
+            prot: leaf.prot,
+        })
+    }
 }

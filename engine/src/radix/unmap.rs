@@ -128,17 +128,34 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
             });
         };
         let table = self.table;
+        let rule = table.format.dirty_rule();
         let done = self.remove(range, policy, |level, items, iova| {
-            let rule = table.format.dirty_rule();
             let item_lg2 = F::item_lg2(level);
+            let is_group = table
+                .leaf_size(items[0].load(Ordering::Relaxed), level)
+                .lg2()
+                > item_lg2;
+            // Hardware marks one item of a group for all of it, so the group goes first. A page
+            // may become dirty up to the very swap.
+            let mut group_dirty = false;
+            let mut first = 0;
             for (index, item) in items.iter().enumerate() {
-                // Hardware may mark the page dirty up to this very moment.
                 let word = item.swap(0, Ordering::Relaxed);
-                let start = iova + ((index as u64) << item_lg2);
                 let dirty = rule.is_some_and(|rule| rule.is_dirty(word));
-                if let Some(run) = table.item_run(word, level, start) {
+                if is_group {
+                    group_dirty |= dirty;
+                    first = if index == 0 { word } else { first };
+                } else if let Some(run) =
+                    table.item_run(word, level, iova + ((index as u64) << item_lg2))
+                {
                     joiner.push(run, dirty).into_iter().for_each(&mut report);
                 }
+            }
+            if let Some(run) = table.entry_run(first, level, iova).filter(|_| is_group) {
+                joiner
+                    .push(run, group_dirty)
+                    .into_iter()
+                    .for_each(&mut report);
             }
         })?;
         joiner.finish().into_iter().for_each(&mut report);

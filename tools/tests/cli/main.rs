@@ -1,0 +1,6 @@
+//! The built command, run on real and on damaged inputs.
+
+mod common;
+mod replay;
+mod usage;
+mod walk;
