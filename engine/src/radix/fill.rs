@@ -1,30 +1,25 @@
 //! Checking and filling the tables of one mapping.
 
+#![expect(unsafe_code, reason = "plain reads of items that the claim covers")]
+
 use iopt_formats::{Format, Iova, Level, Oa, PageSize, PageSizes, Prot};
 
 use crate::invalidation::{Changes, RetiredSpan};
 use crate::mem::{OutOfMemory, TableMemory};
 use crate::radix::job::{Chunk, Job};
-use crate::radix::node::{Node, Supply, flush_items};
+use crate::radix::node::{Node, Supply, flush_items, summarize};
 use crate::radix::{MapError, Slot, Table};
 use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// Returns whether all `items` are empty.
+///
+/// # Safety
+///
+/// As for [`summarize`].
 #[inline]
-pub(super) fn is_clear(items: &[AtomicU64]) -> bool {
-    /// Independent chains, so that the loop runs at the speed of loads and not of one chain.
-    const CHAINS: usize = 4;
-    let mut seen = [0; CHAINS];
-    let (groups, rest) = items.as_chunks::<{ 2 * CHAINS }>();
-    for group in groups {
-        for (index, item) in group.iter().enumerate() {
-            seen[index % CHAINS] |= item.load(Ordering::Relaxed);
-        }
-    }
-    for item in rest {
-        seen[0] |= item.load(Ordering::Relaxed);
-    }
-    seen.into_iter().fold(0, |seen, word| seen | word) == 0
+pub(super) unsafe fn is_clear(items: &[AtomicU64]) -> bool {
+    // SAFETY: the caller's contract is the same.
+    unsafe { summarize(items) }.any == 0
 }
 
 /// Stores `word`, `word + step`, .. to `items`.
@@ -169,7 +164,8 @@ impl<F: Format, M: TableMemory> Table<F, M> {
                 word: 0,
             };
             let (items, _) = slot.span(chunk.iova, chunk.last);
-            if is_clear(items) {
+            // SAFETY: T3: the mapper that checks holds the claim over the whole job.
+            if unsafe { is_clear(items) } {
                 return Ok(());
             }
             let item_count = F::item_count(chunk.size);
@@ -251,7 +247,8 @@ impl<F: Format, M: TableMemory> Table<F, M> {
                 word: 0,
             };
             let (items, _) = slot.span(chunk.iova, chunk.last);
-            if is_clear(items) {
+            // SAFETY: T3: the mapper that fills holds the claim over the whole job.
+            if unsafe { is_clear(items) } {
                 self.store_chunk(items, chunk, job.prot);
                 return Ok(());
             }
@@ -263,7 +260,8 @@ impl<F: Format, M: TableMemory> Table<F, M> {
                 let last = iova + chunk.size.offset_mask();
                 let oa = chunk.oa + distance;
                 let sizes = Self::below(job.sizes, chunk.size);
-                if !is_clear(items) {
+                // SAFETY: as above.
+                if !unsafe { is_clear(items) } {
                     if F::BREAK_BEFORE_MAKE || !filling.may_replace {
                         self.fill(job.part(iova, last, sizes), filling)?;
                         continue;

@@ -4,6 +4,8 @@
 //! them. Those cases are straight lines here: no loop but the walk, no second pass, everything
 //! unusual behind one call that does not return to them.
 
+#![expect(unsafe_code, reason = "plain reads of items that the claim covers")]
+
 use core::fmt;
 
 use iopt_formats::walk::Root;
@@ -265,7 +267,9 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
                 return false;
             };
             let (items, span_last) = table.span(at, last);
-            if !is_clear(items) {
+            // SAFETY: T3: callers checked that the range is claimed, and `&mut self` keeps other
+            // uses of the claim away.
+            if !unsafe { is_clear(items) } {
                 return false;
             }
             if span_last == last {
@@ -427,7 +431,9 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
                 return false;
             };
             let (items, span_last) = table.span(at, last);
-            if !is_plain::<F>(items) {
+            // SAFETY: T3: the caller checked that the range is claimed, and `&mut self` keeps
+            // other uses of the claim away.
+            if !unsafe { is_plain::<F>(items) } {
                 return false;
             }
             if span_last == last {

@@ -2,11 +2,13 @@
 //!
 //! An unmap looks first and then clears, so that a refusal leaves no trace.
 
+#![expect(unsafe_code, reason = "plain reads of items that the claim covers")]
+
 use iopt_formats::{Format, Iova, IovaRange, Level, Oa, PageSize, Prot};
 
 use crate::invalidation::{Changes, Gather, RetiredSpan};
 use crate::mem::TableMemory;
-use crate::radix::node::flush_items;
+use crate::radix::node::{Summary, flush_items, summarize};
 use crate::radix::read::Joiner;
 use crate::radix::{Mapper, Run, Slot, Table, UnmapError};
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
@@ -47,34 +49,21 @@ pub struct Removed {
 }
 
 /// Returns whether all `items` of a leaf table are single pages.
+///
+/// # Safety
+///
+/// As for [`summarize`].
 #[inline]
-pub(super) fn is_plain<F: Format>(items: &[AtomicU64]) -> bool {
-    /// Independent chains, so that the loop runs at the speed of loads and not of one chain.
-    const CHAINS: usize = 4;
-    let mut all = [u64::MAX; CHAINS];
-    let mut any = [0; CHAINS];
-    let (groups, rest) = items.as_chunks::<{ 2 * CHAINS }>();
-    for group in groups {
-        for (index, item) in group.iter().enumerate() {
-            let word = item.load(Ordering::Relaxed);
-            all[index % CHAINS] &= word;
-            any[index % CHAINS] |= word;
-        }
-    }
-    for item in rest {
-        let word = item.load(Ordering::Relaxed);
-        all[0] &= word;
-        any[0] |= word;
-    }
-    let all = all.into_iter().fold(u64::MAX, |seen, word| seen & word);
-    let any = any.into_iter().fold(0, |seen, word| seen | word);
+pub(super) unsafe fn is_plain<F: Format>(items: &[AtomicU64]) -> bool {
+    // SAFETY: the caller's contract is the same.
+    let Summary { any, all } = unsafe { summarize(items) };
     // One bit common to all decides it nearly always; formats whose entries are present by one of
     // several bits need a second look.
-    any & F::GROUPED == 0
-        && (all & F::PRESENT != 0
-            || items
-                .iter()
-                .all(|item| item.load(Ordering::Relaxed) & F::PRESENT != 0))
+    any & F::GROUPED == 0 && (all & F::PRESENT != 0 || items.iter().all(is_present::<F>))
+}
+
+fn is_present<F: Format>(item: &AtomicU64) -> bool {
+    item.load(Ordering::Relaxed) & F::PRESENT != 0
 }
 
 /// Clears `items`.
@@ -276,13 +265,15 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         }
         if slot.level == Level::LEAF && slot.word & F::GROUPED == 0 {
             let (items, span_last) = slot.span(iova, last);
-            let plain = if is_plain::<F>(items) {
+            // SAFETY: T3: only a mapper that holds the claim over `iova..=last` looks for whole
+            // entries.
+            let plain = if unsafe { is_plain::<F>(items) } {
                 items.len()
             } else {
-                items
-                    .iter()
-                    .take_while(|item| is_plain::<F>(core::slice::from_ref(item)))
-                    .count()
+                let is_single = |item: &&AtomicU64| {
+                    is_present::<F>(item) && item.load(Ordering::Relaxed) & F::GROUPED == 0
+                };
+                items.iter().take_while(is_single).count()
             };
             let plain_last =
                 iova.wrapping_add(((plain as u64) << F::GRANULE.lg2()).wrapping_sub(1));

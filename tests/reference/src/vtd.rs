@@ -22,10 +22,12 @@ pub struct Config {
     pub large_pages: u8,
     /// SC of the extended capability register: SNP is a snoop bit and not reserved.
     pub snoop_control: bool,
+    /// DT of the extended capability register: TM (bit 62) of a page is a hint and not reserved.
+    pub device_tlb: bool,
 }
 
 impl Config {
-    /// Hardware with all page sizes, snoop control and 52 address bits.
+    /// Hardware with all page sizes, snoop control and 52 address bits, without device TLBs.
     pub const fn new(root: u64, levels: u8) -> Self {
         Self {
             root,
@@ -33,6 +35,7 @@ impl Config {
             oa_bits: 52,
             large_pages: 3,
             snoop_control: true,
+            device_tlb: false,
         }
     }
 
@@ -86,11 +89,20 @@ impl Config {
                 address,
             });
         }
+        // SNP and TM: of pages only, and where the hardware has them.
+        let (snp, tm) = (bit(word, 11), bit(word, 62));
         if !is_page {
-            return Ok(Entry::Table { address, rights });
+            return if snp || tm {
+                Err(reserved)
+            } else {
+                Ok(Entry::Table { address, rights })
+            };
         }
         // A large page reserves the address bits below its size.
-        if in_place(address, item_bits - 1, 12) != 0 || bit(word, 11) && !self.snoop_control {
+        if in_place(address, item_bits - 1, 12) != 0
+            || snp && !self.snoop_control
+            || tm && !self.device_tlb
+        {
             return Err(reserved);
         }
         if !rights.read && !rights.write {
@@ -109,7 +121,7 @@ impl Config {
             memory: MemoryAttributes::VtdSecond {
                 emt: bits(word, 5, 3) as u8,
                 ipat: bit(word, 6),
-                snp: bit(word, 11),
+                snp,
             },
             level: number,
             word,

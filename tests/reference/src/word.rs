@@ -40,6 +40,7 @@ mod tests {
     #[test]
     fn a_width_of_64_bits_holds_everything() {
         assert!(!exceeds(u64::MAX, 64));
+        assert!(exceeds(1 << 63, 63));
         assert!(exceeds(0x100, 8) && !exceeds(0xff, 8));
     }
 }

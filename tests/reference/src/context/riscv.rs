@@ -1,8 +1,8 @@
 //! RISC-V IOMMU: device and process directories.
 //!
-//! RISC-V IOMMU Architecture Specification, 1.0: 2.1 device directory table, 2.2 process directory
-//! table, 2.3 process to translate an IOVA, 5.2 capabilities. The MSI page tables of extended device
-//! contexts redirect single pages and are not modelled, nor are the 32-bit tables.
+//! RISC-V IOMMU Architecture Specification, 1.0: device directory table, process directory table,
+//! process to translate an IOVA, capabilities. Not modelled: MSI page tables, which redirect single
+//! pages of a guest; 32-bit tables; big-endian tables.
 
 use super::{Binding, Budget, ContextFault, Device, Through, check_pasid, read};
 use crate::riscv::{Config, Stage};
@@ -56,7 +56,7 @@ impl Registers {
         }
     }
 
-    /// Address of the device context (2.1.3).
+    /// Address of the device context, by the process to locate it.
     fn context<M: Memory + ?Sized>(&self, memory: &M, device_id: u32) -> Result<u64, ContextFault> {
         let id = u64::from(device_id);
         let levels = self.levels()?;
@@ -106,11 +106,11 @@ pub fn resolve<M: Memory + ?Sized>(
         _ => {}
     }
     let address = registers.context(memory, device_id)?;
-    let [tc, iohgatp, _, fsc] = read(memory, address)?;
+    let [tc, iohgatp, ta, fsc] = read(memory, address)?;
     if !bit(tc, 0) {
         return Err(ContextFault::NotValid { address });
     }
-    check_context(registers, tc, iohgatp)?;
+    check_context(registers, tc, iohgatp, ta)?;
     let second = g_stage(registers, tc, iohgatp)?;
     let behind = second.map_or(Binding::OPEN, |config| Binding::Table(Table::Riscv(config)));
     behind.check()?;
@@ -125,14 +125,23 @@ pub fn resolve<M: Memory + ?Sized>(
     } else {
         fsc
     };
-    match first_stage(registers, tc, atp)? {
-        None => Ok(behind),
-        Some(first) => behind.nest(Table::Riscv(first)).check(),
+    let Some(mut first) = first_stage(registers, tc, atp)? else {
+        return Ok(behind);
+    };
+    if second.is_some() {
+        // Guest addresses are as wide as an entry holds; the second stage checks them.
+        first.oa_bits = 56;
     }
+    behind.nest(Table::Riscv(first)).check()
 }
 
-/// The rules of 2.1.4 for the bits that matter here.
-fn check_context(registers: &Registers, tc: u64, iohgatp: u64) -> Result<(), ContextFault> {
+/// The device-context configuration checks on `tc` and `ta`.
+fn check_context(
+    registers: &Registers,
+    tc: u64,
+    iohgatp: u64,
+    ta: u64,
+) -> Result<(), ContextFault> {
     let [en_ats, en_pri, t2gpa, pdtv, prpr, gade, sade, dpe] =
         [1, 2, 3, 5, 6, 7, 8, 9].map(|n| bit(tc, n));
     let has_amo_hwad = bit(registers.capabilities, 24);
@@ -148,6 +157,14 @@ fn check_context(registers: &Registers, tc: u64, iohgatp: u64) -> Result<(), Con
         return Err(ContextFault::Illegal {
             field: "DC.tc",
             value: tc,
+        });
+    }
+    // PSCID, and RCID and MCID with the QoS extension (capability 41).
+    let has_qos = bit(registers.capabilities, 41);
+    if bits(ta, 11, 0) != 0 || bits(ta, 39, 32) != 0 || bits(ta, 63, 40) != 0 && !has_qos {
+        return Err(ContextFault::Illegal {
+            field: "DC.ta",
+            value: ta,
         });
     }
     // SBE: the byte order of implicit accesses must be that of the IOMMU.
@@ -168,7 +185,7 @@ fn levels(
 ) -> Result<Option<u8>, ContextFault> {
     let mode = bits(atp, 63, 60);
     match mode {
-        0 if bits(atp, 59, 0) == 0 => Ok(None),
+        0 => Ok(None),
         8..=10 if bit(registers.capabilities, first + mode as u32 - 8) => Ok(Some(mode as u8 - 5)),
         _ => Err(ContextFault::Illegal { field, value: atp }),
     }
@@ -192,6 +209,18 @@ fn first_stage(registers: &Registers, tc: u64, atp: u64) -> Result<Option<Config
     if bit(tc, 11) {
         return Err(ContextFault::Unsupported { field: "DC.tc.SXL" });
     }
+    if bits(atp, 59, 44) != 0 {
+        return Err(ContextFault::Illegal {
+            field: "iosatp",
+            value: atp,
+        });
+    }
+    if bits(atp, 59, 44) != 0 {
+        return Err(ContextFault::Illegal {
+            field: "iosatp",
+            value: atp,
+        });
+    }
     Ok(levels(registers, atp, 9, "iosatp")?.map(|levels| Config {
         hardware_ad: bit(tc, 8),
         ..config(registers, Stage::First, atp, levels)
@@ -200,13 +229,15 @@ fn first_stage(registers: &Registers, tc: u64, atp: u64) -> Result<Option<Config
 
 fn config(registers: &Registers, stage: Stage, atp: u64, levels: u8) -> Config {
     Config {
-        // Svpbmt is a capability; Svnapot comes with every page-based mode.
+        // Svpbmt is a capability; Svnapot is mandatory.
         svpbmt: bit(registers.capabilities, 15),
+        // PAS.
+        oa_bits: (bits(registers.capabilities, 37, 32) as u8).clamp(32, 56),
         ..Config::new(stage, bits(atp, 43, 0) << 12, levels)
     }
 }
 
-/// Finds the first stage's address and mode by process id (2.2). `None` means a bare first stage.
+/// Finds the first stage's address and mode by process id. `None` means a bare first stage.
 fn process_context<M: Memory + ?Sized>(
     registers: &Registers,
     memory: &M,
@@ -215,24 +246,26 @@ fn process_context<M: Memory + ?Sized>(
     pasid: Option<u32>,
     behind: &Binding,
 ) -> Result<Option<u64>, ContextFault> {
+    // MODE 1 to 3: PD8, PD17, PD20, announced by capabilities 38 to 40; bits 59:44 are reserved.
+    let mode = bits(pdtp, 63, 60) as u32;
+    let width = match mode {
+        _ if bits(pdtp, 59, 44) != 0 => None,
+        0 => Some(20),
+        1 if bit(registers.capabilities, 38) => Some(8),
+        2 if bit(registers.capabilities, 39) => Some(17),
+        3 if bit(registers.capabilities, 40) => Some(20),
+        _ => None,
+    };
+    let width = width.ok_or(ContextFault::Illegal {
+        field: "pdtp",
+        value: pdtp,
+    })?;
     // DPE: requests without a process id are those of process 0.
     let id = match pasid {
+        _ if mode == 0 => return Ok(None),
         Some(id) => u64::from(id),
         None if bit(tc, 9) => 0,
         None => return Ok(None),
-    };
-    // MODE 1 to 3: PD8, PD17, PD20, announced by capabilities 38 to 40.
-    let mode = bits(pdtp, 63, 60) as u32;
-    let widths = [8, 17, 20];
-    let width = match mode {
-        0 => return Ok(None),
-        1..=3 if bit(registers.capabilities, 37 + mode) => widths[mode as usize - 1],
-        _ => {
-            return Err(ContextFault::Illegal {
-                field: "pdtp.MODE",
-                value: u64::from(mode),
-            });
-        }
     };
     if exceeds(id, width) {
         return Err(ContextFault::Pasid { pasid });
@@ -274,6 +307,13 @@ fn process_entry<M: Memory + ?Sized>(
     let [ta, fsc] = read(memory, address)?;
     if !bit(ta, 0) {
         return Err(ContextFault::NotValid { address });
+    }
+    // V, ENS, SUM and PSCID.
+    if bits(ta, 11, 3) != 0 || bits(ta, 63, 32) != 0 {
+        return Err(ContextFault::Illegal {
+            field: "PC.ta",
+            value: ta,
+        });
     }
     Ok(fsc)
 }

@@ -54,6 +54,7 @@ impl Registers {
             oa_bits: self.host_address_bits,
             large_pages: bits(self.cap, 37, 34) as u8 & 3,
             snoop_control: bit(self.ecap, 7),
+            device_tlb: bit(self.ecap, 2),
         }))
     }
 

@@ -7,9 +7,9 @@ use iopt_reference::{Fault, PageMap, Setup, Table};
 
 use crate::{LIMIT, OPEN, ids, memory, put};
 
-/// All modes of both stages, Svpbmt, `AMO_HWAD`, ATS, T2GPA, all process directories.
+/// All modes of both stages, Svpbmt, `AMO_HWAD`, ATS, T2GPA, PAS 56, all process directories.
 const CAPABILITIES: u64 =
-    0b111 << 9 | 1 << 15 | 0b111 << 17 | 1 << 24 | 1 << 25 | 1 << 26 | 0b111 << 38;
+    0b111 << 9 | 1 << 15 | 0b111 << 17 | 1 << 24 | 1 << 25 | 1 << 26 | 56 << 32 | 0b111 << 38;
 const EXTENDED: u64 = CAPABILITIES | 1 << 22;
 
 /// Registers with a directory of `levels` at 0x1000.
@@ -61,6 +61,7 @@ fn modes_without_a_directory_decide_for_all_devices() {
     assert_eq!(resolve(&mode(5), &PageMap::new(), 9, None), Err(illegal));
     assert_eq!(devices(&mode(0), &PageMap::new(), LIMIT), Ok(vec![]));
     assert_eq!(devices(&mode(5), &PageMap::new(), LIMIT), Err(illegal));
+    assert_eq!(devices(&mode(1), &PageMap::new(), LIMIT), Ok(vec![]));
 }
 
 #[test]
@@ -157,6 +158,22 @@ fn device_contexts_decode_by_hand() {
         }),
     };
     assert_eq!(of(&ade), Ok(both));
+    let gade = Table::Riscv(Config {
+        hardware_ad: true,
+        ..g_stage(0x8_8000, 3)
+    });
+    assert_eq!(
+        of(&[1 | 1 << 7, atp(8, 0x8_8000), 0, 0]),
+        Ok(Binding::Table(gade))
+    );
+    let sade = Table::Riscv(Config {
+        hardware_ad: true,
+        ..first(0x7_7000, 3)
+    });
+    assert_eq!(
+        of(&[1 | 1 << 8, 0, 0, atp(8, 0x7_7000)]),
+        Ok(Binding::Table(sade))
+    );
     // A G-stage root is 16 KiB.
     let root = 0x8_9000;
     assert_eq!(
@@ -200,7 +217,17 @@ fn misconfigured_contexts_are_refused() {
         illegal("DC.iohgatp", atp(8, 0))
     );
     assert_eq!(of(&[1, 0, 0, atp(7, 0)]), illegal("iosatp", atp(7, 0)));
-    assert_eq!(of(&[1, 0, 0, 5]), illegal("iosatp", 5));
+    let reserved = atp(8, 0) | 1 << 44;
+    assert_eq!(of(&[1, 0, 0, reserved]), illegal("iosatp", reserved));
+    for ta in [1, 1 << 11, 1 << 32, 1 << 39, 1 << 40, 1 << 63] {
+        assert_eq!(of(&[1, 0, ta, 0]), illegal("DC.ta", ta));
+    }
+    let with_qos = Registers {
+        capabilities: EXTENDED | 1 << 41,
+        ..registers(0, 1)
+    };
+    let memory = memory(&[(0x1000, &[1, 0, 0xffff_ff00_ffff_f000, 0])]);
+    assert_eq!(resolve(&with_qos, &memory, 0, None), Ok(OPEN));
     // 32-bit and big-endian tables.
     let unsupported = |field| Err(ContextFault::Unsupported { field });
     assert_eq!(
@@ -292,11 +319,37 @@ fn requests_without_a_process_id_have_a_default() {
         capabilities: EXTENDED & !(1 << 38),
         ..registers
     };
-    let illegal = ContextFault::Illegal {
-        field: "pdtp.MODE",
-        value: 1,
+    let illegal = |value| {
+        Err(ContextFault::Illegal {
+            field: "pdtp",
+            value,
+        })
     };
-    assert_eq!(resolve(&pd8, &memory, 3, None), Err(illegal));
+    assert_eq!(resolve(&pd8, &memory, 3, None), illegal(atp(1, 0x5000)));
+    // Even if no process is asked for.
+    assert_eq!(
+        resolve(&pd8, &with_processes(0, 1, 0), 3, None),
+        illegal(atp(1, 0x5000))
+    );
+    for mode in [4, 8, 9] {
+        let memory = with_processes(0, mode, 0);
+        assert_eq!(
+            resolve(&registers, &memory, 3, None),
+            illegal(atp(mode, 0x5000))
+        );
+    }
+    let mut memory = memory.clone();
+    for word in [1 | 1 << 3, 1 | 1 << 11, 1 | 1 << 32, 1 | 1 << 63] {
+        memory.write64(0x5000, word);
+        let illegal = ContextFault::Illegal {
+            field: "PC.ta",
+            value: word,
+        };
+        assert_eq!(resolve(&registers, &memory, 3, None), Err(illegal));
+    }
+    // ENS, SUM and PSCID mean nothing for the table.
+    memory.write64(0x5000, 0xffff_f007);
+    assert_eq!(resolve(&registers, &memory, 3, None), table);
 }
 
 #[test]
@@ -321,4 +374,33 @@ fn with_a_g_stage_the_process_directory_is_at_guest_addresses() {
         second: Table::Riscv(g_stage(0x8_8000, 3)),
     };
     assert_eq!(resolve(&registers, &memory, 3, None), Ok(both));
+}
+
+#[test]
+fn the_physical_address_size_limits_the_last_stage() {
+    let narrow = Registers {
+        capabilities: EXTENDED & !(0x3f << 32) | 40 << 32,
+        ..registers(0, 1)
+    };
+    let of = |context: &[u64]| resolve(&narrow, &memory(&[(0x1000, context)]), 0, None);
+    let first = |oa_bits| {
+        Table::Riscv(Config {
+            oa_bits,
+            ..first(0x7_7000, 3)
+        })
+    };
+    let second = Table::Riscv(Config {
+        oa_bits: 40,
+        ..g_stage(0x8_8000, 3)
+    });
+    assert_eq!(
+        of(&[1, 0, 0, atp(8, 0x7_7000)]),
+        Ok(Binding::Table(first(40)))
+    );
+    assert_eq!(of(&[1, atp(8, 0x8_8000), 0, 0]), Ok(Binding::Table(second)));
+    let both = Binding::Nested {
+        first: first(56),
+        second,
+    };
+    assert_eq!(of(&[1, atp(8, 0x8_8000), 0, atp(8, 0x7_7000)]), Ok(both));
 }

@@ -233,8 +233,9 @@ fn devices_are_those_with_a_valid_entry() {
 #[test]
 fn substreams_choose_their_own_context_descriptor() {
     // Four CDs in a linear table; S1DSS as given.
-    let with_dss = |dss| {
-        let mut memory = ste(0, &[STAGE_1 | 2 << 59, dss]);
+    let with_dss = |dss: u64| {
+        // S1CIR to S1CSH, next to S1DSS, mean nothing here.
+        let mut memory = ste(0, &[STAGE_1 | 2 << 59, dss | 0xfc]);
         put(&mut memory, 0x80c0, &[CD_0, 0x9_0000, 0, 0, 0, 0, 0, 0]);
         memory
     };
@@ -369,6 +370,13 @@ fn illegal_context_descriptors_are_refused() {
     let mut memory = ste(0, &[STAGE_1, 0]);
     put(&mut memory, 0x8000, &[CD_0 | 1 << 6, 0x2_0000]);
     assert_eq!(resolve(&only_4k, &memory, 0, None), illegal("CD.TG0", 6));
+    put(&mut memory, 0x8000, &[CD_0, 0x2_0000]);
+    assert!(resolve(&only_4k, &memory, 0, None).is_ok());
+    let only_16k = Registers {
+        idr5: 0x25,
+        ..REGISTERS
+    };
+    assert_eq!(resolve(&only_16k, &memory, 0, None), illegal("CD.TG0", 4));
 }
 
 #[test]
@@ -461,6 +469,8 @@ fn stage_2_fields_decode_by_hand() {
     assert!(config.affd && config.ha && config.hd);
     let config = arm(of(20 | 2 << 6, aa64 | 1 << 55, 0));
     assert!(!config.ha && !config.hd);
+    let config = arm(of(20 | 2 << 6, aa64 | 1 << 56, 0));
+    assert!(config.ha && !config.hd);
     // 32-bit LPAE: T0SZ is signed, -8 makes 40 bits; SL0 1 is level 1.
     let config = arm(of(8 | 1 << 6, 0, 0x4000));
     assert!(config.aarch32);
@@ -479,4 +489,88 @@ fn stage_2_fields_decode_by_hand() {
         field: "STE.S2ENDI",
     });
     assert_eq!(of(20 | 2 << 6, aa64 | 1 << 52, 0), big);
+}
+
+#[test]
+fn hardware_updates_no_more_than_it_announces() {
+    // HTTU 0 to 2 in IDR0[7:6]; bit 5 beside it is BTM.
+    for (httu, updates) in [
+        (0, (false, false)),
+        (1, (true, false)),
+        (2, (true, true)),
+        (3, (true, true)),
+    ] {
+        let registers = Registers {
+            idr0: REGISTERS.idr0 & !(3 << 6) | httu << 6 | 1 << 5,
+            ..REGISTERS
+        };
+        let mut memory = ste(0, &[STAGE_1, 0]);
+        put(&mut memory, 0x8000, &[CD_0 | 3 << 42, 0x2_0000]);
+        let first = arm(resolve(&registers, &memory, 0, None));
+        assert_eq!((first.ha, first.hd), updates);
+        let memory = ste(0, &[0b1101, 0, STAGE_2 | 3 << 55, 0x3_0000]);
+        let second = arm(resolve(&registers, &memory, 0, None));
+        assert_eq!((second.ha, second.hd), updates);
+    }
+}
+
+#[test]
+fn stage_2_ignores_ds_where_the_hardware_or_the_granule_has_none() {
+    let of = |idr5, vtcr: u64| {
+        let words = [0b1101, 0, 1 << 51 | vtcr << 32, 0x4_0000 | 1 << 3 | 1 << 2];
+        arm(resolve(
+            &Registers { idr5, ..REGISTERS },
+            &ste(0, &words),
+            0,
+            None,
+        ))
+    };
+    // Without DS, S2SL0_2 does not count: SL0 2 stays level 0.
+    assert!(of(0xf5, 12 | 5 << 16).ds);
+    let plain = of(0x75, 20 | 2 << 6 | 5 << 16);
+    assert!(!plain.ds);
+    assert_eq!(
+        plain.stage,
+        iopt_reference::arm::Stage::Two { start_level: 0 }
+    );
+    let large = of(0xf5, 22 | 1 << 6 | 1 << 14 | 5 << 16);
+    assert!(!large.ds);
+    assert_eq!(
+        large.stage,
+        iopt_reference::arm::Stage::Two { start_level: 2 }
+    );
+}
+
+#[test]
+fn context_descriptors_of_32_bit_tables_have_small_sizes_and_one_granule() {
+    // T0SZ 2 (bits above it are ignored), T1SZ 1, TG0 = TG1 = 3 (ignored), IPS 0 (ignored).
+    let word = 2 | 7 << 3 | 3 << 6 | 1 << 16 | 3 << 22 | 1 << 31;
+    let config = arm(with_cd(&[word, 0x2_0000, 0x7_0000]));
+    assert!(config.aarch32 && !config.lpa && !config.ds);
+    assert_eq!(config.oa_bits, 40);
+    let half = |root, ia_bits| Half {
+        sh: 0,
+        ..Half::new(root, ia_bits, Granule::K4)
+    };
+    assert_eq!(
+        (config.lower, config.upper),
+        (Some(half(0x2_0000, 30)), Some(half(0x7_0000, 31)))
+    );
+}
+
+#[test]
+fn reserved_split_values_act_as_6_and_reserved_pointer_bits_do_not_count() {
+    let registers = Registers {
+        strtab_base_cfg: 1 << 16 | 7 << 6 | 10,
+        ..REGISTERS
+    };
+    let mut memory = memory(&[
+        (0x1_0000, &[0, 0x2_0000 | 7]),
+        (0x2_0000 + 64 * 63, &[STAGE_1 | 7 << 56, 0]),
+    ]);
+    put(&mut memory, 0x8000, &[CD_0, 0x2_0000, 0, 0, 0, 0, 0, 0]);
+    assert!(matches!(
+        resolve(&registers, &memory, 127, None),
+        Ok(Binding::Table(_))
+    ));
 }

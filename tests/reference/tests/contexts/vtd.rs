@@ -53,6 +53,7 @@ fn disabled_translation_lets_all_through() {
         resolve(&abort, &PageMap::new(), 0, None),
         Ok(Binding::Blocked)
     );
+    assert_eq!(devices(&abort, &PageMap::new(), LIMIT), Ok(vec![]));
     let reserved = Registers {
         rtaddr: 2 << 10,
         ..LEGACY
@@ -83,18 +84,19 @@ fn legacy_context_entries_decode_by_hand() {
         Err(ContextFault::NotValid { address })
     );
     // The root is wider than the host.
-    let root = 1 << 46;
-    assert_eq!(
-        of_legacy(root | 1, 2),
-        Err(ContextFault::Setup(Setup::Root { root }))
-    );
+    for root in [1 << 46, 1 << 63] {
+        assert_eq!(
+            of_legacy(root | 1, 2),
+            Err(ContextFault::Setup(Setup::Root { root }))
+        );
+    }
 }
 
 #[test]
 fn capabilities_limit_what_legacy_entries_may_say() {
     let narrow = Registers {
         cap: 1 << 9,
-        ecap: 0,
+        ecap: 1 << 2,
         ..LEGACY
     };
     let illegal = |field, value| Err(ContextFault::Illegal { field, value });
@@ -112,6 +114,7 @@ fn capabilities_limit_what_legacy_entries_may_say() {
         oa_bits: 46,
         large_pages: 0,
         snoop_control: false,
+        device_tlb: true,
     });
     assert_eq!(
         resolve(&narrow, &legacy(0x7001, 1), 0x113, None),
@@ -141,6 +144,7 @@ fn a_bus_without_context_table_has_no_devices() {
     let fault = |device_id| Err(ContextFault::DeviceId { device_id });
     assert_eq!(resolve(&LEGACY, &memory, 0x213, None), fault(0x213));
     assert_eq!(resolve(&LEGACY, &memory, 0x1_0000, None), fault(0x1_0000));
+    assert_eq!(resolve(&LEGACY, &memory, 0xffff, None), fault(0xffff));
     assert_eq!(ids(&devices(&LEGACY, &memory, LIMIT).unwrap()), [0x113]);
     assert_eq!(
         devices(&LEGACY, &memory, 255),
@@ -148,12 +152,12 @@ fn a_bus_without_context_table_has_no_devices() {
     );
 }
 
-/// 01:12.3 (devfn 0x93, upper table) with PDTS 0, PASIDE, `RID_PASID` 0x41 and one PASID entry there,
-/// and the same for PASID 0x1fff.
+/// 01:12.3 (devfn 0x93, upper table) with PDTS 0, PASIDE, `RID_PRIV`, `RID_PASID` 0x41 and one PASID
+/// entry there, and the same for PASID 0x1fff.
 fn scalable(entry: [u64; 3]) -> PageMap {
     memory(&[
         (0x1010, &[0x2001, 0x3001]),
-        (0x3000 + 32 * 0x13, &[0x4001 | 1 << 3, 0x41, 0, 0]),
+        (0x3000 + 32 * 0x13, &[0x4001 | 1 << 3, 1 << 20 | 0x41, 0, 0]),
         (0x4008, &[0x5001]),
         (0x4000 + 8 * 127, &[0x6001]),
         (0x5040, &entry),
@@ -215,7 +219,19 @@ fn the_pasid_indexes_directory_and_table() {
             pasid: Some(0x2000)
         })
     );
+    // PDTS 1, 2 and 4: twice as many, and so on.
     let mut memory = memory.clone();
+    for (pdts, pasid) in [(1, 0x2000), (2, 0x4000), (4, 0x1_0000)] {
+        memory.write64(0x3000 + 32 * 0x13, 0x4001 | 1 << 3 | pdts << 9);
+        let address = 0x4000 + 8 * (u64::from(pasid) >> 6);
+        memory.write64(address, 0x6001);
+        let found = resolve(&SCALABLE, &memory, 0x193, Some(pasid | 0x3f));
+        assert_eq!(found, table);
+        let refused = Err(ContextFault::Pasid {
+            pasid: Some(2 * pasid),
+        });
+        assert_eq!(resolve(&SCALABLE, &memory, 0x193, Some(2 * pasid)), refused);
+    }
     memory.write64(0x3000 + 32 * 0x13, 0x4001);
     let refused = Err(ContextFault::Pasid { pasid: Some(0x41) });
     assert_eq!(resolve(&SCALABLE, &memory, 0x193, Some(0x41)), refused);

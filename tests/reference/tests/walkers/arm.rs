@@ -439,9 +439,9 @@ fn descriptors_of_52_bits_with_the_4k_granule_hold_the_top_in_bits_9_8() {
     let table = Table::Arm(Config::stage1(half, 52).with_52_bits());
     let memory = memory(&[
         (0x1000, 0x2003),
-        // The next table is at 0xd_0000_0000_3000: bits 51:50 in 9:8, 49:48 in place.
-        (0x2000, 0x3303 | 1 << 48),
-        (0xd_0000_0000_3000, 0x4003),
+        // The next table is at 0xf_0000_0000_3000: bits 51:50 in 9:8, 49:48 in place.
+        (0x2000, 0x3303 | 3 << 48),
+        (0xf_0000_0000_3000, 0x4003),
         (0x4000, 0x1234_5f47),
     ]);
     let page = table.walk(&memory, 0).unwrap();

@@ -235,8 +235,10 @@ fn settings_that_the_architecture_forbids_are_refused() {
         ..Config::stage1(half(32, Granule::K16), 40)
     };
     assert_eq!(sixteen.check(), Err(Setup::Combination));
-    let output = Config::stage1(half(48, Granule::K4), 64);
-    assert_eq!(output.check(), Err(Setup::OutputBits { oa_bits: 64 }));
+    for oa_bits in [0, 31, 53, 64] {
+        let output = Config::stage1(half(48, Granule::K4), oa_bits);
+        assert_eq!(output.check(), Err(Setup::OutputBits { oa_bits }));
+    }
     let far = Half::new(1 << 44, 48, Granule::K4);
     assert_eq!(
         Config::stage1(far, 44).check(),

@@ -1,7 +1,7 @@
 //! Two stages in a row.
 
 use iopt_reference::context::{Binding, BindingFault, Through};
-use iopt_reference::{Fault, Memory as _, PageMap, Table, riscv, vtd, x86};
+use iopt_reference::{Fault, Memory as _, MemoryAttributes, PageMap, Table, riscv, vtd, x86};
 
 use crate::{memory, rights};
 
@@ -142,6 +142,7 @@ fn one_stage_or_none_need_no_second() {
     };
     let page = open.walk(&memory, 0xdead_beef).unwrap();
     assert_eq!((page.oa, rights(&page).as_str()), (0xdead_beef, "r-xu"));
+    assert_eq!((page.memory, page.word), (MemoryAttributes::Unstated, 0));
     assert_eq!(
         Binding::Blocked.walk(&memory, 0),
         Err(BindingFault::Blocked)

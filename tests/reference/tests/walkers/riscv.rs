@@ -108,6 +108,13 @@ fn a_napot_page_whose_items_differ_is_inconsistent() {
             Ok(())
         );
     }
+    // An item without its first.
+    let inconsistent = ScanError::Inconsistent {
+        iova: 0x1000,
+        first: 0,
+        word,
+    };
+    assert_eq!(leaves(&table(), &with_pages(&[0, word])), Err(inconsistent));
 }
 
 #[test]

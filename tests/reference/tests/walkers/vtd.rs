@@ -22,8 +22,8 @@ fn pages_of_4k_decode_by_hand() {
         (0x1_2345_6002, "-w-u", false),
         (0x1_2345_6803, "rwxu", false),
         (0x1_2345_6203, "rwxu", true),
-        // X (bit 2), a software bit (10) and bit 7, which means nothing here.
-        (0x1_2345_6483 | 1 << 2 | 1 << 62, "rwxu", false),
+        // X (bit 2), software bits (10, 60:52, 63) and bit 7, which means nothing here.
+        (0x9ff0_0001_2345_6483 | 1 << 2, "rwxu", false),
     ];
     for (word, expected, dirty) in cases {
         let page = table().walk(&with_page(word), 0xabc).unwrap();
@@ -138,6 +138,17 @@ fn reserved_encodings_fault() {
     });
     assert_eq!(no_snoop.walk(&at_level_2(0x20_0883), 0), fault(0x20_0883));
     assert!(table().walk(&at_level_2(0x20_0883), 0).is_ok());
+    // TM, and both SNP and TM of a pointer.
+    let word = 0x20_0083 | 1 << 62;
+    assert_eq!(table().walk(&at_level_2(word), 0), fault(word));
+    let device_tlb = Table::VtdSecond(Config {
+        device_tlb: true,
+        ..Config::new(0x1000, 3)
+    });
+    assert!(device_tlb.walk(&at_level_2(word), 0).is_ok());
+    for word in [0x3803, 0x3003 | 1 << 62] {
+        assert_eq!(device_tlb.walk(&at_level_2(word), 0), fault(word));
+    }
     let only_1g = Table::VtdSecond(Config {
         large_pages: 2,
         ..Config::new(0x1000, 3)

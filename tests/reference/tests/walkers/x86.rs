@@ -222,7 +222,10 @@ fn the_upper_half_is_enumerated_with_canonical_addresses() {
 }
 
 #[test]
-fn the_low_bits_of_the_root_register_are_no_address() {
-    let table = Table::LongMode(Config::new(0x1018, 4));
-    assert_eq!(first_read(&table, 0), Ok(0x1000));
+fn only_bits_51_to_12_of_the_root_register_are_address() {
+    for root in [0x1018, 0xfff0_0000_0000_1000] {
+        let table = Table::LongMode(Config::new(root, 4));
+        assert_eq!(first_read(&table, 0), Ok(0x1000));
+        assert_eq!(leaves(&table, &memory(&[(0x1000, 0)])), Ok(vec![]));
+    }
 }
