@@ -15,7 +15,7 @@
 //!
 //! ```text
 //! CARGO_PROFILE_BENCH_CODEGEN_UNITS=16 cargo bench -p iopt-benches --bench promises
-//! RUSTFLAGS=-Cllvm-args=-align-all-nofallthru-blocks=5 cargo bench -p iopt-benches --bench promises
+//! RUSTFLAGS=-Cllvm-args=-align-all-functions=6 cargo bench -p iopt-benches --bench promises
 //! ```
 
 use std::io::{self, Write};

@@ -22,6 +22,9 @@ mod limited;
 mod non_snooped;
 mod region;
 
+#[cfg(test)]
+mod tests;
+
 use core::fmt;
 
 use iopt_formats::{Oa, PageSize};

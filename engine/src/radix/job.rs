@@ -84,7 +84,7 @@ impl Job {
         let window_lg2 = table_lg2.min(63);
         last = last.min(iova | ((1 << window_lg2) - 1));
         if F::OA_LINEAR_LG2 < 64 {
-            last = last.min(iova + ((oa | ((1 << F::OA_LINEAR_LG2) - 1)) - oa));
+            last = last.min(iova.saturating_add((oa | ((1 << F::OA_LINEAR_LG2) - 1)) - oa));
         }
         last
     }

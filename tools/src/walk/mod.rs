@@ -29,14 +29,14 @@ use crate::walk::subject::{MakeSubject, Subject, Words, item_limit};
 /// Walk dumped tables: a fixture from the registers on, or raw memory from a root on
 ///
 /// A fixture is a sidecar (NAME.json.gz) with its pages file beside it. Without --iova, every domain
-/// of it is listed.
+/// of it is listed. The format options complete --format; a fixture's registers say everything.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
   iopt walk smmu-a.json.gz --check --json
   iopt walk vtd-a.json.gz --sid 512 --iova 0xffefd000
   iopt walk --ram guest.ram@0x40000000 --format arm-s1-4k --root 0x48056000 --iova 0xfffe0000
-  iopt walk --ram low.bin@0 --ram high.bin@0x100000000 --format amd-v1 --levels 3 --root 0x23f9000 --all")]
+  iopt walk --ram low.bin@0 --ram high.bin@0x100000000 --format vtd-ss --root 0x23f9000 --all")]
 pub(crate) struct WalkArgs {
     /// Sidecar of a fixture
     #[arg(

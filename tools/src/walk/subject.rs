@@ -18,7 +18,7 @@ pub(crate) type Words<'a> = &'a dyn Fn(Oa) -> Option<u64>;
 /// A few tables that point to each other again and again stand for more leaves than any machine
 /// has; without sharing, no item is read twice. Small memories may share.
 pub(crate) fn item_limit(len: u64) -> u64 {
-    (len / 8).max(1 << 20)
+    (len / 8).clamp(1 << 20, 1 << 28)
 }
 
 /// One leaf item.

@@ -380,3 +380,47 @@ fn tables_that_a_large_page_replaced_are_reclaimed() {
     // Root, two levels, a leaf table, and one that waits for its flush.
     assert!(report["peak_table_pages"].as_u64() <= Some(5), "{report:?}");
 }
+
+#[test]
+fn options_change_the_tables_but_not_what_they_translate() {
+    let files = Files::new();
+    let lower_text = "map 0 0 0x0 0x200000 0x40000 rwc\nmap 0 0 0x400000 0x400000 0x400000 wm\n\
+                 unmap 1 0 0x10000 0x10000\n";
+    let lower = files.write("lower.trace", format!("{HEAD}{lower_text}"));
+    let head = "# iopt-trace 1\n# page-size: 65536\n";
+    let high = "map 2 0 0x40000000000 0xf000000000000 0x400000000 r\n";
+    let large = files.write("large.trace", format!("{head}{lower_text}{high}"));
+    let upper = "map 0 0 0xffff000000000000 0x200000 0x40000 rwc\n\
+                 map 0 0 0xffffffffffe00000 0x400000 0x200000 w\n\
+                 unmap 1 0 0xffff000000010000 0x10000\n";
+    let upper = files.write("upper.trace", format!("{HEAD}{upper}"));
+    for (path, options) in [
+        (&lower, "arm-s1-4k --dirty"),
+        (&lower, "arm-s1-4k --lpa --ns"),
+        (&large, "arm-s1-64k --lpa"),
+        (&large, "arm-s2-64k --lpa"),
+        (&upper, "arm-s1-4k --upper"),
+        (&lower, "arm-s2-4k --s2fwb --dirty"),
+        (&lower, "arm-s2-4k --va-bits 40 --oa-bits 40"),
+        (&lower, "vtd-ss --dirty --snoop --levels 5"),
+        (&lower, "vtd-ss --va-bits 39"),
+        (&lower, "vtd-fs --sign-extended --execute-disable"),
+        (&lower, "amd-v1 --levels 6 --snoop"),
+        (&lower, "amd-v1 --va-bits 39 --dirty"),
+        (&lower, "riscv-sv39 --svnapot --svpbmt"),
+    ] {
+        let mut arguments = vec!["replay", path, "--verify", "all", "--json", "--format"];
+        arguments.extend(options.split(' '));
+        assert_eq!(json(0, arguments)["mismatches"], 0, "{options}");
+    }
+    let line = refused(["replay", &lower, "--format", "arm-s1-4k", "--upper"]);
+    assert!(
+        line.ends_with("iova 0x0..=0x3ffff is outside of what the table decodes"),
+        "{line}"
+    );
+    let line = refused(["replay", &lower, "--format", "vtd-ss", "--upper"]);
+    assert!(
+        line.starts_with("iopt: vtd-ss: the upper half is not possible here"),
+        "{line}"
+    );
+}

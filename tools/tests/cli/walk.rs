@@ -172,6 +172,17 @@ fn a_device_in_the_wrong_domain_is_a_mismatch() {
 }
 
 #[test]
+fn a_device_in_no_domain_must_not_be_translated() {
+    let mut copy = Copy::of("vtd-a");
+    let domains = copy.sidecar["domains"]
+        .as_array_mut()
+        .expect("domains are a list");
+    // The domain of the devices 32, 1024 and 1048.
+    domains.remove(4);
+    assert_eq!(json(1, check(&copy.write()))["mismatches"], 3);
+}
+
+#[test]
 fn a_loop_in_the_tables_is_found_and_the_object_still_comes() {
     let mut copy = Copy::of("vtd-a");
     // An item of the level below the root points back to the root.

@@ -113,7 +113,8 @@ fn the_guest_cr3_table_pointer_is_in_three_pieces() {
     let pointer = 0xf_8765_4321_3000u64;
     let words = [
         V | TV | GV | GIOV | (pointer >> 12 & 7) << 58,
-        (pointer >> 15 & 0xffff) << 16 | (pointer >> 31) << 43,
+        // With all bits between the pieces set (IOTLB to SysMgt), and a domain id.
+        (pointer >> 15 & 0xffff) << 16 | (pointer >> 31) << 43 | 0x7ff << 32 | 0xffff,
         0,
         0,
     ];

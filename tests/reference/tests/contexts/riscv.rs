@@ -69,11 +69,8 @@ fn device_ids_index_directories_of_one_to_three_levels_of_both_formats() {
     // Format, bits of DDI[0], bytes of a context.
     for (capabilities, leaf_bits, len) in [(CAPABILITIES, 7, 32), (EXTENDED, 6, 64)] {
         for levels in 1..=3 {
-            let [d0, d1, d2] = [
-                5,
-                if levels > 1 { 6 } else { 0 },
-                if levels > 2 { 7 } else { 0 },
-            ];
+            let d0 = (1 << leaf_bits) - 3;
+            let [d1, d2] = [(2, 0x1f6), (3, 0x87)].map(|(of, d)| if levels >= of { d } else { 0 });
             let id = d2 << (leaf_bits + 9) | d1 << leaf_bits | d0;
             let mut memory = PageMap::new();
             let mut table = 0x1000;
@@ -208,7 +205,16 @@ fn misconfigured_contexts_are_refused() {
         resolve(&registers(1 << 9 | 1 << 22, 1), &memory, 0, None)
     };
     assert_eq!(plain(&[1 | 1 << 8, 0, 0, 0]), wrong(1 | 1 << 8));
+    assert_eq!(plain(&[1 | 1 << 7, 0, 0, 0]), wrong(1 | 1 << 7));
     assert_eq!(plain(&[1 | en_ats, 0, 0, 0]), wrong(1 | en_ats));
+    let no_t2gpa = Registers {
+        capabilities: EXTENDED & !(1 << 26),
+        ..registers(0, 1)
+    };
+    let t2gpa = [1 | en_ats | 1 << 3, atp(8, 0x8_8000), 0, 0];
+    let with_t2gpa = memory(&[(0x1000, &t2gpa)]);
+    assert_eq!(resolve(&no_t2gpa, &with_t2gpa, 0, None), wrong(t2gpa[0]));
+    assert!(resolve(&registers(EXTENDED, 1), &with_t2gpa, 0, None).is_ok());
     // Modes that the hardware lacks, or that are none.
     let illegal = |field, value| Err(ContextFault::Illegal { field, value });
     assert_eq!(plain(&[1, 0, 0, atp(9, 0)]), illegal("iosatp", atp(9, 0)));
@@ -217,8 +223,9 @@ fn misconfigured_contexts_are_refused() {
         illegal("DC.iohgatp", atp(8, 0))
     );
     assert_eq!(of(&[1, 0, 0, atp(7, 0)]), illegal("iosatp", atp(7, 0)));
-    let reserved = atp(8, 0) | 1 << 44;
-    assert_eq!(of(&[1, 0, 0, reserved]), illegal("iosatp", reserved));
+    for reserved in [atp(8, 0) | 1 << 44, atp(8, 0) | 1 << 59] {
+        assert_eq!(of(&[1, 0, 0, reserved]), illegal("iosatp", reserved));
+    }
     for ta in [1, 1 << 11, 1 << 32, 1 << 39, 1 << 40, 1 << 63] {
         assert_eq!(of(&[1, 0, ta, 0]), illegal("DC.ta", ta));
     }
@@ -331,6 +338,11 @@ fn requests_without_a_process_id_have_a_default() {
         resolve(&pd8, &with_processes(0, 1, 0), 3, None),
         illegal(atp(1, 0x5000))
     );
+    for bit in [44, 59] {
+        let pdtp = atp(1, 0x5000) | 1 << bit;
+        let memory = crate::memory(&[(0x1000 + 64 * 3, &[1 | 1 << 5, 0, 0, pdtp])]);
+        assert_eq!(resolve(&registers, &memory, 3, None), illegal(pdtp));
+    }
     for mode in [4, 8, 9] {
         let memory = with_processes(0, mode, 0);
         assert_eq!(

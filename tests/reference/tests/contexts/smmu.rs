@@ -274,10 +274,11 @@ fn substreams_choose_their_own_context_descriptor() {
 
 #[test]
 fn context_descriptor_tables_of_two_levels_have_leaves_of_64_or_1024() {
-    for (format, leaf_bits) in [(1, 6), (2, 10)] {
+    // An L1 table of 8 KiB or 512 bytes, whose pointer bits below that size do not count.
+    for (format, leaf_bits, odd) in [(1, 6, 0x1fc0), (2, 10, 0x1c0)] {
         let ssid = 3 << leaf_bits | 5;
-        let mut memory = ste(0, &[STAGE_1 | format << 4 | 16 << 59, 0]);
-        // L1 at 0x8000 (an 8 KiB table has no smaller alignment), entry 3; CD 5 of its leaf.
+        let mut memory = ste(0, &[STAGE_1 | odd | format << 4 | 16 << 59, 0]);
+        // L1 at 0x8000, entry 3; CD 5 of its leaf.
         put(&mut memory, 0x8000, &[0, 0, 0, 0xa_0001]);
         put(
             &mut memory,

@@ -262,6 +262,8 @@ fn all_items_of_a_page_must_hold_the_same_word() {
     assert_eq!(leaves(&table(), &memory).unwrap().len(), 4);
     // Hardware may mark any one item accessed and dirty.
     memory.write64(0x3010, word | 1 << 5 | 1 << 6);
+    // Bits 63, 8:7 and 4:1 are ignored.
+    memory.write64(0x3008, word | 1 << 63 | 0x19e);
     assert_eq!(leaves(&table(), &memory).unwrap().len(), 4);
     for other in [0, word & !(1 << 62), word + 0x4000, word & !0x1000] {
         memory.write64(0x3018, other);

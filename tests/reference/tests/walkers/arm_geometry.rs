@@ -420,6 +420,10 @@ fn mali_always_has_four_levels() {
         );
         assert!(first_read(&table, end - 1).is_ok());
     }
+    for ia_bits in [12, 49] {
+        let config = Config::mali(0x1000, ia_bits, 40);
+        assert_eq!(config.check(), Err(Setup::InputBits { ia_bits }));
+    }
     // Entries beyond the window are not reported.
     let memory = memory(&[
         (0x1000, 0x2003),

@@ -53,6 +53,9 @@ fn tables_and_pages_of_the_first_stage_go_through_the_second() {
 
 #[test]
 fn rights_of_both_stages_are_intersected() {
+    let mut write_only = both_stages(0x5067);
+    write_only.write64(0x3028, 0x1000_5002);
+    assert_eq!(rights(&binding().walk(&write_only, 0).unwrap()), "-w-u");
     assert_eq!(
         rights(&binding().walk(&both_stages(0x10_5067), 0).unwrap()),
         "r-xu"

@@ -270,6 +270,9 @@ fn output_addresses_have_56_bits() {
         table().walk(&with_pages(&[page]), 0).unwrap().oa,
         0xff_ffff_ffff_f000
     );
+    let napot = 0x8000_0000_0000_0000 | 0x3f_ffff_ffff_e000 | 0xd7;
+    let page_64k = table().walk(&with_pages(&[napot]), 0x123).unwrap();
+    assert_eq!(page_64k.oa, 0xff_ffff_ffff_0123);
     let narrow = Table::Riscv(Config {
         oa_bits: 46,
         ..config()

@@ -183,10 +183,10 @@ fn addresses_are_as_wide_as_the_host_says() {
         table().walk(&with_page(0xf_ffff_ffff_f003), 0).unwrap().oa,
         0xf_ffff_ffff_f000
     );
-    // Bits 63:52 are no address.
+    // Bits 63 and 61:52 are no address.
     assert_eq!(
         table()
-            .walk(&with_page(0xfff0_0000_0000_1003), 0)
+            .walk(&with_page(0xbff0_0000_0000_1003), 0)
             .unwrap()
             .oa,
         0x1000

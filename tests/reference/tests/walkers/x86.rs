@@ -223,6 +223,8 @@ fn the_upper_half_is_enumerated_with_canonical_addresses() {
 
 #[test]
 fn only_bits_51_to_12_of_the_root_register_are_address() {
+    let top = Table::LongMode(Config::new(0x8_0000_0000_1000, 4));
+    assert_eq!(first_read(&top, 0), Ok(0x8_0000_0000_1000));
     for root in [0x1018, 0xfff0_0000_0000_1000] {
         let table = Table::LongMode(Config::new(root, 4));
         assert_eq!(first_read(&table, 0), Ok(0x1000));

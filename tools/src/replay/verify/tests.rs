@@ -1,8 +1,8 @@
 //! Tables that differ from the model in one way each.
 
 use iopt::invalidation::NoHardware;
-use iopt::mem::Arena;
 use iopt::radix::Table;
+use iopt_formats::armv8::Stage1;
 use iopt_formats::catalog::{FormatName, Options};
 use iopt_formats::vtd::SecondStage;
 
@@ -18,12 +18,21 @@ fn range(start: u64, len: u64) -> IovaRange {
 /// A mapping as (start, length, output address, rights).
 type Mapping = (u64, u64, u64, Prot);
 
+/// As [`verify_in`] with a format that has no memory types.
+fn verify(real: &[Mapping], told: &[Mapping]) -> (u64, u64) {
+    verify_in(FormatName::VtdSs, SecondStage::new(48).unwrap(), real, told)
+}
+
 /// Maps `real` in a table and tells the verifier of `told`; returns what the check around the
 /// ranges of `told` and the check of everything find.
-fn verify(real: &[Mapping], told: &[Mapping]) -> (u64, u64) {
+fn verify_in<F: Format>(
+    name: FormatName,
+    format: F,
+    real: &[Mapping],
+    told: &[Mapping],
+) -> (u64, u64) {
     let tables = Tables::new().unwrap();
-    let table: Table<SecondStage, &Arena> =
-        Table::new(SecondStage::new(48).unwrap(), tables.arena()).unwrap();
+    let table = Table::new(format, tables.arena()).unwrap();
     let mut claim = table.claim(range(0, 1 << 48)).unwrap();
     let mut mapper = table.mapper(&mut claim).unwrap();
     let mut around = Verifier::new(VerifyMode::All, PageSize::KIB_4);
@@ -36,9 +45,7 @@ fn verify(real: &[Mapping], told: &[Mapping]) -> (u64, u64) {
         around.mapped(range(start, len), Oa::new(oa), prot);
         all.mapped(range(start, len), Oa::new(oa), prot);
     }
-    let format = *table.format();
-    let root = table.root();
-    let judge = reference::table(FormatName::VtdSs, &Options::default(), &format, root);
+    let judge = reference::table(name, &Options::default(), &format, table.root());
     let subject = Subject {
         format,
         table: judge,
@@ -90,6 +97,24 @@ fn wrong_rights_are_counted_but_those_of_a_wider_entry_are_not() {
         ),
         (0, 0)
     );
+}
+
+#[test]
+fn a_wrong_memory_type_or_execute_right_is_counted() {
+    let verify = |real, told| {
+        let format = Stage1::<12>::new(48, 48).unwrap();
+        let page = |prot| [(0x1000, PAGE, 0x9000, prot)];
+        verify_in(FormatName::ArmS1_4k, format, &page(real), &page(told))
+    };
+    let types = [Prot::RW, Prot::RW.cached(), Prot::RW.device()];
+    for real in types {
+        for told in types {
+            let expected = u64::from(real != told);
+            assert_eq!(verify(real, told), (expected, expected), "{real}, {told}");
+        }
+    }
+    assert_eq!(verify(Prot::RW, Prot::RW.executable()), (1, 1));
+    assert_eq!(verify(Prot::RW.executable(), Prot::RW), (1, 1));
 }
 
 #[test]
