@@ -19,6 +19,7 @@ impl TableId {
 /// Why the hardware has to be told.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
+#[repr(u32)]
 pub enum Kind {
     /// Translations went away, lost rights, or had their dirty state cleared.
     Removed,
@@ -36,7 +37,9 @@ pub struct Changes {
     pub(crate) start: u64,
     pub(crate) last: u64,
     pub(crate) leaf_sizes: PageSizes,
-    pub(crate) table_levels: u8,
+    /// One bit a level; as wide as the fields around it, so that a copy of the whole is not held up
+    /// by a narrow store.
+    pub(crate) table_levels: u32,
     pub(crate) kind: Kind,
 }
 
@@ -116,8 +119,8 @@ impl Changes {
 /// Which of a table's retired pages an operation retired: consecutive numbers.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct RetiredSpan {
-    pub(crate) first: u64,
-    pub(crate) count: u64,
+    pub(crate) first: u32,
+    pub(crate) count: u32,
 }
 
 impl RetiredSpan {
@@ -154,7 +157,7 @@ impl RetiredSpan {
         })
     }
 
-    pub(crate) fn contains(self, number: u64) -> bool {
+    pub(crate) fn contains(self, number: u32) -> bool {
         number.wrapping_sub(self.first) < self.count
     }
 }

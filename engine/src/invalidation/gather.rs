@@ -83,7 +83,26 @@ impl Gather {
     /// [`Quarantined`] if the hardware fails or does not answer.
     #[inline]
     pub fn sync<I: Invalidate>(self, hardware: &I) -> Result<Flushed, Quarantined> {
-        self.submit(hardware).wait()
+        if self.is_empty() {
+            return Ok(Flushed { gather: self });
+        }
+        // A copy, so that the gather itself need not be in memory.
+        let changes = self.changes;
+        match hardware
+            .submit(&changes)
+            .and_then(|ticket| hardware.wait(ticket))
+        {
+            Ok(()) => Ok(Flushed { gather: self }),
+            Err(error) => Err(self.quarantine(error)),
+        }
+    }
+
+    #[cold]
+    fn quarantine(self, error: SyncError) -> Quarantined {
+        Quarantined {
+            changes: self.changes,
+            error,
+        }
     }
 }
 
@@ -117,18 +136,11 @@ impl<I: Invalidate> Pending<'_, I> {
             Ok(None) => Ok(()),
             Err(error) => Err(error),
         };
-        let Gather {
-            changes,
-            table,
-            retired,
-        } = self.gather;
         match done {
             Ok(()) => Ok(Flushed {
-                changes,
-                table,
-                retired,
+                gather: self.gather,
             }),
-            Err(error) => Err(Quarantined { changes, error }),
+            Err(error) => Err(self.gather.quarantine(error)),
         }
     }
 }
@@ -136,20 +148,18 @@ impl<I: Invalidate> Pending<'_, I> {
 /// Proof that the hardware holds nothing of some changes any more.
 #[derive(Debug)]
 pub struct Flushed {
-    changes: Changes,
-    table: TableId,
-    retired: RetiredSpan,
+    gather: Gather,
 }
 
 impl Flushed {
     /// Returns what was flushed.
     pub const fn changes(&self) -> &Changes {
-        &self.changes
+        &self.gather.changes
     }
 
     /// Returns whether every byte of `range` was flushed.
     pub const fn covers(&self, range: IovaRange) -> bool {
-        match self.changes.range() {
+        match self.gather.changes.range() {
             Some(flushed) => flushed.contains(range),
             None => false,
         }
@@ -157,11 +167,11 @@ impl Flushed {
 
     /// Returns which table it was flushed for.
     pub const fn table(&self) -> TableId {
-        self.table
+        self.gather.table
     }
 
     pub(crate) const fn retired(&self) -> RetiredSpan {
-        self.retired
+        self.gather.retired
     }
 }
 
@@ -251,16 +261,14 @@ impl MapSync {
     /// [`Quarantined`] if the hardware fails or does not answer.
     #[inline]
     pub fn sync<I: Invalidate>(self, hardware: &I) -> Result<Flushed, Quarantined> {
-        let (changes, retired) = match self.work {
-            Some(work) => (work.changes, work.retired),
-            None => (
-                Changes {
-                    kind: Kind::Added,
-                    ..Changes::NONE
-                },
-                RetiredSpan::NONE,
-            ),
+        let Some(work) = self.work else {
+            let changes = Changes {
+                kind: Kind::Added,
+                ..Changes::NONE
+            };
+            let gather = Gather::new(changes, self.table, RetiredSpan::NONE);
+            return Ok(Flushed { gather });
         };
-        Gather::new(changes, self.table, retired).sync(hardware)
+        Gather::new(work.changes, self.table, work.retired).sync(hardware)
     }
 }

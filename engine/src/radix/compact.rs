@@ -14,14 +14,17 @@ use crate::sync::atomic::Ordering;
 #[derive(Debug, Default)]
 pub(super) struct Limbo {
     /// Number of the next page.
-    next: u64,
-    pages: Vec<(u64, Oa)>,
+    next: u32,
+    pages: Vec<(u32, Oa)>,
 }
 
 impl<F: Format, M: TableMemory> Table<F, M> {
-    /// Makes room for `count` pages in the limbo, so that retiring them cannot fail.
+    /// Makes room for `count` pages in the limbo, so that retiring them cannot fail; false if
+    /// there is no memory or the numbers of pages are used up.
     pub(super) fn reserve_limbo(&self, count: usize) -> bool {
-        self.limbo.lock().pages.try_reserve(count).is_ok()
+        let mut limbo = self.limbo.lock();
+        let numbers_left = (u32::MAX - limbo.next) as usize;
+        count <= numbers_left && limbo.pages.try_reserve(count).is_ok()
     }
 
     /// Puts the unlinked tree at `node`, of `level` and translating from `iova` on, in the limbo.

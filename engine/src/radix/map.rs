@@ -46,7 +46,6 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
         let pieces = pieces(iova, runs.into_iter());
         let attributes = self.table.page_attributes[prot.index()];
         let is_quick = attributes != 0
-            && self.table.map_side == MapSide::Silent
             && pieces
                 .clone()
                 .all(|piece| piece.is_ok_and(|piece| self.is_quick(piece)));

@@ -109,6 +109,18 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
         }
     }
 
+    /// As [`leaf_table`](Self::leaf_table), only where no walk is needed: for callers that hand
+    /// over to another function otherwise, and so need no stack frame.
+    #[inline]
+    fn recent_leaf_table(&self, iova: u64) -> Option<Inner<'t, F>> {
+        let tag = iova >> F::item_lg2(Level(2));
+        let recent = &self.recent[tag as usize % RECENT_COUNT];
+        let above = recent.table.filter(|_| recent.tag == tag)?;
+        let word = above.item(iova, Level(1)).load(Ordering::Acquire);
+        let oa = self.table.format.exact_child(word, Level(1))?;
+        Inner::new(self.table.node_at(oa))
+    }
+
     /// Returns the table of level 1 on the path of `iova`, as [`leaf_table`](Self::leaf_table).
     #[inline]
     fn table_above(&mut self, iova: u64) -> Option<Inner<'t, F>> {
@@ -201,8 +213,7 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
             && self.claims(iova, last)
             && oa.get() <= self.table.oa_last
             && attributes != 0
-            && self.table.map_side == MapSide::Silent
-            && let Some(node) = self.leaf_table(iova)
+            && let Some(node) = self.recent_leaf_table(iova)
         {
             let item = node.item(iova, Level::LEAF);
             if item.load(Ordering::Relaxed) == 0 {
@@ -393,7 +404,7 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
         if last.wrapping_sub(iova) == page_mask
             && iova & page_mask == 0
             && self.claims(iova, last)
-            && let Some(node) = self.leaf_table(iova)
+            && let Some(node) = self.recent_leaf_table(iova)
         {
             let item = node.item(iova, Level::LEAF);
             let word = item.load(Ordering::Relaxed);
@@ -456,8 +467,8 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
     fn removed(&self, range: IovaRange, size: PageSize) -> Unmapped {
         let changes = Changes::leaves(range, PageSizes::EMPTY.with(size), Kind::Removed);
         Unmapped {
-            bytes: range.len_minus_one().saturating_add(1),
             gather: Gather::new(changes, self.table.id, RetiredSpan::NONE),
+            bytes: range.len_minus_one().saturating_add(1),
         }
     }
 }

@@ -56,7 +56,7 @@ use core::fmt;
 
 use iopt_formats::walk::Root;
 use iopt_formats::{
-    ConfigError, Format, Geometry, IovaRange, Level, Oa, PageSize, PageSizes, Prot,
+    ConfigError, Format, Geometry, IovaRange, Level, Oa, PageSize, PageSizes, Prot, Window,
 };
 
 use crate::claim::{Claim, ClaimError, Registry};
@@ -64,7 +64,7 @@ use crate::invalidation::TableId;
 use crate::mem::{LARGEST, OutOfMemory, SMALLEST, TableMemory};
 use crate::radix::compact::Limbo;
 use crate::radix::grow::Top;
-use crate::radix::node::{Inner, Node, flush_items};
+use crate::radix::node::{Node, flush_items};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 
@@ -130,7 +130,8 @@ pub struct Table<F: Format, M: TableMemory> {
     smallest: PageSize,
     /// Last output address that fits the width.
     oa_last: u64,
-    /// Attribute bits of a level-0 page by [`Prot::index`]; 0 where it cannot be mapped.
+    /// Attribute bits of a level-0 page by [`Prot::index`]; 0 where it cannot be mapped, or not
+    /// without a word to the hardware.
     page_attributes: [u64; Prot::COUNT],
     map_side: MapSide,
     id: TableId,
@@ -164,7 +165,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         let sizes = format.sizes();
         let smallest = sizes.smallest().ok_or(ConfigError::Sizes)?;
         let mut page_attributes = [0; Prot::COUNT];
-        if sizes.contains(F::GRANULE) {
+        if sizes.contains(F::GRANULE) && config.map_side == MapSide::Silent {
             for prot in Prot::all() {
                 page_attributes[prot.index()] = format.leaf_attributes(prot, F::GRANULE);
             }
@@ -309,30 +310,6 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         self.child_oa(word, level).map(|oa| self.node_at(oa))
     }
 
-    /// Walks from `node`, of level `from`, to the leaf table of `iova` over tables that are exactly
-    /// as encoded.
-    ///
-    /// Inlined where `from` is a literal, so that every shift is a constant.
-    #[expect(
-        clippy::inline_always,
-        reason = "the loop over levels must unroll in its callers"
-    )]
-    #[inline(always)]
-    fn leaf_table_below<'t>(
-        &'t self,
-        node: Node<'t, F>,
-        from: u8,
-        iova: u64,
-    ) -> Option<Inner<'t, F>> {
-        let (mut node, mut level) = (node, from);
-        while level > 0 {
-            let word = node.item(iova, Level(level)).load(Ordering::Acquire);
-            node = self.node_at(self.format.exact_child(word, Level(level))?);
-            level -= 1;
-        }
-        Inner::new(node)
-    }
-
     /// Returns what a root of `level` spans.
     #[inline]
     fn span(&self, level: Level) -> &RootSpan {
@@ -401,6 +378,9 @@ struct RootSpan {
     reach: u64,
     /// Number of items less one.
     mask: u64,
+    /// What turns an index after the bias into one before: the halves of a sign-extended root lie
+    /// the other way round.
+    flip: u64,
 }
 
 impl RootSpan {
@@ -414,10 +394,12 @@ impl RootSpan {
             let reach_lg2 = u32::from(F::item_lg2(level) + count_lg2);
             // Only tables without a bias grow, so that the reach counts from 0.
             let reach = geometry.va_mask().min(u64::MAX >> (64 - reach_lg2.min(64)));
-            spans[usize::from(level.0)] = Self {
-                reach,
-                mask: (1 << count_lg2) - 1,
+            let mask = (1 << count_lg2) - 1;
+            let flip = match geometry.window {
+                Window::SignExtended => (mask >> 1) + 1,
+                Window::Lower | Window::Upper => 0,
             };
+            spans[usize::from(level.0)] = Self { reach, mask, flip };
         }
         spans
     }

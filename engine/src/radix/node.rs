@@ -92,6 +92,19 @@ impl<'t, F: Format> Node<'t, F> {
         unsafe { item.as_ref() }
     }
 
+    /// Returns the item of that index, if there is one.
+    #[inline]
+    pub(super) fn get(self, index: u64) -> Option<&'t AtomicU64> {
+        if index > self.mask {
+            return None;
+        }
+        // SAFETY: `index` is below `count`, and by the contract of `root` the page has that many
+        // items.
+        let item = unsafe { self.items.add(index as usize) };
+        // SAFETY: as for `item`.
+        Some(unsafe { item.as_ref() })
+    }
+
     /// Returns all items.
     #[inline]
     pub(super) fn items(self) -> &'t [AtomicU64] {

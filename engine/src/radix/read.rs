@@ -115,14 +115,10 @@ impl<F: Format, M: TableMemory> Table<F, M> {
     #[inline]
     pub fn lookup(&self, iova: Iova) -> Option<Translation<'_, F>> {
         let address = iova.get();
-        let top = self.top.word();
-        let table = if let Some(root) = top.root_at(Level(3)) {
-            self.leaf_table_under(root, 3, address)
-        } else if let Some(root) = top.root_at(Level(2)) {
-            self.leaf_table_under(root, 2, address)
-        } else {
-            None
-        };
+        // Straight through the four levels of a 48-bit table; other shapes in a function of their
+        // own, so that they cost this one nothing.
+        let root = self.top.word().root_at(Level(3));
+        let table = root.and_then(|root| self.leaf_table_under(root, 3, address));
         let (word, level) = match table {
             Some(table) => (
                 table.item(address, Level::LEAF).load(Ordering::Relaxed),
@@ -146,24 +142,43 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         })
     }
 
-    /// Returns the leaf table of `iova` under a root of level `top`, if its path is ordinary.
+    /// Returns the leaf table of `iova` under a root of level `top`, over tables that are exactly as
+    /// encoded.
     #[expect(
         clippy::inline_always,
-        reason = "the level must be a constant, as in its callee"
+        reason = "the loop over levels must unroll where `top` is a literal"
     )]
     #[inline(always)]
     fn leaf_table_under(&self, root: Oa, top: u8, iova: u64) -> Option<Inner<'_, F>> {
-        let level = Level(top);
-        if iova.wrapping_add(self.bias) > self.span(level).reach {
-            return None;
+        let span = self.span(Level(top));
+        // The index into the root, not masked, tells whether the root reaches the address.
+        let biased = iova.wrapping_add(self.bias) >> F::item_lg2(Level(top));
+        let mut item = self
+            .node_at_root(root, Level(top))
+            .get(biased ^ span.flip)?;
+        let mut level = Level(top);
+        loop {
+            let word = item.load(Ordering::Acquire);
+            let node = self.node_at(self.format.exact_child(word, level)?);
+            level = level.below()?;
+            if level == Level::LEAF {
+                return Inner::new(node);
+            }
+            item = node.item(iova, level);
         }
-        self.leaf_table_below(self.node_at_root(root, level), top, iova)
     }
 
     /// Returns the item that a walk to `iova` ends at, whatever its level; an empty one if the
     /// table does not decode the address.
     #[inline(never)]
     fn item_of(&self, iova: u64) -> (u64, Level) {
+        let root = self.top.word().root_at(Level(2));
+        if let Some(table) = root.and_then(|root| self.leaf_table_under(root, 2, iova)) {
+            return (
+                table.item(iova, Level::LEAF).load(Ordering::Relaxed),
+                Level::LEAF,
+            );
+        }
         if !self.reaches(iova) {
             return (0, Level::LEAF);
         }

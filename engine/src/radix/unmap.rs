@@ -28,10 +28,10 @@ pub enum UnmapPolicy {
 #[derive(Debug)]
 #[must_use = "the hardware may still use the range until the gather is synced"]
 pub struct Unmapped {
-    /// Bytes removed; `u64::MAX` stands for the whole 64-bit space.
-    pub bytes: u64,
     /// What the hardware has to be told.
     pub gather: Gather,
+    /// Bytes removed; `u64::MAX` stands for the whole 64-bit space.
+    pub bytes: u64,
 }
 
 /// A run of removed translations, as [`Mapper::unmap_with`] reports them.
@@ -177,8 +177,8 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
             .range()
             .map_or(0, |range| range.len_minus_one().saturating_add(1));
         Ok(Unmapped {
-            bytes,
             gather: Gather::new(changes, table.id, RetiredSpan::NONE),
+            bytes,
         })
     }
 

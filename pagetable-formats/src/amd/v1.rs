@@ -90,6 +90,20 @@ pub struct V1 {
     sizes: PageSizes,
     /// Bits of every leaf besides address, size and rights.
     leaf_bits: u64,
+    /// What a pointer in a table of each level holds besides the address.
+    pointers: [u64; Level::MAX.0 as usize + 1],
+}
+
+/// Returns what a pointer in a table of each level holds besides the address.
+const fn pointers() -> [u64; Level::MAX.0 as usize + 1] {
+    let mut pointers = [0; Level::MAX.0 as usize + 1];
+    let mut level = 1;
+    while level < pointers.len() {
+        // Rights are the AND over all levels, so a pointer allows everything.
+        pointers[level] = NEXT_LEVEL.put(level as u64) | WRITE | READ | PRESENT;
+        level += 1;
+    }
+    pointers
 }
 
 impl V1 {
@@ -107,6 +121,7 @@ impl V1 {
             max_top: Level(5),
             sizes: SIZES,
             leaf_bits: 0,
+            pointers: pointers(),
         }
     }
 
@@ -349,8 +364,7 @@ impl Format for V1 {
 
     #[inline]
     fn encode_table(&self, oa: Oa, level: Level) -> u64 {
-        // Rights are the AND over all levels, so a pointer allows everything.
-        oa.get() | NEXT_LEVEL.put(u64::from(level.0)) | WRITE | READ | PRESENT
+        oa.get() | self.pointers[usize::from(level.0.min(Level::MAX.0))]
     }
 
     #[inline]
@@ -361,7 +375,7 @@ impl Format for V1 {
     #[inline]
     fn exact_child(&self, word: u64, level: Level) -> Option<Oa> {
         // What is left of a pointer is the address alone; leaves differ in the low bits.
-        let rest = word.wrapping_sub(self.encode_table(Oa::new(0), level));
+        let rest = word.wrapping_sub(self.pointers[usize::from(level.0.min(Level::MAX.0))]);
         (rest & Self::GRANULE.offset_mask() == 0).then_some(Oa::new(rest))
     }
 

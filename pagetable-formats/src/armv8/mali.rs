@@ -13,7 +13,7 @@
 //! ```
 
 use super::fields::{self, Dialect};
-use super::shape::{SH, Shape, TABLE_OR_PAGE, VALID};
+use super::shape::{SH, Shape, TABLE_OR_PAGE, TABLE_POINTER, VALID};
 use crate::{
     Bits, ConfigError, DirtyRule, Entry, Field, Format, Geometry, Leaf, Level, Memory, Oa,
     PageSize, PageSizes, Prot, Reserved, Rights, TableEntry, Window, bit,
@@ -55,8 +55,9 @@ const SIZES: PageSizes = PageSizes::EMPTY
 
 /// Mali LPAE tables.
 ///
-/// Entries have no privilege, so [`effective`](Format::effective) adds the user right; memory that
-/// only a system cache holds is mapped cached. The root is a whole table of 512 items whatever the
+/// Entries have no privilege, so [`effective`](Format::effective) adds the user right; fetches need
+/// the right to read, so it adds that to the right to execute; memory that only a system cache
+/// holds is mapped cached. The root is a whole table of 512 items whatever the
 /// width of an address.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Mali {
@@ -156,8 +157,13 @@ impl Format for Mali {
         if prot.rights().difference(Rights::USER) == Rights::NONE {
             return None;
         }
+        let fetch_reads = if prot.can_execute() {
+            Rights::READ
+        } else {
+            Rights::NONE
+        };
         Some(
-            prot.with(Rights::USER)
+            prot.with(Rights::USER.union(fetch_reads))
                 .with_memory(Self::effective_memory(prot.memory())),
         )
     }
@@ -168,7 +174,11 @@ impl Format for Mali {
             return 0;
         }
         let index = ATTR_INDX.put(Self::effective_memory(prot.memory()) as u64);
-        let read = if prot.can_read() { READ } else { 0 };
+        let read = if prot.can_read() || prot.can_execute() {
+            READ
+        } else {
+            0
+        };
         let write = if prot.can_write() { WRITE } else { 0 };
         let fetch = if prot.can_execute() { 0 } else { XN };
         VALID | SH_OUTER | index | read | write | fetch
@@ -191,7 +201,7 @@ impl Format for Mali {
 
     #[inline]
     fn encode_table(&self, oa: Oa, _level: Level) -> u64 {
-        Tables::encode_table(oa)
+        oa.get() | TABLE_POINTER
     }
 
     #[inline]
@@ -224,7 +234,7 @@ impl Format for Mali {
                 let rights = Rights::USER
                     .with_if(Rights::READ, word & READ != 0)
                     .with_if(Rights::WRITE, word & WRITE != 0)
-                    .with_if(Rights::EXECUTE, word & XN_UPPER == 0);
+                    .with_if(Rights::EXECUTE, word & READ != 0 && word & XN_UPPER == 0);
                 let memory = match ATTR_INDX.get(word) {
                     1 => Memory::WriteBack,
                     2 => Memory::Device,

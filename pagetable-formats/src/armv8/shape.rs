@@ -15,6 +15,8 @@ use crate::{ConfigError, Geometry, Level, Oa, PageSize, PageSizes, Reserved, Win
 pub(super) const VALID: u64 = bit(0);
 /// Bit 1: a table, or a page at level 0; clear in a block.
 pub(super) const TABLE_OR_PAGE: u64 = bit(1);
+/// The type of a table descriptor.
+pub(super) const TABLE_POINTER: u64 = TABLE_OR_PAGE | VALID;
 /// AF: the entry was used.
 pub(super) const AF: u64 = bit(10);
 /// DBM: hardware may mark the page written to.
@@ -202,11 +204,14 @@ impl<const G: u8> Shape<G> {
     /// Extracts the address of a table or page.
     #[inline]
     pub(super) const fn decode_oa(self, word: u64) -> Oa {
-        // All ones or none: selecting with a mask keeps the walk free of branches.
-        let wide = (self.wide as u64).wrapping_neg();
-        let low = word & (Self::LOW | Self::LOW_WIDE & wide);
-        let high = word & (Self::HIGH & wide);
-        Oa::new(low | high << (Self::LINEAR_LG2 - Self::HIGH_AT))
+        if self.wide {
+            let high = word & Self::HIGH;
+            Oa::new(
+                word & (Self::LOW | Self::LOW_WIDE) | high << (Self::LINEAR_LG2 - Self::HIGH_AT),
+            )
+        } else {
+            Oa::new(word & Self::LOW)
+        }
     }
 
     /// Returns the type bits and the Contiguous bit of a leaf of `size`.
@@ -229,12 +234,6 @@ impl<const G: u8> Shape<G> {
         1 << (size.lg2() - above_page % (G - 3))
     }
 
-    /// Makes a pointer to the table at `oa`.
-    #[inline]
-    pub(super) const fn encode_table(oa: Oa) -> u64 {
-        Self::encode_oa(oa) | TABLE_OR_PAGE | VALID
-    }
-
     /// Returns the address of the table that an item made by us points to.
     #[inline]
     pub(super) const fn child(self, word: u64) -> Option<Oa> {
@@ -245,11 +244,11 @@ impl<const G: u8> Shape<G> {
         }
     }
 
-    /// As [`child`](Self::child), for a pointer that holds `fixed` besides an address below
+    /// As [`child`](Self::child), for a pointer that holds `pointer` besides an address below
     /// `2^LINEAR_LG2`. Everything else differs in the low bits.
     #[inline]
-    pub(super) const fn exact_child(word: u64, fixed: u64) -> Option<Oa> {
-        let rest = word.wrapping_sub(TABLE_OR_PAGE | VALID | fixed);
+    pub(super) const fn exact_child(word: u64, pointer: u64) -> Option<Oa> {
+        let rest = word.wrapping_sub(pointer);
         if rest & Self::GRANULE.offset_mask() == 0 {
             Some(Oa::new(rest))
         } else {

@@ -16,7 +16,7 @@
 
 use super::fields::{self, Dialect};
 use super::memory::AttributeIndices;
-use super::shape::{AF, CONTIGUOUS, DBM, Kind, NT, PENDING, SH, Shape, VALID};
+use super::shape::{AF, CONTIGUOUS, DBM, Kind, NT, PENDING, SH, Shape, TABLE_POINTER, VALID};
 use super::{Granule, Half, HardwareUpdates, TableWalk, Tcr};
 use crate::{
     Bits, ConfigError, DirtyRule, Entry, Field, Format, Geometry, Leaf, Level, Memory, Oa,
@@ -68,8 +68,8 @@ pub struct Stage1<const G: u8> {
     window: Window,
     /// Attributes that every leaf has.
     always: u64,
-    /// Attributes that every table entry has.
-    tables: u64,
+    /// What every table entry holds besides the address.
+    pointer: u64,
     updates: HardwareUpdates,
     /// Table entries limit the rights below them.
     limits: bool,
@@ -106,7 +106,7 @@ impl<const G: u8> Stage1<G> {
                 shape,
                 window: Window::Lower,
                 always: AF | NG,
-                tables: 0,
+                pointer: TABLE_POINTER,
                 updates: HardwareUpdates::None,
                 limits: true,
                 attributes: AttributeIndices::DEFAULT,
@@ -126,7 +126,7 @@ impl<const G: u8> Stage1<G> {
     #[must_use]
     pub const fn with_non_secure(mut self) -> Self {
         self.always |= NS;
-        self.tables |= NS_TABLE;
+        self.pointer |= NS_TABLE;
         self
     }
 
@@ -315,7 +315,7 @@ impl<const G: u8> Format for Stage1<G> {
 
     #[inline]
     fn encode_table(&self, oa: Oa, _level: Level) -> u64 {
-        Shape::<G>::encode_table(oa) | self.tables
+        Shape::<G>::encode_oa(oa) | self.pointer
     }
 
     #[inline]
@@ -325,7 +325,7 @@ impl<const G: u8> Format for Stage1<G> {
 
     #[inline]
     fn exact_child(&self, word: u64, _level: Level) -> Option<Oa> {
-        Shape::<G>::exact_child(word, self.tables)
+        Shape::<G>::exact_child(word, self.pointer)
     }
 
     #[inline]

@@ -13,7 +13,7 @@
 use super::fields::{self, Dialect};
 use super::granule::{item_lg2, natural_top};
 use super::memory::MemAttr;
-use super::shape::{AF, CONTIGUOUS, DBM, Kind, NT, PENDING, SH, Shape, VALID};
+use super::shape::{AF, CONTIGUOUS, DBM, Kind, NT, PENDING, SH, Shape, TABLE_POINTER, VALID};
 use super::{Granule, HardwareUpdates, TableWalk, Vtcr};
 use crate::{
     Bits, ConfigError, DirtyRule, Entry, Field, Format, Geometry, Leaf, Level, Memory, Oa,
@@ -336,7 +336,7 @@ impl<const G: u8> Format for Stage2<G> {
 
     #[inline]
     fn encode_table(&self, oa: Oa, _level: Level) -> u64 {
-        Shape::<G>::encode_table(oa)
+        Shape::<G>::encode_oa(oa) | TABLE_POINTER
     }
 
     #[inline]
@@ -346,7 +346,7 @@ impl<const G: u8> Format for Stage2<G> {
 
     #[inline]
     fn exact_child(&self, word: u64, _level: Level) -> Option<Oa> {
-        Shape::<G>::exact_child(word, 0)
+        Shape::<G>::exact_child(word, TABLE_POINTER)
     }
 
     #[inline]

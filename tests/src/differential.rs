@@ -1,0 +1,174 @@
+//! A table with its model, from the first operation to the last freed page.
+
+use std::sync::Arc;
+
+use iopt::claim::Claim;
+use iopt::invalidation::NoHardware;
+use iopt::radix::{MapSide, TableConfig, UnmapPolicy};
+use iopt_formats::{Format, Iova, IovaRange};
+
+use crate::check::{Mismatch, TestTable, check_all, ensure_eq};
+use crate::memory::TestMemory;
+use crate::model::{Model, windows};
+use crate::op::Op;
+use crate::place::Places;
+use crate::referee::Judged;
+use crate::session::{Context, Outcome, Session};
+
+/// Largest pages (1 MiB) of table memory.
+const MEMORY_COUNT: u64 = 48;
+
+/// A table with its model.
+#[derive(Debug)]
+pub struct Differential<F: Format> {
+    table: TestTable<F>,
+    memory: Arc<TestMemory>,
+    model: Model<F>,
+    /// Two claims over each window, so that ranges across their border are refused.
+    claims: Vec<Claim>,
+    places: Places,
+    map_side: MapSide,
+}
+
+impl<F: Judged> Differential<F> {
+    /// Creates an empty table and its model.
+    ///
+    /// # Errors
+    ///
+    /// A [`Mismatch`] if the table cannot be made.
+    pub fn new(format: F, map_side: MapSide) -> Result<Self, Mismatch> {
+        let memory = Arc::new(TestMemory::new(MEMORY_COUNT));
+        let config = TableConfig::new().with_map_side(map_side);
+        let table = TestTable::with_config(format, Arc::clone(&memory), config)
+            .map_err(|error| Mismatch::new(format!("new table: {error}")))?;
+        let halves = windows(format.geometry()).into_iter().flat_map(halves);
+        let claims = halves
+            .map(|range| table.claim(range))
+            .collect::<Result<_, _>>();
+        let claims = claims.map_err(|error| Mismatch::new(format!("claim: {error}")))?;
+        let (model, places) = (Model::new(format), Places::new(&format));
+        Ok(Self {
+            table,
+            memory,
+            model,
+            claims,
+            places,
+            map_side,
+        })
+    }
+
+    /// Runs `ops` in order, then takes everything down again.
+    ///
+    /// # Errors
+    ///
+    /// The first [`Mismatch`].
+    pub fn run(mut self, ops: &[Op]) -> Result<(), Mismatch> {
+        let mut rest = ops;
+        while !rest.is_empty() {
+            let is_compact = |op: &Op| matches!(op, Op::Compact { .. });
+            let count = rest.iter().position(is_compact).unwrap_or(rest.len());
+            self.session(&rest[..count])?;
+            if let Some(Op::Compact { target }) = rest.get(count)
+                && let Some(range) = self.places.range(*target, &self.model)
+            {
+                self.compact(range)?;
+            }
+            rest = &rest[(count + 1).min(rest.len())..];
+        }
+        self.finish()
+    }
+
+    /// Runs each of `ops` first with memory for none, one, two, .. of the tables it needs.
+    ///
+    /// # Errors
+    ///
+    /// A [`Mismatch`]: also if an operation that failed left a trace.
+    pub fn starve(mut self, ops: &[Op]) -> Result<(), Mismatch> {
+        for op in ops {
+            for left in 0.. {
+                self.memory.set_left(Some(left));
+                let outcome = self.session(std::slice::from_ref(op));
+                self.memory.set_left(None);
+                if outcome? != Outcome::Starved {
+                    break;
+                }
+            }
+        }
+        self.finish()
+    }
+
+    /// Runs `ops` through one set of mappers and compares everything; returns how the last went.
+    fn session(&mut self, ops: &[Op]) -> Result<Outcome, Mismatch> {
+        let Self {
+            table,
+            model,
+            claims,
+            places,
+            ..
+        } = self;
+        let mappers = claims
+            .iter_mut()
+            .map(|claim| table.mapper(claim))
+            .collect::<Result<_, _>>();
+        let mappers = mappers.map_err(|error| Mismatch::new(format!("mapper: {error}")))?;
+        let context = Context {
+            places,
+            map_side: self.map_side,
+        };
+        let mut session = Session::new(table, model, mappers, context);
+        let mut outcome = Outcome::Done;
+        for op in ops {
+            outcome = session
+                .step(op)
+                .map_err(|error| Mismatch::new(format!("{op:x?}: {error}")))?;
+        }
+        for flushed in session.finish() {
+            self.table.reclaim(&flushed);
+        }
+        check_all(&self.table, &self.model)?;
+        Ok(outcome)
+    }
+
+    fn compact(&mut self, range: IovaRange) -> Result<(), Mismatch> {
+        let gather = self.table.compact(range);
+        let gather = gather.map_err(|error| Mismatch::new(format!("compact: {error}")))?;
+        let flushed = gather.sync(&NoHardware);
+        let flushed = flushed.map_err(|error| Mismatch::new(format!("sync: {error}")))?;
+        self.table.reclaim(&flushed);
+        self.model.compact(range);
+        check_all(&self.table, &self.model)
+    }
+
+    /// Unmaps everything; nothing may be left then.
+    fn finish(mut self) -> Result<(), Mismatch> {
+        let entries: Vec<_> = self.model.entries().collect();
+        for entry in entries {
+            let holds = |claim: &&mut Claim| claim.range().contains(entry.range());
+            let claim = self.claims.iter_mut().find(holds);
+            let claim =
+                claim.ok_or_else(|| Mismatch::new("an entry lies outside of the claims"))?;
+            let mapper = self.table.mapper(claim);
+            let mut mapper = mapper.map_err(|error| Mismatch::new(format!("mapper: {error}")))?;
+            let unmapped = mapper.unmap(entry.range(), UnmapPolicy::Exact);
+            let unmapped = unmapped
+                .map_err(|error| Mismatch::new(format!("last unmap of {entry:x?}: {error}")))?;
+            let flushed = unmapped.gather.sync(&NoHardware);
+            flushed.map_err(|error| Mismatch::new(format!("sync: {error}")))?;
+            self.model.remove(entry.range());
+        }
+        self.compact(IovaRange::FULL)?;
+        ensure_eq("tables at the end", &self.table.table_count(), &1)?;
+        ensure_eq("pages at the end", &self.memory.page_count(), &1)?;
+        let Self { table, memory, .. } = self;
+        drop(table);
+        ensure_eq("pages after the drop", &memory.page_count(), &0)
+    }
+}
+
+/// Divides a range of at least two pages in the middle.
+fn halves(range: IovaRange) -> [IovaRange; 2] {
+    let middle = range.start().get() + range.len_minus_one() / 2;
+    let low = IovaRange::new(range.start(), Iova::new(middle));
+    let high = IovaRange::new(Iova::new(middle + 1), range.last());
+    [low, high].map(|half| half.expect("a window has two halves"))
+}

@@ -1,0 +1,88 @@
+//! Random operations, clustered where bugs live.
+
+use iopt_formats::Prot;
+use iopt_tests::op::Op;
+use iopt_tests::place::{Len, Output, Spot, Target};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
+
+/// Operations of one test at most.
+const OP_LIMIT: usize = if cfg!(miri) { 6 } else { 28 };
+
+pub(crate) fn ops() -> impl Strategy<Value = Vec<Op>> {
+    vec(op(), 1..OP_LIMIT)
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        10 => (edge(), output(), prot())
+            .prop_map(|(target, output, prot)| Op::Map { target, output, prot }),
+        // Behind, before and over what is mapped.
+        4 => (entries(), output(), prot())
+            .prop_map(|(target, output, prot)| Op::Map { target, output, prot }),
+        2 => (edge(), vec((output(), len()), 1..4), prot())
+            .prop_map(|(target, runs, prot)| Op::MapRuns { target, runs, prot }),
+        5 => target().prop_map(|target| Op::Unmap { target }),
+        3 => target().prop_map(|target| Op::UnmapEntries { target }),
+        3 => (target(), prot()).prop_map(|(target, prot)| Op::Protect { target, prot }),
+        3 => (target(), any::<u8>(), rule())
+            .prop_map(|(target, size, rule)| Op::Cut { target, size, rule }),
+        2 => (target(), rule()).prop_map(|(target, rule)| Op::Merge { target, rule }),
+        3 => (any::<u16>(), any::<u16>()).prop_map(|(entry, item)| Op::Soil { entry, item }),
+        3 => target().prop_map(|target| Op::TakeDirty { target }),
+        1 => target().prop_map(|target| Op::Reserve { target }),
+        1 => target().prop_map(|target| Op::Compact { target }),
+    ]
+}
+
+fn target() -> impl Strategy<Value = Target> {
+    prop_oneof![1 => edge(), 3 => entries()]
+}
+
+fn edge() -> impl Strategy<Value = Target> {
+    (spot(), len()).prop_map(|(at, len)| Target::Edge { at, len })
+}
+
+fn entries() -> impl Strategy<Value = Target> {
+    let grow = || prop_oneof![6 => Just(0), 1 => -2..=2_i8];
+    (any::<u16>(), 1..6_u8, (grow(), grow())).prop_map(|(first, count, grow)| Target::Entries {
+        first,
+        count,
+        grow,
+    })
+}
+
+fn spot() -> impl Strategy<Value = Spot> {
+    let bytes = prop_oneof![30 => Just(0), 1 => select(vec![1, 0x800, 0xfff])];
+    let pages = prop_oneof![2 => Just(0), 3 => -3..=3_i8];
+    (0..48_u8, pages, bytes).prop_map(|(edge, pages, bytes)| Spot { edge, pages, bytes })
+}
+
+fn len() -> impl Strategy<Value = Len> {
+    let pages = prop_oneof![3 => Just(0), 1 => -2..=2_i8];
+    let size = prop_oneof![2 => Just(0), 3 => 0..16_u8];
+    (size, 1..4_u8, pages).prop_map(|(size, count, pages)| Len { size, count, pages })
+}
+
+fn output() -> impl Strategy<Value = Output> {
+    let pages = prop_oneof![8 => Just(0), 1 => -2..=2_i8];
+    (0..16_u8, 0..=Output::LAST_BLOCK, pages).prop_map(|(like, block, pages)| Output {
+        like,
+        block,
+        pages,
+    })
+}
+
+fn prot() -> impl Strategy<Value = Prot> {
+    prop_oneof![
+        4 => select(vec![Prot::RW, Prot::RW.cached()]),
+        2 => select(vec![Prot::R, Prot::W, Prot::R.cached()]),
+        1 => select(Prot::all().collect::<Vec<_>>()),
+    ]
+}
+
+/// Mostly the rule that every format accepts.
+fn rule() -> impl Strategy<Value = u8> {
+    prop_oneof![3 => Just(0), 2 => 0..4_u8]
+}
