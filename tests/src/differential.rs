@@ -5,11 +5,11 @@ use std::sync::Arc;
 use iopt::claim::Claim;
 use iopt::invalidation::NoHardware;
 use iopt::radix::{MapSide, TableConfig, UnmapPolicy};
-use iopt_formats::{Format, Iova, IovaRange};
+use iopt_formats::{Format, IovaRange};
 
 use crate::check::{Mismatch, TestTable, check_all, ensure_eq};
 use crate::memory::TestMemory;
-use crate::model::{Model, windows};
+use crate::model::{Model, halves};
 use crate::op::Op;
 use crate::place::Places;
 use crate::referee::Judged;
@@ -41,8 +41,8 @@ impl<F: Judged> Differential<F> {
         let config = TableConfig::new().with_map_side(map_side);
         let table = TestTable::with_config(format, Arc::clone(&memory), config)
             .map_err(|error| Mismatch::new(format!("new table: {error}")))?;
-        let halves = windows(format.geometry()).into_iter().flat_map(halves);
-        let claims = halves
+        let claims = halves(format.geometry())
+            .into_iter()
             .map(|range| table.claim(range))
             .collect::<Result<_, _>>();
         let claims = claims.map_err(|error| Mismatch::new(format!("claim: {error}")))?;
@@ -163,12 +163,4 @@ impl<F: Judged> Differential<F> {
         drop(table);
         ensure_eq("pages after the drop", &memory.page_count(), &0)
     }
-}
-
-/// Divides a range of at least two pages in the middle.
-fn halves(range: IovaRange) -> [IovaRange; 2] {
-    let middle = range.start().get() + range.len_minus_one() / 2;
-    let low = IovaRange::new(range.start(), Iova::new(middle));
-    let high = IovaRange::new(Iova::new(middle + 1), range.last());
-    [low, high].map(|half| half.expect("a window has two halves"))
 }

@@ -15,3 +15,4 @@ pub mod place;
 pub mod referee;
 pub mod refusal;
 pub mod session;
+pub mod shadow;

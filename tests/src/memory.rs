@@ -96,14 +96,17 @@ impl TestMemory {
     /// Copies the words of every live page.
     pub fn snapshot(&self) -> Snapshot {
         let state = self.state();
+        let end = state
+            .live
+            .last_key_value()
+            .map_or(0, |(offset, size)| offset + size.bytes());
+        let live = state.live.keys();
         let mut snapshot = Snapshot {
-            pages: state
-                .live
-                .keys()
+            pages: live
                 .map(|offset| Oa::new(Self::BASE.get() + offset))
                 .collect(),
-            is_live: vec![false; (state.fresh / SMALLEST.bytes()) as usize],
-            words: vec![0; (state.fresh / 8) as usize],
+            is_live: vec![false; (end / SMALLEST.bytes()) as usize],
+            words: vec![0; (end / 8) as usize],
         };
         for (&offset, size) in &state.live {
             let first = (offset / 8) as usize;
@@ -140,6 +143,12 @@ impl TestMemory {
         })
     }
 
+    /// Returns the output address of a pointer into the memory, given by its address.
+    pub fn oa_of(&self, address: usize) -> Option<Oa> {
+        let offset = address.checked_sub(self.start.addr().get())? as u64;
+        (offset < self.len).then(|| Oa::new(Self::BASE.get() + offset))
+    }
+
     fn with_word<T>(&self, oa: Oa, access: impl FnOnce(&AtomicU64) -> T) -> Option<T> {
         let offset = oa
             .get()
@@ -161,12 +170,25 @@ impl TestMemory {
 }
 
 /// What the live pages of a memory held at one moment.
-#[derive(Debug)]
+#[derive(Clone, Eq, PartialEq)]
 pub struct Snapshot {
     pages: BTreeSet<Oa>,
     /// For each page of the smallest size.
     is_live: Vec<bool>,
     words: Vec<u64>,
+}
+
+impl fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words = self
+            .words
+            .iter()
+            .enumerate()
+            .filter(|(_, word)| **word != 0);
+        f.debug_map()
+            .entries(words.map(|(index, word)| (index * 8, word)))
+            .finish()
+    }
 }
 
 impl Snapshot {

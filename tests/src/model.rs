@@ -528,6 +528,17 @@ pub fn windows(geometry: Geometry) -> Vec<IovaRange> {
         .collect()
 }
 
+/// Returns the windows of a table of `geometry`, each divided in the middle.
+pub fn halves(geometry: Geometry) -> Vec<IovaRange> {
+    let divided = windows(geometry).into_iter().flat_map(|window| {
+        let middle = window.start().get() + window.len_minus_one() / 2;
+        let low = IovaRange::new(window.start(), Iova::new(middle));
+        let high = IovaRange::new(Iova::new(middle + 1), window.last());
+        [low, high].map(|half| half.expect("a window has two halves"))
+    });
+    divided.collect()
+}
+
 /// Joins ranges that touch; they rise.
 pub fn join_ranges(ranges: impl IntoIterator<Item = IovaRange>) -> Vec<IovaRange> {
     let mut joined: Vec<IovaRange> = Vec::new();

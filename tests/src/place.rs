@@ -5,7 +5,7 @@
 
 use iopt_formats::{Format, Iova, IovaRange, Level, Oa, PageSize};
 
-use crate::model::{Model, windows};
+use crate::model::{Model, halves, windows};
 
 /// An address near an edge.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -48,6 +48,29 @@ pub enum Target {
         /// Smallest pages that are added at the start and at the end.
         grow: (i8, i8),
     },
+    /// A part of an entry that is larger than the smallest page.
+    Large {
+        /// Number of the entry among those; any number names one.
+        number: u16,
+        /// Which part.
+        part: Part,
+    },
+    /// Half a window, which is a whole claim.
+    Half {
+        /// Number of the half; any number names one.
+        number: u8,
+    },
+}
+
+/// A part of an entry.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Part {
+    /// All of it.
+    Whole,
+    /// Its first page.
+    First,
+    /// Its last page.
+    Last,
 }
 
 /// The output address of a mapping.
@@ -70,6 +93,7 @@ impl Output {
 #[derive(Clone, Debug)]
 pub struct Places {
     edges: Vec<u64>,
+    halves: Vec<IovaRange>,
     sizes: Vec<PageSize>,
     granule: PageSize,
     oa_bits: u8,
@@ -100,6 +124,7 @@ impl Places {
         edges.dedup();
         Self {
             edges,
+            halves: halves(geometry),
             sizes,
             granule: F::GRANULE,
             oa_bits: format.oa_bits(),
@@ -148,6 +173,20 @@ impl Places {
                 let to = move_by(last.range().last().get(), grow.1)?;
                 IovaRange::new(Iova::new(from), Iova::new(to))
             }
+            Target::Large { number, part } => {
+                let large: Vec<_> = model
+                    .entries()
+                    .filter(|entry| entry.size > model.page())
+                    .collect();
+                let entry = large.get(usize::from(number) % large.len().max(1))?;
+                let last = entry.range().last().get() - model.page().offset_mask();
+                match part {
+                    Part::Whole => Some(entry.range()),
+                    Part::First => IovaRange::with_len(entry.start, model.page().bytes()),
+                    Part::Last => IovaRange::with_len(Iova::new(last), model.page().bytes()),
+                }
+            }
+            Target::Half { number } => Some(self.halves[usize::from(number) % self.halves.len()]),
         }
     }
 

@@ -240,7 +240,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
     ) -> Result<(), MapError> {
         job.try_for_each::<F, MapError>(|chunk| {
             let level = F::level_of(chunk.size);
-            let node = self.link_path(chunk.iova, level, filling.supply)?;
+            let (node, is_new) = self.link_path(chunk.iova, level, filling.supply)?;
             let slot = Slot {
                 node,
                 level,
@@ -248,7 +248,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
             };
             let (items, _) = slot.span(chunk.iova, chunk.last);
             // SAFETY: T3: the mapper that fills holds the claim over the whole job.
-            if unsafe { is_clear(items) } {
+            if is_new || unsafe { is_clear(items) } {
                 self.store_chunk(items, chunk, job.prot);
                 return Ok(());
             }
@@ -311,23 +311,29 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         flush_items(&self.memory, items);
     }
 
-    /// Walks to the table of level `bottom` on the path of `iova`, linking what is missing.
+    /// Walks to the table of level `bottom` on the path of `iova`, linking what is missing; says
+    /// whether that table is new, and so still empty where the caller has the claim.
     pub(super) fn link_path(
         &self,
         iova: u64,
         bottom: Level,
         supply: &mut Supply<'_, F, M>,
-    ) -> Result<Node<'_, F>, MapError> {
+    ) -> Result<(Node<'_, F>, bool), MapError> {
         let (mut node, mut level) = self.root_node();
+        let mut is_new = false;
         while level > bottom {
             let item = node.item(iova, level);
             let word = item.load(Ordering::Acquire);
             node = match self.child(word, level) {
                 Some(child) => {
                     self.publish(item, word);
+                    is_new = false;
                     child
                 }
-                None if word == 0 => self.link(item, level, supply)?,
+                None if word == 0 => {
+                    is_new = true;
+                    self.link(item, level, supply)?
+                }
                 None => {
                     return Err(MapError::Occupied {
                         iova: Iova::new(iova),
@@ -336,7 +342,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
             };
             level = Level(level.0 - 1);
         }
-        Ok(node)
+        Ok((node, is_new))
     }
 
     /// Links a new table to an empty item of a table of `level`; if somebody else did, uses theirs.

@@ -44,7 +44,7 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
         R::IntoIter: Clone,
     {
         let pieces = pieces(iova, runs.into_iter());
-        let attributes = self.table.page_attributes[prot.index()];
+        let attributes = self.table.attributes[0][prot.index()];
         let is_quick = attributes != 0
             && pieces
                 .clone()

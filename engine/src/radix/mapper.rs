@@ -33,6 +33,14 @@ struct Recent<'t, F> {
     table: Option<Inner<'t, F>>,
 }
 
+impl<F> Recent<'_, F> {
+    /// No address has this tag.
+    const NONE: Self = Self {
+        tag: u64::MAX,
+        table: None,
+    };
+}
+
 /// Changes the translations of one claimed range.
 ///
 /// It borrows the claim, so nobody else can change the range meanwhile, and takes no lock. It
@@ -47,6 +55,8 @@ pub struct Mapper<'t, F: Format, M: TableMemory> {
     top: Level,
     reach: u64,
     recent: [Recent<'t, F>; RECENT_COUNT],
+    /// The table of level 2 used last.
+    upper: Recent<'t, F>,
 }
 
 impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
@@ -64,12 +74,8 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
             } else {
                 table.fast_reach(top)
             },
-            recent: [const {
-                Recent {
-                    tag: u64::MAX,
-                    table: None,
-                }
-            }; RECENT_COUNT],
+            recent: [const { Recent::NONE }; RECENT_COUNT],
+            upper: Recent::NONE,
         }
     }
 
@@ -136,16 +142,34 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
     /// Returns the item of level `bottom` on the path of `iova`, above the leaf tables.
     #[inline]
     fn large_item(&mut self, iova: u64, bottom: Level) -> Option<&'t AtomicU64> {
-        if bottom == Level(1) {
-            return Some(self.table_above(iova)?.item(iova, Level(1)));
+        match bottom.0 {
+            1 => Some(self.table_above(iova)?.item(iova, bottom)),
+            2 => Some(self.upper_table(iova)?.item(iova, bottom)),
+            _ if iova > self.reach => None,
+            _ => {
+                let node = self
+                    .table
+                    .table_above_leaf(self.root, self.top, bottom, iova)?;
+                Some(node.item(iova, bottom))
+            }
         }
-        if iova > self.reach {
-            return None;
+    }
+
+    /// Returns the table of level 2 on the path of `iova`, and remembers it.
+    #[inline]
+    fn upper_table(&mut self, iova: u64) -> Option<Inner<'t, F>> {
+        let tag = iova.checked_shr(F::item_lg2(Level(3)).into()).unwrap_or(0);
+        if self.upper.tag != tag || self.upper.table.is_none() {
+            if iova > self.reach {
+                return None;
+            }
+            let table = self
+                .table
+                .table_above_leaf(self.root, self.top, Level(2), iova)?;
+            let table = Some(Inner::new(table)?);
+            self.upper = Recent { tag, table };
         }
-        let node = self
-            .table
-            .table_above_leaf(self.root, self.top, bottom, iova)?;
-        Some(node.item(iova, bottom))
+        self.upper.table
     }
 
     /// Returns the table of level 1 on the path of `iova`, and remembers it.
@@ -207,7 +231,7 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
     pub fn map(&mut self, range: IovaRange, oa: Oa, prot: Prot) -> Result<MapSync, MapError> {
         let (iova, last) = (range.start().get(), range.last().get());
         let page_mask = F::GRANULE.offset_mask();
-        let attributes = self.table.page_attributes[prot.index()];
+        let attributes = self.table.attributes[0][prot.index()];
         if last.wrapping_sub(iova) == page_mask
             && (iova | oa.get()) & page_mask == 0
             && self.claims(iova, last)
@@ -243,7 +267,7 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
         if aligned && fits && self.claims(iova, last) && table.map_side == MapSide::Silent {
             let usable = usable_sizes(table.sizes, iova, oa.get(), len_minus_one);
             if usable.bits() == F::GRANULE.bytes() && is_linear::<F>(oa, len_minus_one) {
-                let attributes = table.page_attributes[prot.index()];
+                let attributes = table.attributes[0][prot.index()];
                 let piece = Piece { range, oa };
                 if attributes != 0 && self.map_pages(piece, attributes) {
                     return Ok(MapSync::none(table.id));
@@ -325,12 +349,8 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
 
     /// Forgets where it walked, because tables were unlinked.
     pub(super) fn forget(&mut self) {
-        self.recent = [const {
-            Recent {
-                tag: u64::MAX,
-                table: None,
-            }
-        }; RECENT_COUNT];
+        self.recent = [const { Recent::NONE }; RECENT_COUNT];
+        self.upper = Recent::NONE;
     }
 
     /// Clears a run of pages whose tables are all there.
@@ -352,11 +372,18 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
     /// false.
     fn map_block(&mut self, iova: u64, oa: Oa, prot: Prot, size: PageSize) -> bool {
         let table = self.table;
-        let Some(item) = self.large_item(iova, F::level_of(size)) else {
+        let level = F::level_of(size);
+        let Some(&attributes) = table
+            .attributes
+            .get(usize::from(level.0))
+            .map(|by_prot| &by_prot[prot.index()])
+        else {
             return false;
         };
-        let attributes = table.format.leaf_attributes(prot, size);
-        if attributes == 0 || item.load(Ordering::Relaxed) != 0 {
+        let Some(item) = self.large_item(iova, level).filter(|_| attributes != 0) else {
+            return false;
+        };
+        if item.load(Ordering::Relaxed) != 0 {
             return false;
         }
         item.store(attributes | table.format.encode_oa(oa), Ordering::Release);
@@ -435,6 +462,7 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
     }
 
     /// Unmaps a run of ordinary pages, or does nothing and returns false.
+    #[inline]
     fn unmap_pages(&mut self, iova: u64, last: u64) -> bool {
         let mut at = iova;
         loop {

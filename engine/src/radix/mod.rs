@@ -114,6 +114,10 @@ impl TableConfig {
     }
 }
 
+/// Levels whose leaves of one item have their attributes ready: pages and the two block sizes that
+/// most formats have.
+const QUICK_LEVELS: usize = 3;
+
 /// One IO page table of format `F` in memory `M`.
 ///
 /// Dropping it frees its pages at once; take it out of every device context before.
@@ -130,9 +134,9 @@ pub struct Table<F: Format, M: TableMemory> {
     smallest: PageSize,
     /// Last output address that fits the width.
     oa_last: u64,
-    /// Attribute bits of a level-0 page by [`Prot::index`]; 0 where it cannot be mapped, or not
-    /// without a word to the hardware.
-    page_attributes: [u64; Prot::COUNT],
+    /// Attribute bits of leaves of one item, by level and [`Prot::index`]; 0 where they cannot be
+    /// mapped, or not without a word to the hardware.
+    attributes: [[u64; Prot::COUNT]; QUICK_LEVELS],
     map_side: MapSide,
     id: TableId,
     registry: Registry,
@@ -164,10 +168,13 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         }
         let sizes = format.sizes();
         let smallest = sizes.smallest().ok_or(ConfigError::Sizes)?;
-        let mut page_attributes = [0; Prot::COUNT];
-        if sizes.contains(F::GRANULE) && config.map_side == MapSide::Silent {
-            for prot in Prot::all() {
-                page_attributes[prot.index()] = format.leaf_attributes(prot, F::GRANULE);
+        let mut attributes = [[0; Prot::COUNT]; QUICK_LEVELS];
+        for (level, attributes) in attributes.iter_mut().enumerate() {
+            let size = PageSize::from_lg2(F::item_lg2(Level(level as u8)).min(63));
+            if sizes.contains(size) && config.map_side == MapSide::Silent {
+                for prot in Prot::all() {
+                    attributes[prot.index()] = format.leaf_attributes(prot, size);
+                }
             }
         }
         let geometry = format.geometry();
@@ -180,7 +187,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
             sizes,
             smallest,
             oa_last: u64::MAX >> (64 - format.oa_bits()),
-            page_attributes,
+            attributes,
             map_side: config.map_side,
             id: TableId::next(),
             registry: config.registry,

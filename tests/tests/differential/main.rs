@@ -7,6 +7,7 @@ mod strategy;
 
 use iopt::radix::MapSide;
 use iopt_formats::{amd, armv8, riscv, vtd, x86_64};
+use iopt_tests::check::Mismatch;
 use iopt_tests::configuration::{
     LARGE_PAGES, MIXED_PAGES, SMALL_PAGES, dirty_stage1, dirty_stage2, legal,
 };
@@ -16,10 +17,27 @@ use iopt_tests::referee::Judged;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
+macro_rules! tests {
+    ($($name:ident: $configured:expr;)+) => {
+        $(
+            #[test]
+            fn $name() {
+                run(legal($configured));
+            }
+        )+
+    };
+}
+
+/// Operations of one case at most.
+const OP_LIMIT: usize = if cfg!(miri) { 6 } else { 28 };
+/// The same, where each operation is tried for every number of pages left.
+const STARVED_OP_LIMIT: usize = if cfg!(miri) { 3 } else { 8 };
 /// Cases of one configuration.
 const CASE_COUNT: u32 = if cfg!(miri) { 1 } else { 32 };
+/// The same, for tests that run out of memory.
+const STARVED_CASE_COUNT: u32 = if cfg!(miri) { 1 } else { 12 };
 
-fn runner() -> TestRunner {
+fn runner(case_count: u32) -> TestRunner {
     let config = Config {
         failure_persistence: None,
         ..Config::default()
@@ -28,7 +46,7 @@ fn runner() -> TestRunner {
         return TestRunner::new(config);
     }
     let config = Config {
-        cases: CASE_COUNT,
+        cases: case_count,
         ..config
     };
     TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha))
@@ -36,25 +54,48 @@ fn runner() -> TestRunner {
 
 fn agrees<F: Judged>(format: F) {
     let map_side = prop_oneof![3 => Just(MapSide::Silent), 1 => Just(MapSide::Announced)];
-    let outcome = runner().run(&(map_side, strategy::ops()), |(map_side, ops)| {
-        let test = Differential::new(format, map_side);
-        let done = test.and_then(|test| test.run(&ops));
-        done.map_err(|mismatch| TestCaseError::fail(mismatch.to_string()))
+    let input = (map_side, strategy::ops(OP_LIMIT));
+    check(format, &input, CASE_COUNT, |(map_side, ops)| {
+        Differential::new(format, map_side)?.run(&ops)
+    });
+}
+
+fn survives_without_memory<F: Judged>(format: F) {
+    check(
+        format,
+        &strategy::ops(STARVED_OP_LIMIT),
+        STARVED_CASE_COUNT,
+        |ops| Differential::new(format, MapSide::Silent)?.starve(&ops),
+    );
+}
+
+/// Runs `test` on random inputs and reports the smallest that fails.
+fn check<F: Judged, S: Strategy>(
+    format: F,
+    input: &S,
+    case_count: u32,
+    test: impl Fn(S::Value) -> Result<(), Mismatch>,
+) {
+    let outcome = runner(case_count).run(input, |value| {
+        test(value).map_err(|mismatch| TestCaseError::fail(mismatch.to_string()))
     });
     if let Err(error) = outcome {
         panic!("{format:?}\n{error}");
     }
 }
 
-macro_rules! tests {
-    ($($name:ident: $configured:expr;)+) => {
-        $(
-            #[test]
-            fn $name() {
-                agrees(legal($configured));
-            }
-        )+
-    };
+mod agrees {
+    use super::*;
+
+    use super::agrees as run;
+
+    for_each_configuration!(tests);
 }
 
-for_each_configuration!(tests);
+mod survives_without_memory {
+    use super::*;
+
+    use super::survives_without_memory as run;
+
+    for_each_configuration!(tests);
+}

@@ -2,16 +2,14 @@
 
 use iopt_formats::Prot;
 use iopt_tests::op::Op;
-use iopt_tests::place::{Len, Output, Spot, Target};
+use iopt_tests::place::{Len, Output, Part, Spot, Target};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-/// Operations of one test at most.
-const OP_LIMIT: usize = if cfg!(miri) { 6 } else { 28 };
-
-pub(crate) fn ops() -> impl Strategy<Value = Vec<Op>> {
-    vec(op(), 1..OP_LIMIT)
+/// Returns up to `limit` operations.
+pub(crate) fn ops(limit: usize) -> impl Strategy<Value = Vec<Op>> {
+    vec(op(), 1..limit)
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -26,9 +24,10 @@ fn op() -> impl Strategy<Value = Op> {
         5 => target().prop_map(|target| Op::Unmap { target }),
         3 => target().prop_map(|target| Op::UnmapEntries { target }),
         3 => (target(), prot()).prop_map(|(target, prot)| Op::Protect { target, prot }),
-        3 => (target(), any::<u8>(), rule())
+        5 => (prop_oneof![3 => large(), 1 => target()], cut_size(), rule())
             .prop_map(|(target, size, rule)| Op::Cut { target, size, rule }),
-        2 => (target(), rule()).prop_map(|(target, rule)| Op::Merge { target, rule }),
+        3 => (prop_oneof![2 => half(), 1 => target()], rule())
+            .prop_map(|(target, rule)| Op::Merge { target, rule }),
         3 => (any::<u16>(), any::<u16>()).prop_map(|(entry, item)| Op::Soil { entry, item }),
         3 => target().prop_map(|target| Op::TakeDirty { target }),
         1 => target().prop_map(|target| Op::Reserve { target }),
@@ -37,7 +36,7 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 fn target() -> impl Strategy<Value = Target> {
-    prop_oneof![1 => edge(), 3 => entries()]
+    prop_oneof![3 => edge(), 8 => entries(), 2 => large(), 1 => half()]
 }
 
 fn edge() -> impl Strategy<Value = Target> {
@@ -51,6 +50,15 @@ fn entries() -> impl Strategy<Value = Target> {
         count,
         grow,
     })
+}
+
+fn large() -> impl Strategy<Value = Target> {
+    let part = prop_oneof![2 => Just(Part::Whole), 1 => Just(Part::First), 1 => Just(Part::Last)];
+    (any::<u16>(), part).prop_map(|(number, part)| Target::Large { number, part })
+}
+
+fn half() -> impl Strategy<Value = Target> {
+    any::<u8>().prop_map(|number| Target::Half { number })
 }
 
 fn spot() -> impl Strategy<Value = Spot> {
@@ -80,6 +88,11 @@ fn prot() -> impl Strategy<Value = Prot> {
         2 => select(vec![Prot::R, Prot::W, Prot::R.cached()]),
         1 => select(Prot::all().collect::<Vec<_>>()),
     ]
+}
+
+/// Mostly small pages.
+fn cut_size() -> impl Strategy<Value = u8> {
+    prop_oneof![3 => 0..4_u8, 1 => any::<u8>()]
 }
 
 /// Mostly the rule that every format accepts.

@@ -109,7 +109,7 @@ fn directory_entries_must_be_valid_and_plain() {
     let registers = registers(EXTENDED, 2);
     let entry = |word| resolve(&registers, &memory(&[(0x1000, &[word])]), 0, None);
     assert_eq!(entry(0), Err(ContextFault::NotValid { address: 0x1000 }));
-    for word in [0x803, 1 << 54 | 0x801, 1 << 63 | 0x801] {
+    for word in [0x803, 1 << 9 | 0x801, 1 << 54 | 0x801, 1 << 63 | 0x801] {
         let illegal = ContextFault::Illegal {
             field: "directory entry",
             value: word,
@@ -142,6 +142,9 @@ fn device_contexts_decode_by_hand() {
         };
         assert_eq!(of(&[1, iohgatp, 0, atp(8, 0x7_7000)]), Ok(both));
     }
+    let high = 0x80_0000_0007_7000;
+    let table = Ok(Binding::Table(Table::Riscv(first(high, 3))));
+    assert_eq!(of(&[1, 0, 0, atp(8, high)]), table);
     // SADE and GADE.
     let ade = [1 | 1 << 8 | 1 << 7, atp(8, 0x8_8000), 0, atp(8, 0x7_7000)];
     let both = Binding::Nested {
@@ -200,6 +203,8 @@ fn misconfigured_contexts_are_refused() {
         assert_eq!(of(&[tc, 0, 0, 0]), wrong(tc), "{tc:#x}");
     }
     assert_eq!(of(&[1 | en_ats | 1 << 2 | 1 << 6, 0, 0, 0]), Ok(OPEN));
+    // Bits 31:24 are for custom use.
+    assert_eq!(of(&[1 | 0xff << 24, 0, 0, 0]), Ok(OPEN));
     let plain = |context: &[u64]| {
         let memory = memory(&[(0x1000, context)]);
         resolve(&registers(1 << 9 | 1 << 22, 1), &memory, 0, None)

@@ -303,8 +303,8 @@ fn context_descriptor_tables_of_two_levels_have_leaves_of_64_or_1024() {
 
 #[test]
 fn both_halves_of_a_context_descriptor_have_their_own_fields() {
-    // T1SZ 25, TG1 = 3 (64 KiB), SH1 = 2; TBI1, HAD1; TBI0 and HAD0 are clear.
-    let word = CD_0 & !(1 << 30) | 25 << 16 | 3 << 22 | 2 << 28 | 1 << 39;
+    // T1SZ 25, TG1 = 3 (64 KiB), IR1 and OR1 3, SH1 2; TBI1, HAD1; TBI0 and HAD0 are clear.
+    let word = CD_0 & !(1 << 30) | 25 << 16 | 3 << 22 | 0xf << 24 | 2 << 28 | 1 << 39;
     let config = arm(with_cd(&[word, 0x2_0000, 0x7_0000 | 2]));
     let upper = Half {
         tbi: true,
@@ -411,7 +411,11 @@ fn address_sizes_are_capped_by_the_hardware() {
 
 #[test]
 fn descriptors_of_52_bits_need_ds_on_both_sides() {
-    let cd = [CD_0 & !0x3f & !(7 << 32) | 12 | 6 << 32, 0x2_0000, 1 << 58];
+    let cd = [
+        CD_0 & !0x3f & !(7 << 32) | 12 | 6 << 32,
+        0x8_0000_0002_0000,
+        1 << 58,
+    ];
     let of = |idr5| {
         let mut memory = ste(0, &[STAGE_1, 0]);
         put(&mut memory, 0x8000, &cd);
@@ -419,6 +423,7 @@ fn descriptors_of_52_bits_need_ds_on_both_sides() {
     };
     let config = arm(of(0xf6));
     assert!(config.ds);
+    assert_eq!(config.lower.unwrap().root, 0x8_0000_0002_0000);
     assert_eq!(config.lower.unwrap().ia_bits, 52);
     assert_eq!(
         of(0x76),

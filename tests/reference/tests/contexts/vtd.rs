@@ -94,6 +94,11 @@ fn legacy_context_entries_decode_by_hand() {
 
 #[test]
 fn capabilities_limit_what_legacy_entries_may_say() {
+    let pass_through = Registers {
+        ecap: 1 << 6,
+        ..LEGACY
+    };
+    assert_eq!(resolve(&pass_through, &legacy(9, 2), 0x113, None), Ok(OPEN));
     let narrow = Registers {
         cap: 1 << 9,
         ecap: 1 << 2,

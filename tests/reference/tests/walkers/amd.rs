@@ -213,6 +213,8 @@ fn six_levels_cover_64_bits() {
 
 #[test]
 fn modes_give_the_input_width() {
+    let high = 0x8_0000_0000_1000;
+    assert_eq!(first_read(&Table::AmdV1(Config::new(high, 3)), 0), Ok(high));
     for mode in 1..=5 {
         let table = Table::AmdV1(Config::new(0x1000, mode));
         let end = 1 << (12 + 9 * u64::from(mode));

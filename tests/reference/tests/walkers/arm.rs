@@ -76,6 +76,14 @@ fn stage_1_pages_decode_by_hand() {
         );
         assert!(page.accessed);
     }
+    // AttrIndx 5, outer shareable, NS and nG set.
+    let page = with_pages(&[0x1_2345_6e77]);
+    let page = Table::Arm(stage1()).walk(&page, 0).unwrap();
+    let memory = MemoryAttributes::ArmStage1 {
+        attr_indx: 5,
+        sh: 2,
+    };
+    assert_eq!(page.memory, memory);
 }
 
 #[test]
@@ -306,6 +314,7 @@ fn members_of_a_contiguous_group_must_agree_in_all_else() {
         last & !(1 << 6),
         last | 1 << 54,
         last ^ 1 << 2,
+        last ^ 1 << 8,
         last ^ 1 << 9,
         last ^ 1 << 11,
         last | DBM,
@@ -485,6 +494,14 @@ fn addresses_above_the_output_size_fault() {
         address: 1 << 44,
     });
     assert_eq!(narrow.walk(&memory(&[(0x1000, 1 << 44 | 3)]), 0), fault);
+    // All 48 bits count, of pages and of tables.
+    let full = Table::Arm(stage1());
+    let page = full.walk(&with_pages(&[0xffff_ffff_ff47]), 0).unwrap();
+    assert_eq!(page.oa, 0xffff_ffff_f000);
+    let fault = Err(Fault::MissingMemory {
+        address: 0xffff_ffff_f000,
+    });
+    assert_eq!(full.walk(&memory(&[(0x1000, 0xffff_ffff_f003)]), 0), fault);
     // Bits 51:48 are no address without 52-bit descriptors.
     let wide = Table::Arm(Config::stage1(K4, 52));
     assert_eq!(

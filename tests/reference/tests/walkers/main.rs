@@ -115,6 +115,32 @@ fn a_missing_table_is_never_passed_over() {
 }
 
 #[test]
+fn output_sizes_are_those_that_entries_can_hold() {
+    let vtd = |oa_bits| {
+        let config = iopt_reference::vtd::Config::new(0, 3);
+        iopt_reference::vtd::Config { oa_bits, ..config }.check()
+    };
+    let x86 = |oa_bits| iopt_reference::x86::Config::vtd_first(0, 4, oa_bits).check();
+    let amd = |oa_bits| {
+        let config = iopt_reference::amd::Config::new(0, 3);
+        iopt_reference::amd::Config { oa_bits, ..config }.check()
+    };
+    for check in [vtd, x86, amd] {
+        assert_eq!((check(32), check(52)), (Ok(()), Ok(())));
+        for oa_bits in [0, 31, 53, 255] {
+            assert_eq!(check(oa_bits), Err(Setup::OutputBits { oa_bits }));
+        }
+    }
+    let riscv = |oa_bits| {
+        use iopt_reference::riscv::{Config, Stage};
+        let config = Config::new(Stage::First, 0, 3);
+        Config { oa_bits, ..config }.check()
+    };
+    assert_eq!(riscv(56), Ok(()));
+    assert_eq!(riscv(57), Err(Setup::OutputBits { oa_bits: 57 }));
+}
+
+#[test]
 fn illegal_settings_are_named_before_anything_is_read() {
     let table = Table::VtdSecond(iopt_reference::vtd::Config::new(0x1000, 6));
     let setup = Setup::Levels { levels: 6 };
