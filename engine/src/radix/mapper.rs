@@ -8,7 +8,6 @@
 
 use core::fmt;
 
-use iopt_formats::walk::Root;
 use iopt_formats::{Format, Iova, IovaRange, Level, Oa, PageSize, PageSizes, Prot};
 
 use crate::invalidation::{Changes, Gather, Kind, MapSync, RetiredSpan};
@@ -16,30 +15,11 @@ use crate::mem::TableMemory;
 use crate::radix::fill::{is_clear, store_items};
 use crate::radix::job::{is_linear, usable_sizes};
 use crate::radix::map::Piece;
-use crate::radix::node::{Inner, Node, flush_items};
+use crate::radix::node::{Node, flush_items};
+use crate::radix::position::Position;
 use crate::radix::unmap::{clear_items, is_plain};
 use crate::radix::{MapError, MapSide, Table, Translation, UnmapError, UnmapPolicy, Unmapped};
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
-
-/// Tables of level 1 that a mapper remembers.
-const RECENT_COUNT: usize = 4;
-
-/// A table of level 1 used lately, the one above leaf tables; `tag` is its IOVA over its span.
-///
-/// One load from the leaf table: nearly all operations of a domain fall into a few of these spans,
-/// 1 GiB each with 4 KiB pages, so the walk above them is seldom needed.
-struct Recent<'t, F> {
-    tag: u64,
-    table: Option<Inner<'t, F>>,
-}
-
-impl<F> Recent<'_, F> {
-    /// No address has this tag.
-    const NONE: Self = Self {
-        tag: u64::MAX,
-        table: None,
-    };
-}
 
 /// Changes the translations of one claimed range.
 ///
@@ -51,12 +31,10 @@ pub struct Mapper<'t, F: Format, M: TableMemory> {
     pub(super) last: u64,
     /// The root that hardware was told of, as far as this mapper knows, its level, and the last
     /// address that it reaches. A newer root leads to the same tables (T6).
-    root: Node<'t, F>,
-    top: Level,
-    reach: u64,
-    recent: [Recent<'t, F>; RECENT_COUNT],
-    /// The table of level 2 used last.
-    upper: Recent<'t, F>,
+    pub(super) root: Node<'t, F>,
+    pub(super) top: Level,
+    pub(super) reach: u64,
+    pub(super) position: Position<'t, F>,
 }
 
 impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
@@ -74,8 +52,7 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
             } else {
                 table.fast_reach(top)
             },
-            recent: [const { Recent::NONE }; RECENT_COUNT],
-            upper: Recent::NONE,
+            position: Position::NOWHERE,
         }
     }
 
@@ -94,122 +71,6 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
     #[inline]
     pub fn lookup(&self, iova: Iova) -> Option<Translation<'t, F>> {
         self.table.lookup(iova)
-    }
-
-    /// Returns the leaf table of `iova`, which is claimed, if its path is linked under the root
-    /// that was announced.
-    #[inline]
-    fn leaf_table(&mut self, iova: u64) -> Option<Inner<'t, F>> {
-        let tag = iova >> F::item_lg2(Level(2));
-        let recent = &self.recent[tag as usize % RECENT_COUNT];
-        let above = if recent.tag == tag {
-            recent.table
-        } else {
-            self.walk(iova)
-        };
-        let table = self.table;
-        let word = above?.item(iova, Level(1)).load(Ordering::Acquire);
-        match table.format.exact_child(word, Level(1)) {
-            Some(oa) => Inner::new(table.node_at(oa)),
-            None => self.walk_unusual(iova),
-        }
-    }
-
-    /// As [`leaf_table`](Self::leaf_table), only where no walk is needed: for callers that hand
-    /// over to another function otherwise, and so need no stack frame.
-    #[inline]
-    fn recent_leaf_table(&self, iova: u64) -> Option<Inner<'t, F>> {
-        let tag = iova >> F::item_lg2(Level(2));
-        let recent = &self.recent[tag as usize % RECENT_COUNT];
-        let above = recent.table.filter(|_| recent.tag == tag)?;
-        let word = above.item(iova, Level(1)).load(Ordering::Acquire);
-        let oa = self.table.format.exact_child(word, Level(1))?;
-        Inner::new(self.table.node_at(oa))
-    }
-
-    /// Returns the table of level 1 on the path of `iova`, as [`leaf_table`](Self::leaf_table).
-    #[inline]
-    fn table_above(&mut self, iova: u64) -> Option<Inner<'t, F>> {
-        let tag = iova >> F::item_lg2(Level(2));
-        let recent = &self.recent[tag as usize % RECENT_COUNT];
-        if recent.tag == tag {
-            recent.table
-        } else {
-            self.walk(iova)
-        }
-    }
-
-    /// Returns the item of level `bottom` on the path of `iova`, above the leaf tables.
-    #[inline]
-    fn large_item(&mut self, iova: u64, bottom: Level) -> Option<&'t AtomicU64> {
-        match bottom.0 {
-            1 => Some(self.table_above(iova)?.item(iova, bottom)),
-            2 => Some(self.upper_table(iova)?.item(iova, bottom)),
-            _ if iova > self.reach => None,
-            _ => {
-                let node = self
-                    .table
-                    .table_above_leaf(self.root, self.top, bottom, iova)?;
-                Some(node.item(iova, bottom))
-            }
-        }
-    }
-
-    /// Returns the table of level 2 on the path of `iova`, and remembers it.
-    #[inline]
-    fn upper_table(&mut self, iova: u64) -> Option<Inner<'t, F>> {
-        let tag = iova.checked_shr(F::item_lg2(Level(3)).into()).unwrap_or(0);
-        if self.upper.tag != tag || self.upper.table.is_none() {
-            if iova > self.reach {
-                return None;
-            }
-            let table = self
-                .table
-                .table_above_leaf(self.root, self.top, Level(2), iova)?;
-            let table = Some(Inner::new(table)?);
-            self.upper = Recent { tag, table };
-        }
-        self.upper.table
-    }
-
-    /// Returns the table of level 1 on the path of `iova`, and remembers it.
-    #[inline(never)]
-    fn walk(&mut self, iova: u64) -> Option<Inner<'t, F>> {
-        if iova > self.reach {
-            return None;
-        }
-        let table = self
-            .table
-            .table_above_leaf(self.root, self.top, Level(1), iova)?;
-        let table = Inner::new(table)?;
-        let tag = iova >> F::item_lg2(Level(2));
-        self.recent[tag as usize % RECENT_COUNT] = Recent {
-            tag,
-            table: Some(table),
-        };
-        Some(table)
-    }
-
-    /// Returns the leaf table of `iova` below a link that hardware or software has marked.
-    #[inline(never)]
-    fn walk_unusual(&self, iova: u64) -> Option<Inner<'t, F>> {
-        Inner::new(
-            self.table
-                .table_above_leaf(self.root, self.top, Level::LEAF, iova)?,
-        )
-    }
-
-    /// Takes note of the root that the next sync tells hardware of; returns it if it is new.
-    pub(super) fn announce_root(&mut self) -> Option<Root> {
-        let root = self.table.root();
-        let is_new = root.level > self.top || self.reach == 0;
-        if !is_new {
-            return None;
-        }
-        self.root = self.table.node_at_root(root.oa, root.level);
-        self.top = root.level;
-        self.reach = self.table.fast_reach(root.level);
-        Some(root)
     }
 
     /// Returns whether `start..=last` is claimed.
@@ -250,11 +111,62 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
                 return Ok(MapSync::none(self.table.id));
             }
         }
+        if range.len_minus_one() < block_mask::<F>() {
+            self.map_short(range, oa, prot)
+        } else {
+            self.map_large(range, oa, prot)
+        }
+    }
+
+    /// Maps one block whose table is at hand, or hands over.
+    #[inline(never)]
+    fn map_large(&mut self, range: IovaRange, oa: Oa, prot: Prot) -> Result<MapSync, MapError> {
+        let (iova, last) = (range.start().get(), range.last().get());
+        let table = self.table;
+        if let Some((size, level)) = block_of::<F>(iova, last)
+            && size.divides(oa.get())
+            && oa.get() <= table.oa_last
+            && self.claims(iova, last)
+            && let Some(by_prot) = table.attributes.get(usize::from(level.0))
+            && by_prot[prot.index()] != 0
+            && let Some(item) = self.recent_large_item(iova, level)
+            && item.load(Ordering::Relaxed) == 0
+        {
+            let word = by_prot[prot.index()] | table.format.encode_oa(oa);
+            item.store(word, Ordering::Release);
+            flush_items(&table.memory, core::slice::from_ref(item));
+            return Ok(MapSync::none(table.id));
+        }
+        self.map_short(range, oa, prot)
+    }
+
+    /// Maps a run of pages inside a leaf table that is at hand, or hands over. Calls nothing else,
+    /// so that it needs little of the stack.
+    #[inline(never)]
+    fn map_short(&mut self, range: IovaRange, oa: Oa, prot: Prot) -> Result<MapSync, MapError> {
+        let (iova, last) = (range.start().get(), range.last().get());
+        let table = self.table;
+        let attributes = table.attributes[0][prot.index()];
+        if attributes != 0
+            && is_in_one_leaf_table::<F>(iova, last)
+            && self.is_run_of_pages(Piece { range, oa })
+            && let Some(leaf_table) = self.recent_leaf_table(iova)
+        {
+            let (items, _) = leaf_table.span(iova, last);
+            // SAFETY: T3: the range is claimed, and `&mut self` keeps other uses of the claim
+            // away.
+            if unsafe { is_clear(items) } {
+                let step = table.format.encode_oa(Oa::new(F::GRANULE.bytes()));
+                store_items(items, attributes | table.format.encode_oa(oa), step);
+                fence(Ordering::Release);
+                flush_items(&table.memory, items);
+                return Ok(MapSync::none(table.id));
+            }
+        }
         self.map_run(range, oa, prot)
     }
 
-    /// Maps what is not one ordinary page: a run of pages inside one leaf table in one pass,
-    /// everything else in general.
+    /// Maps runs of pages and single blocks whose tables are there; everything else in general.
     #[inline(never)]
     fn map_run(&mut self, range: IovaRange, oa: Oa, prot: Prot) -> Result<MapSync, MapError> {
         let (iova, last) = (range.start().get(), range.last().get());
@@ -334,6 +246,13 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
 
     /// Returns whether `piece` is made of single pages and can be stored at once.
     pub(super) fn is_quick(&mut self, piece: Piece) -> bool {
+        self.is_run_of_pages(piece) && self.is_clear(piece.range)
+    }
+
+    /// Returns whether `piece` is claimed, aligned, inside the output width, and made of single
+    /// pages whose words follow each other.
+    #[inline]
+    fn is_run_of_pages(&self, piece: Piece) -> bool {
         let Piece { range, oa } = piece;
         let (iova, last) = (range.start().get(), range.last().get());
         let len_minus_one = range.len_minus_one();
@@ -344,13 +263,6 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
             && len_minus_one <= table.oa_last - oa.get()
             && usable_sizes(table.sizes, iova, oa.get(), len_minus_one).bits() == F::GRANULE.bytes()
             && is_linear::<F>(oa, len_minus_one)
-            && self.is_clear(range)
-    }
-
-    /// Forgets where it walked, because tables were unlinked.
-    pub(super) fn forget(&mut self) {
-        self.recent = [const { Recent::NONE }; RECENT_COUNT];
-        self.upper = Recent::NONE;
     }
 
     /// Clears a run of pages whose tables are all there.
@@ -394,25 +306,26 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
     /// Clears the single-item leaf above level 0 that translates exactly `iova..=last` and returns
     /// its size, or does nothing.
     fn unmap_block(&mut self, iova: u64, last: u64) -> Option<PageSize> {
-        let len = (last - iova)
-            .checked_add(1)
-            .filter(|len| len.is_power_of_two())?;
-        let size = PageSize::from_lg2(len.trailing_zeros() as u8);
-        let level = F::level_of(size);
-        if size.lg2() != F::item_lg2(level) || !size.divides(iova) || level > self.top {
+        let (size, level) = block_of::<F>(iova, last)?;
+        if level > self.top {
             return None;
         }
         let item = self.large_item(iova, level)?;
+        self.take_block(item, level).then_some(size)
+    }
+
+    /// Clears `item` of a table of `level` if it is a leaf of its own.
+    #[inline]
+    fn take_block(&self, item: &AtomicU64, level: Level) -> bool {
         let word = item.load(Ordering::Relaxed);
         let is_leaf = word & F::PRESENT != 0
             && word & F::GROUPED == 0
             && self.table.child_oa(word, level).is_none();
-        if !is_leaf {
-            return None;
+        if is_leaf {
+            item.store(0, Ordering::Release);
+            flush_items(&self.table.memory, core::slice::from_ref(item));
         }
-        item.store(0, Ordering::Release);
-        flush_items(&self.table.memory, core::slice::from_ref(item));
-        Some(size)
+        is_leaf
     }
 
     /// Removes the translations of `range`.
@@ -441,10 +354,59 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
                 return Ok(self.removed(range, F::GRANULE));
             }
         }
+        if range.len_minus_one() < block_mask::<F>() {
+            self.unmap_short(range, policy)
+        } else {
+            self.unmap_large(range, policy)
+        }
+    }
+
+    /// Unmaps one block whose table is at hand, or hands over.
+    #[inline(never)]
+    fn unmap_large(
+        &mut self,
+        range: IovaRange,
+        policy: UnmapPolicy,
+    ) -> Result<Unmapped, UnmapError> {
+        let (iova, last) = (range.start().get(), range.last().get());
+        if let Some((size, level)) = block_of::<F>(iova, last)
+            && self.claims(iova, last)
+            && let Some(item) = self.recent_large_item(iova, level)
+            && self.take_block(item, level)
+        {
+            return Ok(self.removed(range, size));
+        }
+        self.unmap_short(range, policy)
+    }
+
+    /// Unmaps a run of pages inside a leaf table that is at hand, or hands over. Calls nothing
+    /// else, so that it needs little of the stack.
+    #[inline(never)]
+    fn unmap_short(
+        &mut self,
+        range: IovaRange,
+        policy: UnmapPolicy,
+    ) -> Result<Unmapped, UnmapError> {
+        let (iova, last) = (range.start().get(), range.last().get());
+        if is_in_one_leaf_table::<F>(iova, last)
+            && F::GRANULE.divides(iova | last.wrapping_add(1))
+            && self.claims(iova, last)
+            && let Some(leaf_table) = self.recent_leaf_table(iova)
+        {
+            let (items, _) = leaf_table.span(iova, last);
+            // SAFETY: T3: the range is claimed, and `&mut self` keeps other uses of the claim
+            // away.
+            if unsafe { is_plain::<F>(items) } {
+                clear_items(items);
+                fence(Ordering::Release);
+                flush_items(&self.table.memory, items);
+                return Ok(self.removed(range, F::GRANULE));
+            }
+        }
         self.unmap_run(range, policy)
     }
 
-    /// Unmaps what is not one ordinary page.
+    /// Unmaps runs of pages and single blocks; everything else in general.
     #[inline(never)]
     fn unmap_run(&mut self, range: IovaRange, policy: UnmapPolicy) -> Result<Unmapped, UnmapError> {
         let (iova, last) = (range.start().get(), range.last().get());
@@ -462,7 +424,6 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
     }
 
     /// Unmaps a run of ordinary pages, or does nothing and returns false.
-    #[inline]
     fn unmap_pages(&mut self, iova: u64, last: u64) -> bool {
         let mut at = iova;
         loop {
@@ -476,12 +437,6 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
                 return false;
             }
             if span_last == last {
-                if at == iova {
-                    clear_items(items);
-                    fence(Ordering::Release);
-                    flush_items(&self.table.memory, items);
-                    return true;
-                }
                 break;
             }
             at = span_last + 1;
@@ -499,6 +454,31 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
             bytes: range.len_minus_one().saturating_add(1),
         }
     }
+}
+
+/// Returns the offset mask of the smallest block, an item of level 1.
+#[inline]
+fn block_mask<F: Format>() -> u64 {
+    PageSize::from_lg2(F::item_lg2(Level(1))).offset_mask()
+}
+
+/// Returns size and level of the one item above level 0 that translates exactly `iova..=last`.
+#[inline]
+fn block_of<F: Format>(iova: u64, last: u64) -> Option<(PageSize, Level)> {
+    let offset_mask = last - iova;
+    let size = PageSize::from_lg2(offset_mask.trailing_ones().min(63) as u8);
+    let level = F::level_of(size);
+    let is_item = size.offset_mask() == offset_mask
+        && size.lg2() == F::item_lg2(level)
+        && level > Level::LEAF
+        && size.divides(iova);
+    is_item.then_some((size, level))
+}
+
+/// Returns whether one leaf table translates `iova..=last`.
+#[inline]
+fn is_in_one_leaf_table<F: Format>(iova: u64, last: u64) -> bool {
+    (iova ^ last) >> F::item_lg2(Level(1)) == 0
 }
 
 impl<F: Format, M: TableMemory> fmt::Debug for Mapper<'_, F, M> {

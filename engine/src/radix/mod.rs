@@ -45,6 +45,7 @@ mod map;
 mod mapper;
 mod merge;
 mod node;
+mod position;
 mod protect;
 mod read;
 mod unmap;

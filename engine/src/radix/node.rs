@@ -163,9 +163,13 @@ impl<'t, F: Format> Inner<'t, F> {
     #[inline]
     pub(super) fn span(self, iova: u64, last: u64) -> (&'t [AtomicU64], u64) {
         let span_last = last.min(iova | ((1 << F::item_lg2(Level(1))) - 1));
-        let first = self.node().index(iova, Level::LEAF);
-        let count = ((span_last - iova) >> F::GRANULE.lg2()) as usize + 1;
-        (&self.node().items()[first..first + count], span_last)
+        let node = self.node();
+        let first = node.index(iova, Level::LEAF);
+        // The maximum only matters if `last` is below `iova`.
+        let end = node.index(span_last, Level::LEAF).max(first) + 1;
+        // SAFETY: `index` is below the number of items, so `first < end <= count`.
+        let items = unsafe { node.items().get_unchecked(first..end) };
+        (items, span_last)
     }
 }
 
