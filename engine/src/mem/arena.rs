@@ -53,10 +53,13 @@ impl Arena {
         // One page of the largest size more, to align the base inside.
         let mapped_len = max_len.checked_add(LARGEST.bytes() as usize);
         let mapped_len = mapped_len.ok_or(io::ErrorKind::InvalidInput)?;
-        let mut map = MmapOptions::new()
-            .len(mapped_len)
-            .no_reserve_swap()
-            .map_anon()?;
+        let mut options = MmapOptions::new();
+        options.len(mapped_len);
+        if !cfg!(miri) {
+            // Address space only; Miri knows no such flag.
+            options.no_reserve_swap();
+        }
+        let mut map = options.map_anon()?;
         let start = map.as_mut_ptr();
         let skipped = start.addr().next_multiple_of(LARGEST.bytes() as usize) - start.addr();
         let first = NonNull::new(start.wrapping_add(skipped)).ok_or(io::ErrorKind::OutOfMemory)?;

@@ -22,7 +22,8 @@ pub struct Translation {
     /// Writes are allowed by all levels together, possibly after hardware marked the item dirty.
     pub write: bool,
     /// Instruction fetches are not forbidden, for unprivileged requests if `user`, else for
-    /// privileged ones. A format without such a right never forbids them on a readable page.
+    /// privileged ones; of ARM stage 2 with XNX, for either. A format without such a right never
+    /// forbids them on a readable page.
     pub execute: bool,
     /// Unprivileged requests are allowed. True for formats without that distinction.
     pub user: bool,

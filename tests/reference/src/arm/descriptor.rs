@@ -180,7 +180,7 @@ impl Lookup<'_> {
         let read = bit(word, 6);
         let is_fetchable = if self.config.xnx && !self.config.aarch32 {
             // 00 everywhere, 01 unprivileged only, 10 nowhere, 11 privileged only.
-            bits(word, 54, 53) <= 1
+            bits(word, 54, 53) != 0b10
         } else {
             !bit(word, 54)
         };

@@ -123,7 +123,7 @@ fn the_root_is_aligned_to_its_size() {
     assert_eq!(first(0x3000, 39, 48), Ok(0x3000));
     // A root of two entries: 16 bytes, but 64 with 52-bit addresses.
     assert_eq!(first(0x3030, 31, 48), Ok(0x3030));
-    assert_eq!(first(0x3030, 31, 52), Ok(0x3000));
+    assert_eq!(first(0x3070, 31, 52), Ok(0x3040));
 }
 
 #[test]
@@ -230,6 +230,28 @@ fn settings_that_the_architecture_forbids_are_refused() {
         ..Config::stage2(half(48, Granule::K4), 0, 48)
     };
     assert_eq!(both.check(), Err(Setup::Combination));
+    for config in [Config::lpae32(ROOT, 32), Config::mali(ROOT, 32, 40)] {
+        let lpa = Config {
+            lpa: true,
+            ..config
+        };
+        let ds = Config { ds: true, ..config };
+        assert_eq!(
+            (lpa.check(), ds.check()),
+            (Err(Setup::Combination), Err(Setup::Combination))
+        );
+    }
+    let output = |oa_bits| Err(Setup::OutputBits { oa_bits });
+    let lpae32 = |oa_bits| {
+        Config {
+            oa_bits,
+            ..Config::lpae32(ROOT, 32)
+        }
+        .check()
+    };
+    assert_eq!((lpae32(40), lpae32(41)), (Ok(()), output(41)));
+    let mali = |oa_bits| Config::mali(ROOT, 32, oa_bits).check();
+    assert_eq!((mali(48), mali(49)), (Ok(()), output(49)));
     let sixteen = Config {
         aarch32: true,
         ..Config::stage1(half(32, Granule::K16), 40)
@@ -353,6 +375,14 @@ fn lpae_of_32_bits_has_three_levels_and_40_output_bits() {
         table.walk(&memory, 1 << 32),
         Err(Fault::OutOfWindow { iova: 1 << 32 })
     );
+    // Addresses of stage 1 have 32 bits, TTBR1 or not.
+    let upper = Half::new(0x1000, 31, Granule::K4);
+    let both = Table::Arm(Config {
+        upper: Some(upper),
+        ..Config::lpae32(0x1000, 31)
+    });
+    let iova = 3 << 31;
+    assert_eq!(first_read(&both, iova), Err(Fault::OutOfWindow { iova }));
     // T0SZ = 2 starts at level 2.
     assert_eq!(start_level(&Table::Arm(Config::lpae32(0x1000, 30))), 2);
     assert_eq!(
@@ -406,6 +436,37 @@ fn lpae_of_32_bits_splits_the_space_by_both_sizes() {
         );
     }
     assert_eq!(first_read(&Table::Arm(config), 0xc000_0000), Ok(0x2000));
+}
+
+#[test]
+fn lpae_stage_2_takes_up_to_40_bits() {
+    let config = |ia_bits| Config {
+        aarch32: true,
+        ..Config::stage2(Half::new(0x2000, ia_bits, Granule::K4), 1, 40)
+    };
+    let table = Table::Arm(config(40));
+    // Two concatenated tables of level 1.
+    assert_eq!(first_read(&table, (1 << 40) - 1), Ok(0x2000 + 8 * 1023));
+    assert_eq!(first_read(&table, 1 << 32), Ok(0x2020));
+    assert_eq!(
+        first_read(&table, 1 << 40),
+        Err(Fault::OutOfWindow { iova: 1 << 40 })
+    );
+    assert_eq!(config(41).check(), Err(Setup::InputBits { ia_bits: 41 }));
+    // Neither DBM nor execute-only pages, and one execute-never bit.
+    let memory = memory(&[
+        (0x2000, 0x4000_0741 | 1 << 51),
+        (0x2008, 0x4000_0701),
+        (0x2010, 0x4000_0741 | 3 << 53),
+    ]);
+    let table = Table::Arm(config(39).with_hardware_update());
+    let page = table.walk(&memory, 0).unwrap();
+    assert_eq!((page.write, page.dirty, page.execute), (false, false, true));
+    assert_eq!(
+        table.walk(&memory, 1 << 30),
+        Err(Fault::NoAccess { level: 1 })
+    );
+    assert!(!table.walk(&memory, 2 << 30).unwrap().execute);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 mod amd;
 mod arm;
+mod arm_contiguous;
 mod arm_geometry;
 mod hostile;
 mod nested;
