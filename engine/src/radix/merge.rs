@@ -43,17 +43,28 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
             .filter(|&size| Some(size) != table.sizes.smallest())
         {
             let mut next = Some(range.start().get());
-            while let Some(start) = next.and_then(|at| first_multiple(at, size)) {
+            // From entry to entry, so that neither holes nor large leaves cost a step a block.
+            while let Some((at, live)) = next
+                .filter(|&at| at <= range.last().get())
+                .and_then(|at| Some((at, table.next_live(at, range.last().get())?)))
+            {
+                if live.leaf.size >= size {
+                    next = live.last().checked_add(1);
+                    continue;
+                }
+                let Some(start) = first_multiple(at.max(live.start), size) else {
+                    break;
+                };
                 let last = start | size.offset_mask();
                 if last > range.last().get() {
                     break;
                 }
-                let merged = self.merge_one(start, size, bbm, hardware, &mut changes)?;
-                retired = retired.hull(merged);
-                // Skip whole empty stretches of the tree.
-                next = last
-                    .checked_add(1)
-                    .and_then(|at| Some(table.next_live(at, range.last().get())?.start.max(at)));
+                if start > live.last() {
+                    next = Some(start);
+                    continue;
+                }
+                retired = retired.hull(self.merge_one(start, size, bbm, hardware, &mut changes)?);
+                next = last.checked_add(1);
             }
         }
         fence(Ordering::Release);

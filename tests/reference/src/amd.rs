@@ -171,11 +171,11 @@ fn index_bits(level: u8) -> u32 {
 /// Base-2 logarithm of the page size that a Next Level 7 entry encodes: the address bits below the
 /// lowest zero from bit 12 on are ones, and that zero is the size's upper half.
 ///
-/// Only sizes between the level's own and the next level's are legal.
+/// Only sizes between the level's own and the next level's are legal, so level 6 has none.
 fn encoded_size(word: u64, level: u8) -> Option<u32> {
     let ones = bits(word, 51, 12).trailing_ones();
     let size = 12 + ones + 1;
-    (size > item_bits(level) && size < item_bits(level) + 9 && level < 6).then_some(size)
+    (size > item_bits(level) && size < item_bits(level) + 9).then_some(size)
 }
 
 /// Translates `iova`.

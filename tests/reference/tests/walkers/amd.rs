@@ -45,8 +45,10 @@ fn pages_of_the_default_size_decode_by_hand() {
             "{word:#x}"
         );
         assert_eq!(page.memory, MemoryAttributes::Amd { fc });
-        assert_eq!((page.level, page.word), (1, word));
+        assert_eq!((page.level, page.word, page.accessed), (1, word, false));
     }
+    let accessed = with_pages(&[0x6000_0001_2345_6021]);
+    assert!(table().walk(&accessed, 0).unwrap().accessed);
     // A page of 2 MiB, and one of 1 GiB, by default of their level.
     let memory = memory(&[
         (0x1000, 0x6000_0000_0000_2401),
@@ -163,6 +165,18 @@ fn reserved_encodings_fault() {
         table().walk(&with_pages(&[word]), 0),
         Err(Fault::Reserved { level: 1, word })
     );
+    let word = 0x6010_0000_0000_5001;
+    assert_eq!(
+        table().walk(&with_pages(&[word]), 0),
+        Err(Fault::Reserved { level: 1, word })
+    );
+    // A page of 2^49 bytes, two items of level 5, is legal.
+    let five = Table::AmdV1(Config::new(0x1000, 5));
+    let word = 0x6000_ffff_ffff_fe01;
+    assert_eq!(
+        five.walk(&memory(&[(0x1000, word)]), 0).unwrap().page_len,
+        1 << 49
+    );
     // A page in a level 6 table.
     let six = Table::AmdV1(Config::new(0x1000, 6));
     let word = 0x6000_0000_0000_0001;
@@ -170,6 +184,12 @@ fn reserved_encodings_fault() {
         six.walk(&memory(&[(0x1000, word)]), 0),
         Err(Fault::Reserved { level: 6, word })
     );
+    // Bits 51:12 are address, of pointers and pages.
+    let high = memory(&[
+        (0x1000, 0x6008_0000_0000_2401),
+        (0x8_0000_0000_2000, 0x6008_0000_0000_0001),
+    ]);
+    assert_eq!(table().walk(&high, 0x123).unwrap().oa, 0x8_0000_0000_0123);
     // Not present, whatever else it says.
     assert_eq!(
         table().walk(&memory(&[(0x1000, !1)]), 0),
@@ -209,10 +229,18 @@ fn six_levels_cover_64_bits() {
     ]);
     assert_eq!(six.walk(&memory, 127 << 57).unwrap().oa, 0x7000);
     assert_eq!(leaves(&six, &memory).unwrap()[0].0, 127 << 57);
+    // The root has 128 entries; what follows is none of it.
+    let mut memory = memory;
+    memory.write64(0x1000 + 8 * 128, 0x6000_0000_0000_2201);
+    assert_eq!(leaves(&six, &memory).unwrap().len(), 1);
 }
 
 #[test]
 fn modes_give_the_input_width() {
+    assert_eq!(
+        first_read(&Table::AmdV1(Config::new(0x1fff, 3)), 0),
+        Ok(0x1000)
+    );
     let high = 0x8_0000_0000_1000;
     assert_eq!(first_read(&Table::AmdV1(Config::new(high, 3)), 0), Ok(high));
     for mode in 1..=5 {
@@ -267,7 +295,13 @@ fn all_items_of_a_page_must_hold_the_same_word() {
     // Bits 63, 8:7 and 4:1 are ignored.
     memory.write64(0x3008, word | 1 << 63 | 0x19e);
     assert_eq!(leaves(&table(), &memory).unwrap().len(), 4);
-    for other in [0, word & !(1 << 62), word + 0x4000, word & !0x1000] {
+    for other in [
+        0,
+        word & !(1 << 62),
+        word + 0x4000,
+        word & !0x1000,
+        word & !(1 << 9),
+    ] {
         memory.write64(0x3018, other);
         let inconsistent = ScanError::Inconsistent {
             iova: 0x3000,
@@ -279,7 +313,9 @@ fn all_items_of_a_page_must_hold_the_same_word() {
         table()
             .enumerate(&memory, LIMIT, Rigour::Lenient, |_| count += 1)
             .unwrap();
-        assert_eq!(count, if other == 0 { 3 } else { 4 });
+        // Next Level 6 is reserved here.
+        let is_left_out = other == 0 || other == word & !(1 << 9);
+        assert_eq!(count, if is_left_out { 3 } else { 4 });
     }
     // An item without its first.
     let stray = with_pages(&[0, word]);

@@ -341,8 +341,13 @@ fn the_top_byte_is_ignored_where_tbi_says_so() {
         table.walk(&memory, 0x12ff_ffff_ffff_ffff).unwrap().oa,
         0xbfff_ffff
     );
-    let iova = 0x1240_0000_0000_0000;
-    assert_eq!(table.walk(&memory, iova), Err(Fault::OutOfWindow { iova }));
+    for iova in [
+        0x1240_0000_0000_0000,
+        0x1280_0000_0000_0000,
+        0x127f_ffff_ffff_ffff,
+    ] {
+        assert_eq!(table.walk(&memory, iova), Err(Fault::OutOfWindow { iova }));
+    }
     let strict = Half {
         tbi: false,
         ..lower

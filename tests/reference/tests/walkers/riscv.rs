@@ -83,6 +83,7 @@ fn a_napot_page_is_16_equal_items() {
         (page.oa, page.page_len, page.item_len),
         (0x1_2345_fabc, 0x1_0000, 0x1000)
     );
+    assert_eq!(page.memory, MemoryAttributes::Riscv { pbmt: 0 });
     let found = leaves(&table(), &memory).unwrap();
     assert_eq!(found.len(), 16);
     assert_eq!((found[3].0, found[3].1.oa), (0x3000, 0x1_2345_3000));
@@ -254,6 +255,15 @@ fn the_g_stage_has_two_more_bits_and_a_root_of_16k() {
         Err(Setup::Root { root: 0x5000 })
     );
     assert_eq!(Config::new(Stage::First, 0x5000, 3).check(), Ok(()));
+    for levels in [0u8, 2, 6] {
+        let setup = Setup::Levels {
+            levels: levels.cast_signed(),
+        };
+        assert_eq!(
+            Config::new(Stage::First, 0x5000, levels).check(),
+            Err(setup)
+        );
+    }
 }
 
 #[test]

@@ -41,6 +41,8 @@ fn pages_of_4k_decode_by_hand() {
 
 #[test]
 fn attributes_are_reported_raw() {
+    let accessed = table().walk(&with_page(0x1_2345_6103), 0).unwrap();
+    assert!(accessed.accessed && !accessed.dirty);
     // EMT 6 (write-back), IPAT, SNP, A.
     let page = table()
         .walk(
@@ -56,7 +58,14 @@ fn attributes_are_reported_raw() {
             snp: true
         }
     );
-    assert!(page.accessed);
+    let page = table().walk(&with_page(0x1_2345_6003 | 4 << 3), 0).unwrap();
+    let attributes = MemoryAttributes::VtdSecond {
+        emt: 4,
+        ipat: false,
+        snp: false,
+    };
+    assert_eq!(page.memory, attributes);
+    assert!(!page.accessed);
 }
 
 #[test]
@@ -195,6 +204,12 @@ fn addresses_are_as_wide_as_the_host_says() {
 
 #[test]
 fn levels_give_the_input_width() {
+    let high = 0x8_0000_0000_1000;
+    for root in [high, high | 0xfff] {
+        let table = Table::VtdSecond(Config::new(root, 3));
+        assert_eq!(first_read(&table, 0), Ok(high));
+        assert_eq!(leaves(&table, &memory(&[(high, 0)])), Ok(vec![]));
+    }
     for (levels, width) in [(3, 39), (4, 48), (5, 57)] {
         let table = Table::VtdSecond(Config::new(0x1000, levels));
         assert_eq!(first_read(&table, (1 << width) - 1), Ok(0x1ff8));

@@ -89,6 +89,9 @@ fn pat_stands_in_bit_7_of_small_and_bit_12_of_large_pages() {
         MemoryAttributes::LongMode { pat_index: 0b110 }
     );
     assert_eq!(large.oa, 0x20_0000);
+    let memory = crate::memory(&[(0x1000, 0x2027), (0x2000, 0x3027), (0x3000, 0x20_0089)]);
+    let large = table().walk(&memory, 0).unwrap();
+    assert_eq!(large.memory, MemoryAttributes::LongMode { pat_index: 1 });
 }
 
 #[test]
@@ -163,6 +166,18 @@ fn reserved_encodings_fault() {
 }
 
 #[test]
+fn pointers_have_40_address_bits_between_ignored_ones() {
+    let far = 0x8_0000_0000_2000;
+    let memory = memory(&[(0x1000, far | 0x7ff0_0000_0000_0f27), (far, 0x5000_00e7)]);
+    // Bit 29 of a 1 GiB page is reserved, so this shows that the entry was read.
+    let fault = Fault::Reserved {
+        level: 3,
+        word: 0x5000_00e7,
+    };
+    assert_eq!(table().walk(&memory, 0), Err(fault));
+}
+
+#[test]
 fn addresses_are_as_wide_as_the_host_says() {
     let narrow = Table::LongMode(Config::vtd_first(0x1000, 4, 46));
     let fault = Fault::AddressSize {
@@ -202,7 +217,12 @@ fn addresses_are_canonical_with_sign_extension_and_zero_extended_without() {
             Err(Fault::OutOfWindow { iova })
         );
     }
-    assert_eq!(Config::new(0, 3).check(), Err(Setup::Levels { levels: 3 }));
+    for levels in [0u8, 3, 6] {
+        let setup = Setup::Levels {
+            levels: levels.cast_signed(),
+        };
+        assert_eq!(Config::new(0, levels).check(), Err(setup));
+    }
 }
 
 #[test]
