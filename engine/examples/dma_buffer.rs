@@ -60,7 +60,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     ];
     let buffer = IovaRange::with_len(space.start(), 0x20_4000).ok_or("empty range")?;
     mapper
-        .map_runs(buffer.start(), pieces, Prot::RW.cached())?
+        .map_runs(buffer.start(), &pieces, Prot::RW.cached())?
         .sync(&PrintedQueue)?;
 
     for offset in [0, 0x1234, 0x20_1fff] {

@@ -177,9 +177,9 @@ pub fn with_format<V: Visitor>(
         Name::RiscvSv39 => Ok(visitor.visit(riscv(Sv::sv39(), options)?)),
         Name::RiscvSv48 => Ok(visitor.visit(riscv(Sv::sv48(), options)?)),
         Name::RiscvSv57 => Ok(visitor.visit(riscv(Sv::sv57(), options)?)),
-        Name::RiscvSv39x4 => Ok(visitor.visit(riscv(Svx4::sv39x4(), options)?)),
-        Name::RiscvSv48x4 => Ok(visitor.visit(riscv(Svx4::sv48x4(), options)?)),
-        Name::RiscvSv57x4 => Ok(visitor.visit(riscv(Svx4::sv57x4(), options)?)),
+        Name::RiscvSv39x4 => Ok(visitor.visit(g_stage(Svx4::sv39x4(), options)?)),
+        Name::RiscvSv48x4 => Ok(visitor.visit(g_stage(Svx4::sv48x4(), options)?)),
+        Name::RiscvSv57x4 => Ok(visitor.visit(g_stage(Svx4::sv57x4(), options)?)),
     }
 }
 
@@ -391,6 +391,11 @@ fn amd_v1(options: &Options) -> Result<V1, ConfigError> {
     options
         .sizes
         .map_or(Ok(format), |sizes| format.with_sizes(sizes))
+}
+
+fn g_stage(base: Svx4, options: &Options) -> Result<Svx4, ConfigError> {
+    refuse(&[("sign extension", options.sign_extended)])?;
+    riscv(base, options)
 }
 
 fn riscv<S: Stage>(base: Paging<S>, options: &Options) -> Result<Paging<S>, ConfigError> {

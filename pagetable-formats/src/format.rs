@@ -211,7 +211,16 @@ pub enum ConfigError {
     },
 }
 
-/// An IO page-table format.
+pub(crate) mod sealed {
+    #![expect(unnameable_types, reason = "that is what seals a trait")]
+
+    /// Keeps [`Format`](super::Format) to this crate: engines turn the addresses that a format
+    /// decodes into references, so memory safety rests on the laws below.
+    pub trait Sealed {}
+}
+
+/// An IO page-table format. The formats of this crate are all there are; the trait is sealed because
+/// engines trust its laws with memory safety.
 ///
 /// Implementors hold the run-time configuration of one table. A *leaf* of size `s` consists of
 /// `2^(s - item size)` items; item `i` of it holds
@@ -244,7 +253,7 @@ pub enum ConfigError {
 /// - **F11** (fields): the fields of a word do not overlap.
 ///
 /// [`conformance`](crate::conformance) checks them.
-pub trait Format: Copy + fmt::Debug + Eq + Send + Sync + 'static {
+pub trait Format: sealed::Sealed + Copy + fmt::Debug + Eq + Send + Sync + 'static {
     /// The smallest page, which one level-0 item translates; also the size of a table below the
     /// root.
     const GRANULE: PageSize;

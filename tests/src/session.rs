@@ -195,7 +195,7 @@ impl<'t, F: Judged> Session<'t, F> {
             mapped = IovaRange::new(iova, range.last());
             next = range.last().checked_add(1);
         }
-        match self.mappers[at].map_runs(iova, list.iter().copied(), prot) {
+        match self.mappers[at].map_runs(iova, &list, prot) {
             Ok(sync) => {
                 expect_allowed("map of runs", &refusals)?;
                 if let Some(range) = mapped {

@@ -24,8 +24,11 @@ pub enum Kind {
     /// Translations went away, lost rights, or had their dirty state cleared.
     Removed,
     /// Translations came where the hardware may have cached that there was none, or the write
-    /// buffer in front of it must be flushed.
+    /// buffer in front of it must be flushed. Hardware with neither need not be told.
     Added,
+    /// Translations came in the place of empty tables, which every walk cache must forget before
+    /// they are freed.
+    Replaced,
 }
 
 /// What an operation changed.
@@ -116,48 +119,10 @@ impl Changes {
     }
 }
 
-/// Which of a table's retired pages an operation retired: consecutive numbers.
+/// Numbers the operation that retired tables, per table; 0 for one that retired none.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(crate) struct RetiredSpan {
-    pub(crate) first: u32,
-    pub(crate) count: u32,
-}
+pub(crate) struct Operation(pub(crate) u64);
 
-impl RetiredSpan {
-    pub(crate) const NONE: Self = Self { first: 0, count: 0 };
-
-    /// Returns the span over both, or `None` if they leave a gap.
-    pub(crate) fn joined(self, other: Self) -> Option<Self> {
-        if other.count == 0 {
-            return Some(self);
-        }
-        if self.count == 0 {
-            return Some(other);
-        }
-        let (low, high) = if self.first < other.first {
-            (self, other)
-        } else {
-            (other, self)
-        };
-        (low.first + low.count == high.first).then_some(Self {
-            first: low.first,
-            count: low.count + high.count,
-        })
-    }
-
-    /// Returns the smallest span over both.
-    pub(crate) fn hull(self, other: Self) -> Self {
-        self.joined(other).unwrap_or_else(|| {
-            let first = self.first.min(other.first);
-            let end = (self.first + self.count).max(other.first + other.count);
-            Self {
-                first,
-                count: end - first,
-            }
-        })
-    }
-
-    pub(crate) fn contains(self, number: u32) -> bool {
-        number.wrapping_sub(self.first) < self.count
-    }
+impl Operation {
+    pub(crate) const NONE: Self = Self(0);
 }

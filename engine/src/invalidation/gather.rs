@@ -3,23 +3,24 @@
 use iopt_formats::IovaRange;
 use iopt_formats::walk::Root;
 
-use crate::invalidation::{Changes, Invalidate, Kind, RetiredSpan, SyncError, TableId};
+use crate::invalidation::{Changes, Invalidate, Kind, Operation, SyncError, TableId};
 
 /// What an operation removed and the hardware may still use.
 ///
 /// Until [`sync`](Self::sync) or [`Pending::wait`] succeeds, devices may read and write the old
 /// pages through stale translations.
 #[derive(Debug)]
+#[doc(alias = "iommu_iotlb_gather")]
 #[must_use = "the hardware may still use what was removed until it is synced"]
 pub struct Gather {
     changes: Changes,
     table: TableId,
-    retired: RetiredSpan,
+    retired: Operation,
 }
 
 impl Gather {
     #[inline]
-    pub(crate) const fn new(changes: Changes, table: TableId, retired: RetiredSpan) -> Self {
+    pub(crate) const fn new(changes: Changes, table: TableId, retired: Operation) -> Self {
         Self {
             changes,
             table,
@@ -46,17 +47,15 @@ impl Gather {
     ///
     /// # Errors
     ///
-    /// Gives `other` back if it belongs to another table, or if both retired tables and the
-    /// operations between them did too.
+    /// Gives `other` back if it belongs to another table, or if both retired tables.
     pub fn join(&mut self, other: Self) -> Result<(), JoinError> {
-        let retired = self
-            .retired
-            .joined(other.retired)
-            .filter(|_| self.table == other.table);
-        let Some(retired) = retired else {
+        let both_retired = self.retired != Operation::NONE && other.retired != Operation::NONE;
+        if self.table != other.table || both_retired {
             return Err(JoinError { gather: other });
-        };
-        self.retired = retired;
+        }
+        if self.retired == Operation::NONE {
+            self.retired = other.retired;
+        }
         self.changes.absorb(&other.changes);
         Ok(())
     }
@@ -100,7 +99,7 @@ impl Gather {
     #[cold]
     fn quarantine(self, error: SyncError) -> Quarantined {
         Quarantined {
-            changes: self.changes,
+            gather: self,
             error,
         }
     }
@@ -108,7 +107,7 @@ impl Gather {
 
 /// Two gathers that one sync cannot serve.
 #[derive(Debug, thiserror::Error)]
-#[error("the gathers belong to different tables or retired tables at different times")]
+#[error("the gathers belong to different tables, or both retired tables")]
 pub struct JoinError {
     /// The gather that was not added.
     pub gather: Gather,
@@ -157,11 +156,12 @@ impl Flushed {
         &self.gather.changes
     }
 
-    /// Returns whether every byte of `range` was flushed.
+    /// Returns whether every byte of `range` was removed and flushed. Says nothing of what was
+    /// mapped or unmapped there afterwards, so use a proof up when acting on it.
     pub const fn covers(&self, range: IovaRange) -> bool {
-        match self.gather.changes.range() {
-            Some(flushed) => flushed.contains(range),
-            None => false,
+        match (self.gather.changes.kind, self.gather.changes.range()) {
+            (Kind::Removed, Some(flushed)) => flushed.contains(range),
+            _ => false,
         }
     }
 
@@ -170,7 +170,7 @@ impl Flushed {
         self.gather.table
     }
 
-    pub(crate) const fn retired(&self) -> RetiredSpan {
+    pub(crate) const fn retired(&self) -> Operation {
         self.gather.retired
     }
 }
@@ -180,7 +180,7 @@ impl Flushed {
 #[derive(Debug, thiserror::Error)]
 #[error("the hardware may still use the range: {error}")]
 pub struct Quarantined {
-    changes: Changes,
+    gather: Gather,
     #[source]
     error: SyncError,
 }
@@ -188,7 +188,12 @@ pub struct Quarantined {
 impl Quarantined {
     /// Returns what the hardware may still use.
     pub const fn changes(&self) -> &Changes {
-        &self.changes
+        &self.gather.changes
+    }
+
+    /// Gives the gather back, to try again or to sync once the device is blocked or reset.
+    pub fn into_gather(self) -> Gather {
+        self.gather
     }
 
     /// Returns why.
@@ -203,6 +208,7 @@ impl Quarantined {
 /// mode, AMD `NpCache`) or reads through a write buffer, where a larger leaf took the place of an
 /// empty table, and where the root of the table moved.
 #[derive(Debug)]
+#[doc(alias = "iotlb_sync_map")]
 #[must_use = "the hardware may not see the mapping until it is synced"]
 pub struct MapSync {
     table: TableId,
@@ -212,7 +218,7 @@ pub struct MapSync {
 #[derive(Debug)]
 struct MapWork {
     changes: Changes,
-    retired: RetiredSpan,
+    retired: Operation,
     new_root: Option<Root>,
 }
 
@@ -225,7 +231,7 @@ impl MapSync {
     pub(crate) const fn new(
         table: TableId,
         changes: Changes,
-        retired: RetiredSpan,
+        retired: Operation,
         new_root: Option<Root>,
     ) -> Self {
         Self {
@@ -243,8 +249,11 @@ impl MapSync {
         self.work.is_none()
     }
 
-    /// Returns the root that device contexts must point to before devices may use the range, if
-    /// the table grew: store it there before [`sync`](Self::sync).
+    /// Returns the root that devices need to reach the range, if the table grew: device contexts must
+    /// point to it, or to a later one, before [`sync`](Self::sync).
+    ///
+    /// Where several threads map, store what [`Table::root`](crate::radix::Table::root) returns
+    /// under the lock of the context, so that an old root never follows a new one.
     pub fn new_root(&self) -> Option<Root> {
         self.work.as_ref().and_then(|work| work.new_root)
     }
@@ -266,7 +275,7 @@ impl MapSync {
                 kind: Kind::Added,
                 ..Changes::NONE
             };
-            let gather = Gather::new(changes, self.table, RetiredSpan::NONE);
+            let gather = Gather::new(changes, self.table, Operation::NONE);
             return Ok(Flushed { gather });
         };
         Gather::new(work.changes, self.table, work.retired).sync(hardware)

@@ -19,18 +19,20 @@ mod gather;
 pub use crate::invalidation::changes::{Changes, Kind, TableId};
 pub use crate::invalidation::gather::{Flushed, Gather, JoinError, MapSync, Pending, Quarantined};
 
-pub(crate) use crate::invalidation::changes::RetiredSpan;
+pub(crate) use crate::invalidation::changes::Operation;
 
 /// The hardware that walks a table, or what stands for it.
 ///
 /// An implementation turns [`Changes`] into commands. It is trusted: the engine frees tables, and
-/// callers reuse memory, on the strength of a [`wait`](Self::wait) that succeeds.
+/// callers reuse memory, on the strength of a [`wait`](Self::wait) that succeeds. What devices do to
+/// memory is beyond Rust's rules, so this is a duty and not an `unsafe` contract: a table is synced
+/// with the hardware that walks it, and leaves every device context before it is dropped.
 pub trait Invalidate {
     /// Names one submission, to be waited for.
     type Ticket;
 
-    /// Queues what makes the hardware forget `changes`, in program order behind the stores that
-    /// made them.
+    /// Queues what makes the hardware forget `changes`, behind the stores that made them: on a CPU
+    /// that reorders stores, a full store barrier comes before the commands.
     ///
     /// # Errors
     ///

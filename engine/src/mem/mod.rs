@@ -45,9 +45,9 @@ pub(crate) const SMALLEST: PageSize = PageSize::KIB_4;
 /// The largest page a memory hands out: sixteen concatenated 64 KiB tables.
 pub(crate) const LARGEST: PageSize = PageSize::from_lg2(20);
 
-/// No page of the requested size is left.
+/// No page of the requested size is left, or none at an address that a table's entries can hold.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("no table page of {size} is left")]
+#[error("no table page of {size} is left at an address that entries can hold")]
 pub struct OutOfMemory {
     /// The size asked for.
     pub size: PageSize,

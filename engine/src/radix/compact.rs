@@ -4,27 +4,42 @@ use alloc::vec::Vec;
 
 use iopt_formats::{Format, Iova, IovaRange, Level, Oa, PageSize, Window};
 
-use crate::invalidation::{Changes, Flushed, Gather, RetiredSpan};
+use crate::invalidation::{Changes, Flushed, Gather, Operation};
 use crate::mem::{OutOfMemory, TableMemory};
 use crate::radix::Table;
 use crate::radix::node::{Node, flush_items};
 use crate::sync::atomic::Ordering;
 
-/// Unlinked tables that hardware may still walk, in the order of unlinking.
+/// Unlinked tables that hardware may still walk, with the operation that unlinked each.
 #[derive(Debug, Default)]
 pub(super) struct Limbo {
-    /// Number of the next page.
-    next: u32,
-    pages: Vec<(u32, Oa)>,
+    /// Number of the last operation that unlinked.
+    last: u64,
+    pages: Vec<(Unlinked, Oa)>,
+}
+
+/// What is known of an unlinked table.
+#[derive(Clone, Copy, Debug)]
+enum Unlinked {
+    /// The operation of this number unlinked it; its sync is not known to be done.
+    By(Operation),
+    /// No hardware walks it any more.
+    Flushed,
 }
 
 impl<F: Format, M: TableMemory> Table<F, M> {
-    /// Makes room for `count` pages in the limbo, so that retiring them cannot fail; false if
-    /// there is no memory or the numbers of pages are used up.
+    /// Makes room for `count` pages in the limbo, so that retiring them needs no memory.
     pub(super) fn reserve_limbo(&self, count: usize) -> bool {
+        self.limbo.lock().pages.try_reserve(count).is_ok()
+    }
+
+    /// As [`reserve_limbo`](Self::reserve_limbo), for operations that can do without: false if so
+    /// many pages wait already that a caller must be late with [`reclaim`](Self::reclaim).
+    pub(super) fn reserve_short_limbo(&self, count: usize) -> bool {
+        /// 16 MiB of 4 KiB tables.
+        const PAGE_LIMIT: usize = 4096;
         let mut limbo = self.limbo.lock();
-        let numbers_left = (u32::MAX - limbo.next) as usize;
-        count <= numbers_left && limbo.pages.try_reserve(count).is_ok()
+        limbo.pages.len() + count <= PAGE_LIMIT && limbo.pages.try_reserve(count).is_ok()
     }
 
     /// Puts the unlinked tree at `node`, of `level` and translating from `iova` on, in the limbo.
@@ -35,7 +50,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         level: Level,
         iova: u64,
         changes: &mut Changes,
-        retired: &mut RetiredSpan,
+        retired: &mut Operation,
     ) {
         if let Some(below) = level.below() {
             for (index, item) in node.items().iter().enumerate() {
@@ -51,18 +66,35 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         let range = IovaRange::with_len(Iova::new(iova), span.bytes())
             .expect("a table's span is aligned, so it does not wrap");
         changes.add_table(range, Level(level.0 + 1));
-        *retired = retired.hull(self.retire(oa));
+        self.retire(oa, retired);
     }
 
-    /// Puts one unlinked page in the limbo.
-    pub(super) fn retire(&self, oa: Oa) -> RetiredSpan {
+    /// Puts one unlinked page in the limbo, under the number of the operation that `retired` belongs
+    /// to, which gets one with its first page.
+    pub(super) fn retire(&self, oa: Oa, retired: &mut Operation) {
         let mut limbo = self.limbo.lock();
-        let number = limbo.next;
-        limbo.next += 1;
-        limbo.pages.push((number, oa));
-        RetiredSpan {
-            first: number,
-            count: 1,
+        if *retired == Operation::NONE {
+            limbo.last += 1;
+            *retired = Operation(limbo.last);
+        }
+        limbo.pages.push((Unlinked::By(*retired), oa));
+    }
+
+    /// Notes that no hardware walks the pages of an operation any more.
+    pub(super) fn settle_operation(&self, retired: Operation) {
+        for (unlinked, _) in &mut self.limbo.lock().pages {
+            if matches!(*unlinked, Unlinked::By(operation) if operation == retired) {
+                *unlinked = Unlinked::Flushed;
+            }
+        }
+    }
+
+    /// Takes note that hardware walks none of the tables that `flushed` covers, without freeing them:
+    /// the next [`reclaim`](Self::reclaim) does, whatever it is called with. For callers that
+    /// cannot have `&mut self` now. Does nothing if the proof is of another table.
+    pub fn settle(&self, flushed: &Flushed) {
+        if flushed.table() == self.id {
+            self.settle_operation(flushed.retired());
         }
     }
 
@@ -101,7 +133,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
     /// [`OutOfMemory`] if the list of unlinked tables cannot grow; nothing changed then.
     pub fn compact(&mut self, range: IovaRange) -> Result<Gather, OutOfMemory> {
         let mut changes = Changes::NONE;
-        let mut retired = RetiredSpan::NONE;
+        let mut retired = Operation::NONE;
         if !self.reserve_limbo(self.table_count()) {
             return Err(OutOfMemory { size: F::GRANULE });
         }
@@ -126,7 +158,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         base: u64,
         range: IovaRange,
         changes: &mut Changes,
-        retired: &mut RetiredSpan,
+        retired: &mut Operation,
     ) -> bool {
         let item_lg2 = F::item_lg2(level);
         let mut is_empty = true;
@@ -151,7 +183,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
                 item.store(0, Ordering::Release);
                 flush_items(&self.memory, core::slice::from_ref(item));
                 changes.add_table(span, level);
-                *retired = retired.hull(self.retire(child_oa));
+                self.retire(child_oa, retired);
             } else {
                 is_empty = false;
             }
@@ -170,7 +202,8 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         }
     }
 
-    /// Frees the unlinked tables that `flushed` proves no hardware walks any more.
+    /// Frees the unlinked tables that `flushed`, or an earlier proof given to
+    /// [`settle`](Self::settle), says that no hardware walks any more.
     ///
     /// Does nothing if it is of another table. `&mut self` is the proof that no reader of this
     /// program is inside one of them.
@@ -179,15 +212,15 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         if flushed.table() != self.id {
             return;
         }
-        let span = flushed.retired();
+        self.settle(flushed);
         let Self {
             limbo,
             memory,
             page_count,
             ..
         } = self;
-        limbo.get_mut().pages.retain(|&(number, oa)| {
-            if !span.contains(number) {
+        limbo.get_mut().pages.retain(|&(unlinked, oa)| {
+            if matches!(unlinked, Unlinked::By(_)) {
                 return true;
             }
             // SAFETY: the page was linked in this tree with this size and is in the limbo, so no

@@ -6,7 +6,7 @@ use iopt_formats::{
     DirtyRule, Entry, Format, Iova, IovaRange, Leaf, Level, Oa, PageSize, PageSizes, Prot,
 };
 
-use crate::invalidation::{Changes, Flushed, Gather, Invalidate, RetiredSpan};
+use crate::invalidation::{Changes, Flushed, Gather, Invalidate, Operation};
 use crate::mem::{OutOfMemory, TableMemory};
 use crate::radix::node::{Node, Supply, flush_items};
 use crate::radix::protect::replace_item;
@@ -92,8 +92,9 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
     ///
     /// # Errors
     ///
-    /// [`CutError`]; it says what is done by then. Translations are never lost, but for an entry
-    /// that hardware failed to flush inside its fault window.
+    /// [`CutError`]; entries below the one that failed are cut, and the hardware was told of them.
+    /// Translations are never lost, but for an entry that hardware failed to flush inside its fault
+    /// window.
     pub fn cut<I: Invalidate>(
         &mut self,
         range: IovaRange,
@@ -112,29 +113,58 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
             return Err(CutError::NoSize { size });
         }
         let mut changes = Changes::NONE;
+        let result = self.cut_all(range, size, bbm, hardware, &mut changes);
+        self.finish(result, changes, Operation::NONE, hardware)
+    }
+
+    fn cut_all<I: Invalidate>(
+        &self,
+        range: IovaRange,
+        size: PageSize,
+        bbm: BreakBeforeMake,
+        hardware: &I,
+        changes: &mut Changes,
+    ) -> Result<(), CutError> {
         let mut next = Some(range.start().get());
-        while let Some(at) = next {
-            let Some(live) = table.next_live(at, range.last().get()) else {
+        while let Some(at) = next.filter(|&at| at <= range.last().get()) {
+            let Some(live) = self.table.next_live(at, range.last().get()) else {
                 break;
             };
             if live.leaf.size <= size {
                 next = live.last().checked_add(1);
-            } else {
-                if !self.claims(live.start, live.last()) {
-                    return Err(CutError::OutsideClaim {
-                        range: live.range(),
-                        claim: self.range(),
-                    });
-                }
-                // Look at the same address again: the pieces may still be too large.
-                self.cut_entry(live, size, bbm, hardware)?;
-                changes.add_leaf(live.range(), live.leaf.size);
-                next = Some(at.max(live.start));
+                continue;
             }
-            next = next.filter(|&next| next <= range.last().get());
+            if !self.claims(live.start, live.last()) {
+                return Err(CutError::OutsideClaim {
+                    range: live.range(),
+                    claim: self.range(),
+                });
+            }
+            // Then look at the same address again: the pieces may still be too large.
+            self.cut_entry(live, size, bbm, hardware, changes)?;
+            next = Some(at.max(live.start));
         }
+        Ok(())
+    }
+
+    /// Tells the hardware of what was changed, also if that stopped half way: it must not keep
+    /// entries of sizes that the next gather does not know of.
+    pub(super) fn finish<I: Invalidate>(
+        &self,
+        result: Result<(), CutError>,
+        changes: Changes,
+        retired: Operation,
+        hardware: &I,
+    ) -> Result<Flushed, CutError> {
         fence(Ordering::Release);
-        Ok(Gather::new(changes, table.id, RetiredSpan::NONE).sync(hardware)?)
+        let flushed = Gather::new(changes, self.table.id, retired).sync(hardware)?;
+        match result {
+            Ok(()) => Ok(flushed),
+            Err(error) => {
+                self.table.settle_operation(retired);
+                Err(error)
+            }
+        }
     }
 
     /// Cuts one entry once: into smaller groups or items of its own level, or into tables. The
@@ -145,6 +175,7 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
         size: PageSize,
         bbm: BreakBeforeMake,
         hardware: &I,
+        changes: &mut Changes,
     ) -> Result<(), CutError> {
         let table = self.table;
         let allowed = table.sizes.up_to(live.leaf.size).without(live.leaf.size);
@@ -156,6 +187,7 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
         let same_level = |limit: PageSizes| limit.largest().filter(|size| size.lg2() >= item_lg2);
         let piece = same_level(allowed.up_to(size)).or(same_level(allowed));
         if let Some(piece) = piece {
+            changes.add_leaf(live.range(), live.leaf.size);
             return self.regroup(live, items, piece, swap, hardware);
         }
         // Items of a group that are no size of their own become tables one after the other, which
@@ -168,8 +200,9 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
             });
         }
         let below = Level(live.level.0 - 1);
-        let mut supply = Supply::<F, M>::empty(&table.memory);
+        let mut supply = Supply::empty(&table.format, &table.memory);
         supply.add(items.len() * Table::<F, M>::subtree_count(below, allowed))?;
+        changes.add_leaf(live.range(), live.leaf.size);
         table.split_items(items, live, allowed, swap, &mut supply, hardware)
     }
 
@@ -273,17 +306,26 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         found
     }
 
+    /// Waits until hardware holds nothing of `changes`.
+    pub(super) fn flush_changes<I: Invalidate>(
+        &self,
+        changes: &Changes,
+        hardware: &I,
+    ) -> Result<(), CutError> {
+        fence(Ordering::Release);
+        Gather::new(*changes, self.id, Operation::NONE).sync(hardware)?;
+        Ok(())
+    }
+
     /// Waits until hardware holds nothing of `live`.
     pub(super) fn flush_live<I: Invalidate>(
         &self,
         live: &Live,
         hardware: &I,
     ) -> Result<(), CutError> {
-        fence(Ordering::Release);
         let mut changes = Changes::NONE;
         changes.add_leaf(live.range(), live.leaf.size);
-        Gather::new(changes, self.id, RetiredSpan::NONE).sync(hardware)?;
-        Ok(())
+        self.flush_changes(&changes, hardware)
     }
 
     /// Returns the number of tables that one item above `level` becomes, cut to the largest pages

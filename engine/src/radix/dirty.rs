@@ -4,7 +4,7 @@ use core::ops::ControlFlow;
 
 use iopt_formats::{DirtyRule, Format, Iova, IovaRange, Level, PageSize};
 
-use crate::invalidation::{Changes, Gather, RetiredSpan};
+use crate::invalidation::{Changes, Gather, Operation};
 use crate::mem::TableMemory;
 use crate::radix::node::flush_items;
 use crate::radix::{DirtyError, Mapper, Slot, Table};
@@ -35,14 +35,19 @@ impl<F: Format, M: TableMemory> Table<F, M> {
     ) -> Result<(), DirtyError> {
         let rule = self.format.dirty_rule().ok_or(DirtyError::NotTracked)?;
         let mut open: Option<IovaRange> = None;
+        let mut skip_to = Some(range.start().get());
         let flow = self.try_each_item(range, |level, word, iova, last| {
-            let is_dirty = rule.is_dirty(word) || self.group_is_dirty(rule, word, level, iova);
-            if is_dirty {
-                let item_last = iova | PageSize::from_lg2(F::item_lg2(level)).offset_mask();
-                let item = IovaRange::new(Iova::new(iova), Iova::new(item_last.min(last)))
-                    .expect("the item starts inside the range");
-                extend(&mut open, item, &mut each);
+            // The other items of an entry that was looked at with its first one.
+            if skip_to.is_none_or(|next| iova < next) {
+                return ControlFlow::Continue(());
             }
+            let entry_last = iova | self.leaf_size(word, level).offset_mask();
+            if rule.is_dirty(word) || self.group_is_dirty(rule, word, level, iova) {
+                let part = IovaRange::new(Iova::new(iova), Iova::new(entry_last.min(last)))
+                    .expect("the item starts inside the range");
+                extend(&mut open, part, &mut each);
+            }
+            skip_to = entry_last.checked_add(1);
             ControlFlow::Continue(())
         });
         debug_assert!(flow.is_continue(), "the closure never breaks");
@@ -103,6 +108,17 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
                 claim: self.range(),
             });
         }
+        // Only the entries at the edges can reach out of the claim.
+        for edge in [range.start().get(), range.last().get()] {
+            if let Some(live) = table.next_live(edge, edge)
+                && !self.claims(live.start, live.last())
+            {
+                return Err(DirtyError::OutsideClaim {
+                    range: live.range(),
+                    claim: self.range(),
+                });
+            }
+        }
         let mut open = None;
         let mut changes = Changes::NONE;
         let mut skip_to = Some(range.start().get());
@@ -114,7 +130,7 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
                 return ControlFlow::Continue(());
             }
             let start = iova & !size.offset_mask();
-            if self.claims(start, entry_last) && table.take_entry(rule, level, start, size) {
+            if table.take_entry(rule, level, start, size) {
                 let entry = IovaRange::new(Iova::new(start), Iova::new(entry_last))
                     .expect("an entry does not wrap");
                 changes.add_leaf(entry, size);
@@ -128,7 +144,7 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
         debug_assert!(flow.is_continue(), "the closure never breaks");
         fence(Ordering::Release);
         open.into_iter().for_each(each);
-        Ok(Gather::new(changes, table.id, RetiredSpan::NONE))
+        Ok(Gather::new(changes, table.id, Operation::NONE))
     }
 }
 

@@ -162,7 +162,7 @@ pub enum DirtyError {
     /// The table's format is configured without dirty tracking.
     #[error("this table does not track dirty pages")]
     NotTracked,
-    /// The mapper's claim does not cover the range.
+    /// The mapper's claim does not cover the range, or an entry that it starts or ends in.
     #[error("range {range} is not inside the claim on {claim}")]
     OutsideClaim {
         /// The range.

@@ -4,7 +4,7 @@
 
 use iopt_formats::{Format, Iova, Level, Oa, PageSize, PageSizes, Prot};
 
-use crate::invalidation::{Changes, RetiredSpan};
+use crate::invalidation::{Changes, Operation};
 use crate::mem::{OutOfMemory, TableMemory};
 use crate::radix::job::{Chunk, Job};
 use crate::radix::node::{Node, Supply, flush_items, summarize};
@@ -17,9 +17,9 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 ///
 /// As for [`summarize`].
 #[inline]
-pub(super) unsafe fn is_clear(items: &[AtomicU64]) -> bool {
+pub(super) unsafe fn is_clear<F: Format>(format: &F, items: &[AtomicU64]) -> bool {
     // SAFETY: the caller's contract is the same.
-    unsafe { summarize(items) }.any == 0
+    unsafe { summarize(format, items) }.any == 0
 }
 
 /// Stores `word`, `word + step`, .. to `items`.
@@ -38,13 +38,15 @@ pub(super) fn store_items(items: &[AtomicU64], mut word: u64, step: u64) {
     }
 }
 
+/// More tables than this at once are out of memory without a try: 16 GiB of 4 KiB tables. It bounds
+/// the time that a hopeless request takes.
+const TABLE_LIMIT: usize = 1 << 22;
+
 /// What filling some mappings needs.
 pub(super) struct Need {
     pub(super) table_count: usize,
     /// Empty tables that larger leaves may replace.
     pub(super) replaced_count: usize,
-    /// Whether a mapping has no smaller pages to do without replacing.
-    pub(super) must_replace: bool,
     /// Level of the root that reaches the mappings.
     top: Level,
     /// The table last counted as missing at each level, by its IOVA over its span.
@@ -56,7 +58,7 @@ pub(super) struct Filling<'s, 't, F: Format, M: TableMemory> {
     pub(super) supply: &'s mut Supply<'t, F, M>,
     pub(super) may_replace: bool,
     pub(super) changes: Changes,
-    pub(super) retired: RetiredSpan,
+    pub(super) retired: Operation,
 }
 
 /// Why a path to a table is not there.
@@ -74,7 +76,6 @@ impl Need {
         Self {
             table_count: 0,
             replaced_count: 0,
-            must_replace: false,
             top: table.top_for(last),
             counted: [None; 6],
         }
@@ -86,8 +87,15 @@ impl Need {
     }
 
     /// Counts the tables of levels `bottom..` below an empty item, once each.
-    pub(super) fn count<F: Format>(&mut self, iova: u64, missing: Missing, bottom: Level) {
-        let Missing::At(level) = missing else { return };
+    pub(super) fn count<F: Format>(
+        &mut self,
+        iova: u64,
+        missing: Missing,
+        bottom: Level,
+    ) -> Result<(), OutOfMemory> {
+        let Missing::At(level) = missing else {
+            return Ok(());
+        };
         for level in bottom.0..level.0 {
             let span_lg2 = u32::from(F::item_lg2(Level(level)) + F::item_count_lg2());
             let tag = iova.checked_shr(span_lg2).unwrap_or(0);
@@ -97,6 +105,10 @@ impl Need {
                 self.table_count += 1;
             }
         }
+        if self.table_count > TABLE_LIMIT {
+            return Err(OutOfMemory { size: F::GRANULE });
+        }
+        Ok(())
     }
 }
 
@@ -154,8 +166,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
                     });
                 }
                 Err(missing) => {
-                    need.count::<F>(chunk.iova, missing, level);
-                    return Ok(());
+                    return Ok(need.count::<F>(chunk.iova, missing, level)?);
                 }
             };
             let slot = Slot {
@@ -165,7 +176,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
             };
             let (items, _) = slot.span(chunk.iova, chunk.last);
             // SAFETY: T3: the mapper that checks holds the claim over the whole job.
-            if unsafe { is_clear(items) } {
+            if unsafe { is_clear(&self.format, items) } {
                 return Ok(());
             }
             let item_count = F::item_count(chunk.size);
@@ -210,18 +221,11 @@ impl<F: Format, M: TableMemory> Table<F, M> {
                 None => {}
             }
         }
-        // Also where replacing is allowed: the fill falls back to this if the limbo cannot grow.
         if has_table {
+            // Also where replacing is allowed: the fill falls back to this if it cannot retire.
+            // A table stands there because a smaller size exists.
             let sizes = Self::below(job.sizes, size);
-            if !sizes.is_empty() {
-                return self.check(job.part(iova, iova + size.offset_mask(), sizes), need);
-            }
-            if F::BREAK_BEFORE_MAKE {
-                return Err(MapError::Occupied {
-                    iova: Iova::new(iova),
-                });
-            }
-            need.must_replace = true;
+            self.check(job.part(iova, iova + size.offset_mask(), sizes), need)?;
         }
         Ok(())
     }
@@ -248,7 +252,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
             };
             let (items, _) = slot.span(chunk.iova, chunk.last);
             // SAFETY: T3: the mapper that fills holds the claim over the whole job.
-            if is_new || unsafe { is_clear(items) } {
+            if is_new || unsafe { is_clear(&self.format, items) } {
                 self.store_chunk(items, chunk, job.prot);
                 return Ok(());
             }
@@ -261,7 +265,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
                 let oa = chunk.oa + distance;
                 let sizes = Self::below(job.sizes, chunk.size);
                 // SAFETY: as above.
-                if !unsafe { is_clear(items) } {
+                if !unsafe { is_clear(&self.format, items) } {
                     if F::BREAK_BEFORE_MAKE || !filling.may_replace {
                         self.fill(job.part(iova, last, sizes), filling)?;
                         continue;

@@ -6,8 +6,8 @@
 
 use iopt_formats::{Format, Iova, IovaRange, Oa, PageSizes, Prot};
 
-use crate::invalidation::{Changes, Kind, MapSync, RetiredSpan};
-use crate::mem::{OutOfMemory, TableMemory};
+use crate::invalidation::{Changes, Kind, MapSync, Operation};
+use crate::mem::TableMemory;
 use crate::radix::fill::{Filling, Need};
 use crate::radix::job::Job;
 use crate::radix::node::Supply;
@@ -31,19 +31,20 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
     /// Maps a scatter list: runs of output addresses and lengths in bytes, one behind the other
     /// from `iova` on.
     ///
-    /// The list is mapped whole or not at all, and takes one sync. It is gone through twice, so
-    /// hand over an iterator that is cheap to clone, as one over a slice.
+    /// The list is mapped whole or not at all, and takes one sync. It is a slice because it is gone
+    /// through twice, to check and to store.
     ///
     /// # Errors
     ///
     /// [`MapError`] for the first run that is refused; nothing is mapped then.
     #[doc(alias = "map_sg")]
-    pub fn map_runs<R>(&mut self, iova: Iova, runs: R, prot: Prot) -> Result<MapSync, MapError>
-    where
-        R: IntoIterator<Item = (Oa, u64)>,
-        R::IntoIter: Clone,
-    {
-        let pieces = pieces(iova, runs.into_iter());
+    pub fn map_runs(
+        &mut self,
+        iova: Iova,
+        runs: &[(Oa, u64)],
+        prot: Prot,
+    ) -> Result<MapSync, MapError> {
+        let pieces = pieces(iova, runs);
         let attributes = self.table.attributes[0][prot.index()];
         let is_quick = attributes != 0
             && pieces
@@ -73,12 +74,9 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
         for piece in pieces.clone() {
             table.check(self.job(piece?, prot)?, &mut need)?;
         }
-        let mut supply = Supply::empty(&table.memory);
+        let mut supply = Supply::empty(&table.format, &table.memory);
         supply.add(need.table_count)?;
-        let may_replace = need.replaced_count > 0 && table.reserve_limbo(need.replaced_count);
-        if need.must_replace && !may_replace {
-            return Err(OutOfMemory { size: F::GRANULE }.into());
-        }
+        let may_replace = need.replaced_count > 0 && table.reserve_short_limbo(need.replaced_count);
         table.grow_to(last.get())?;
         let mut filling = Filling {
             supply: &mut supply,
@@ -87,7 +85,7 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
                 kind: Kind::Added,
                 ..Changes::NONE
             },
-            retired: RetiredSpan::NONE,
+            retired: Operation::NONE,
         };
         let mut sizes = PageSizes::EMPTY;
         for piece in pieces {
@@ -101,7 +99,8 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
             retired,
             ..
         } = filling;
-        if retired != RetiredSpan::NONE {
+        if retired != Operation::NONE {
+            changes.kind = Kind::Replaced;
             self.forget();
         }
         let new_root = self.announce_root();
@@ -159,7 +158,8 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
 
     /// Links every table that mappings of `range` with the smallest pages need, so that maps
     /// inside it cannot run out of memory until [`Table::compact`] unlinks them or a larger leaf
-    /// takes their place.
+    /// takes their place. Where a larger leaf is mapped now, nothing is linked below it, so mapping
+    /// smaller pages there later, or cutting it, needs memory still.
     ///
     /// # Errors
     ///
@@ -177,11 +177,11 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
         let mut need = Need::up_to(table, last);
         Table::<F, M>::each_table(iova, last, bottom, |at| {
             if let Err(missing) = table.find_table(at, bottom, need.top()) {
-                need.count::<F>(at, missing, bottom);
+                need.count::<F>(at, missing, bottom)?;
             }
             Ok::<(), MapError>(())
         })?;
-        let mut supply = Supply::empty(&table.memory);
+        let mut supply = Supply::empty(&table.format, &table.memory);
         supply.add(need.table_count)?;
         table.grow_to(last)?;
         Table::<F, M>::each_table(iova, last, bottom, |at| {
@@ -204,9 +204,9 @@ pub(super) struct Piece {
 /// Places runs one behind the other from `iova` on.
 fn pieces(
     iova: Iova,
-    runs: impl Iterator<Item = (Oa, u64)> + Clone,
-) -> impl Iterator<Item = Result<Piece, MapError>> + Clone {
-    runs.scan(Some(iova), move |next, (oa, len)| {
+    runs: &[(Oa, u64)],
+) -> impl Iterator<Item = Result<Piece, MapError>> + Clone + '_ {
+    runs.iter().scan(Some(iova), |next, &(oa, len)| {
         let at = *next;
         let range = at.and_then(|at| IovaRange::with_len(at, len));
         *next = range.and_then(|range| range.last().checked_add(1));

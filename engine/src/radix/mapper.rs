@@ -10,7 +10,7 @@ use core::fmt;
 
 use iopt_formats::{Format, Iova, IovaRange, Level, Oa, PageSize, PageSizes, Prot};
 
-use crate::invalidation::{Changes, Gather, Kind, MapSync, RetiredSpan};
+use crate::invalidation::{Changes, Gather, Kind, MapSync, Operation};
 use crate::mem::TableMemory;
 use crate::radix::fill::{is_clear, store_items};
 use crate::radix::job::{is_linear, usable_sizes};
@@ -82,11 +82,14 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
     /// Maps `range` to the output addresses from `oa` on, with the largest pages that fit.
     ///
     /// Devices may use the range once the result is synced. Rights that the format cannot express
-    /// are widened as [`Format::effective`] says.
+    /// are widened as [`Format::effective`] says. Where an empty table stands in the way of a larger
+    /// leaf, the leaf takes its place; formats with [`Format::BREAK_BEFORE_MAKE`] use the table, and
+    /// smaller pages, until [`Table::compact`] unlinks it or [`merge`](Self::merge) is asked for.
     ///
     /// # Errors
     ///
     /// [`MapError`]; then nothing of the range is mapped that was not before.
+    #[doc(alias = "iommu_map")]
     #[doc(alias = "map_pages")]
     #[inline]
     pub fn map(&mut self, range: IovaRange, oa: Oa, prot: Prot) -> Result<MapSync, MapError> {
@@ -105,8 +108,9 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
                 // T3: the claim covers the page, so nobody else stores to the item.
                 item.store(
                     attributes | self.table.format.encode_oa(oa),
-                    Ordering::Release,
+                    Ordering::Relaxed,
                 );
+                fence(Ordering::Release);
                 flush_items(&self.table.memory, core::slice::from_ref(item));
                 return Ok(MapSync::none(self.table.id));
             }
@@ -133,7 +137,8 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
             && item.load(Ordering::Relaxed) == 0
         {
             let word = by_prot[prot.index()] | table.format.encode_oa(oa);
-            item.store(word, Ordering::Release);
+            item.store(word, Ordering::Relaxed);
+            fence(Ordering::Release);
             flush_items(&table.memory, core::slice::from_ref(item));
             return Ok(MapSync::none(table.id));
         }
@@ -155,7 +160,7 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
             let (items, _) = leaf_table.span(iova, last);
             // SAFETY: T3: the range is claimed, and `&mut self` keeps other uses of the claim
             // away.
-            if unsafe { is_clear(items) } {
+            if unsafe { is_clear(&self.table.format, items) } {
                 let step = table.format.encode_oa(Oa::new(F::GRANULE.bytes()));
                 store_items(items, attributes | table.format.encode_oa(oa), step);
                 fence(Ordering::Release);
@@ -216,7 +221,7 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
             let (items, span_last) = table.span(at, last);
             // SAFETY: T3: callers checked that the range is claimed, and `&mut self` keeps other
             // uses of the claim away.
-            if !unsafe { is_clear(items) } {
+            if !unsafe { is_clear(&self.table.format, items) } {
                 return false;
             }
             if span_last == last {
@@ -298,7 +303,8 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
         if item.load(Ordering::Relaxed) != 0 {
             return false;
         }
-        item.store(attributes | table.format.encode_oa(oa), Ordering::Release);
+        item.store(attributes | table.format.encode_oa(oa), Ordering::Relaxed);
+        fence(Ordering::Release);
         flush_items(&table.memory, core::slice::from_ref(item));
         true
     }
@@ -322,7 +328,8 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
             && word & F::GROUPED == 0
             && self.table.child_oa(word, level).is_none();
         if is_leaf {
-            item.store(0, Ordering::Release);
+            item.store(0, Ordering::Relaxed);
+            fence(Ordering::Release);
             flush_items(&self.table.memory, core::slice::from_ref(item));
         }
         is_leaf
@@ -336,6 +343,7 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
     /// # Errors
     ///
     /// [`UnmapError`]; nothing changed then. See [`UnmapPolicy`] for what is refused.
+    #[doc(alias = "iommu_unmap")]
     #[doc(alias = "unmap_pages")]
     #[inline]
     pub fn unmap(&mut self, range: IovaRange, policy: UnmapPolicy) -> Result<Unmapped, UnmapError> {
@@ -349,7 +357,8 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
             let item = node.item(iova, Level::LEAF);
             let word = item.load(Ordering::Relaxed);
             if word & F::PRESENT != 0 && word & F::GROUPED == 0 {
-                item.store(0, Ordering::Release);
+                item.store(0, Ordering::Relaxed);
+                fence(Ordering::Release);
                 flush_items(&self.table.memory, core::slice::from_ref(item));
                 return Ok(self.removed(range, F::GRANULE));
             }
@@ -396,7 +405,7 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
             let (items, _) = leaf_table.span(iova, last);
             // SAFETY: T3: the range is claimed, and `&mut self` keeps other uses of the claim
             // away.
-            if unsafe { is_plain::<F>(items) } {
+            if unsafe { is_plain(&self.table.format, items) } {
                 clear_items(items);
                 fence(Ordering::Release);
                 flush_items(&self.table.memory, items);
@@ -433,7 +442,7 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
             let (items, span_last) = table.span(at, last);
             // SAFETY: T3: the caller checked that the range is claimed, and `&mut self` keeps
             // other uses of the claim away.
-            if !unsafe { is_plain::<F>(items) } {
+            if !unsafe { is_plain(&self.table.format, items) } {
                 return false;
             }
             if span_last == last {
@@ -450,7 +459,7 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
     fn removed(&self, range: IovaRange, size: PageSize) -> Unmapped {
         let changes = Changes::leaves(range, PageSizes::EMPTY.with(size), Kind::Removed);
         Unmapped {
-            gather: Gather::new(changes, self.table.id, RetiredSpan::NONE),
+            gather: Gather::new(changes, self.table.id, Operation::NONE),
             bytes: range.len_minus_one().saturating_add(1),
         }
     }

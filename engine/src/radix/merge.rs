@@ -5,12 +5,13 @@ use core::ops::ControlFlow;
 
 use iopt_formats::{Entry, Format, Iova, IovaRange, Level, PageSize};
 
-use crate::invalidation::{Changes, Flushed, Gather, Invalidate, RetiredSpan};
+use crate::invalidation::{Changes, Flushed, Invalidate, Operation};
 use crate::mem::{OutOfMemory, TableMemory};
 use crate::radix::cut::{Live, Swap, soil_item};
 use crate::radix::node::{Node, flush_items};
+use crate::radix::unmap::clear_items;
 use crate::radix::{BreakBeforeMake, CutError, Mapper, Table};
-use crate::sync::atomic::{AtomicU64, Ordering, fence};
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
     /// Merges entries inside `range` that continue each other, with equal rights, into the largest
@@ -20,15 +21,15 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
     ///
     /// # Errors
     ///
-    /// [`CutError`]; what was merged before stays merged. Translations are never lost, but for
-    /// entries that hardware failed to flush inside their fault window.
+    /// [`CutError`]; what was merged before stays merged, and the hardware was told of it; tables that
+    /// it unlinked go with the next [`Table::reclaim`]. Translations are never lost, but for entries
+    /// that hardware failed to flush inside their fault window.
     pub fn merge<I: Invalidate>(
         &mut self,
         range: IovaRange,
         bbm: BreakBeforeMake,
         hardware: &I,
     ) -> Result<Flushed, CutError> {
-        let table = self.table;
         if !self.claims(range.start().get(), range.last().get()) {
             return Err(CutError::OutsideClaim {
                 range,
@@ -36,7 +37,23 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
             });
         }
         let mut changes = Changes::NONE;
-        let mut retired = RetiredSpan::NONE;
+        let mut retired = Operation::NONE;
+        let result = self.merge_all(range, bbm, hardware, &mut changes, &mut retired);
+        if retired != Operation::NONE {
+            self.forget();
+        }
+        self.finish(result, changes, retired, hardware)
+    }
+
+    fn merge_all<I: Invalidate>(
+        &self,
+        range: IovaRange,
+        bbm: BreakBeforeMake,
+        hardware: &I,
+        changes: &mut Changes,
+        retired: &mut Operation,
+    ) -> Result<(), CutError> {
+        let table = self.table;
         for size in table
             .sizes
             .iter()
@@ -63,15 +80,11 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
                     next = Some(start);
                     continue;
                 }
-                retired = retired.hull(self.merge_one(start, size, bbm, hardware, &mut changes)?);
+                self.merge_one(start, size, bbm, hardware, changes, retired)?;
                 next = last.checked_add(1);
             }
         }
-        fence(Ordering::Release);
-        if retired != RetiredSpan::NONE {
-            self.forget();
-        }
-        Ok(Gather::new(changes, table.id, retired).sync(hardware)?)
+        Ok(())
     }
 
     /// Merges what translates the `size` bytes at `start`, if that can be one entry.
@@ -82,33 +95,31 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
         bbm: BreakBeforeMake,
         hardware: &I,
         changes: &mut Changes,
-    ) -> Result<RetiredSpan, CutError> {
+        retired: &mut Operation,
+    ) -> Result<(), CutError> {
         let table = self.table;
         let Some(live) = table.mergeable(start, size) else {
-            return Ok(RetiredSpan::NONE);
+            return Ok(());
         };
-        let old_sizes = table.sizes.up_to(size).without(size);
-        let span = live.range();
         let level = F::level_of(size);
         let slot = table.descend(start, level);
         let (items, _) = slot.span(start, live.last());
-        let has_tables = items
+        let table_count: usize = items
             .iter()
-            .any(|item| table.child(item.load(Ordering::Acquire), level).is_some());
+            .filter_map(|item| table.child(item.load(Ordering::Acquire), level))
+            .map(|child| table.count_tables(child, Level(level.0 - 1)))
+            .sum();
         let swap = bbm.swap::<F>(start, size)?;
-        let done = if has_tables {
-            if !table.reserve_limbo(items.len()) {
-                return Err(OutOfMemory { size: F::GRANULE }.into());
-            }
-            table.replace_tables(items, live, swap, hardware, changes)?
-        } else {
-            self.regroup(live, items, size, swap, hardware)?;
-            RetiredSpan::NONE
-        };
-        for size in old_sizes.iter() {
-            changes.add_leaf(span, size);
+        if table_count > 0 && !table.reserve_limbo(table_count) {
+            return Err(OutOfMemory { size: F::GRANULE }.into());
         }
-        Ok(done)
+        for old_size in table.sizes.up_to(size).without(size).iter() {
+            changes.add_leaf(live.range(), old_size);
+        }
+        if table_count == 0 {
+            return self.regroup(live, items, size, swap, hardware);
+        }
+        table.replace_tables(items, live, swap, hardware, changes, retired)
     }
 }
 
@@ -163,30 +174,31 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         swap: Swap,
         hardware: &I,
         changes: &mut Changes,
-    ) -> Result<RetiredSpan, CutError> {
+        retired: &mut Operation,
+    ) -> Result<(), CutError> {
         let rule = self.format.dirty_rule();
         let level = live.level;
-        let old: Vec<u64> = {
-            let mut words = Vec::new();
-            words
-                .try_reserve_exact(items.len())
-                .map_err(|_| OutOfMemory { size: F::GRANULE })?;
-            words.extend(items.iter().map(|item| item.load(Ordering::Acquire)));
-            words
-        };
+        let below = Level(level.0 - 1);
+        let mut old = Vec::new();
+        old.try_reserve_exact(items.len())
+            .map_err(|_| OutOfMemory { size: F::GRANULE })?;
+        old.extend(items.iter().map(|item| item.load(Ordering::Acquire)));
+        // The old tables stay readable in the limbo, and hardware writes through them until it is
+        // flushed.
         let old_dirty = || {
             rule.is_some_and(|rule| {
                 old.iter().any(|&word| match self.child(word, level) {
-                    Some(child) => self.tree_is_dirty(child, Level(level.0 - 1)),
+                    Some(child) => self.tree_is_dirty(child, below),
                     None => rule.is_dirty(word),
                 })
             })
         };
         let write = |mark: u64, dirty: bool| {
             for (index, item) in items.iter().enumerate() {
+                let prot = live.leaf.prot;
                 let word = self
                     .format
-                    .leaf_item(live.oa(), live.leaf.size, live.leaf.prot, index);
+                    .leaf_item(live.oa(), live.leaf.size, prot, index);
                 let word = match rule {
                     Some(rule) if dirty => rule.soil(word),
                     Some(rule) => rule.clean(word),
@@ -196,27 +208,30 @@ impl<F: Format, M: TableMemory> Table<F, M> {
             }
             flush_items(&self.memory, items);
         };
-        let mut tables = Changes::NONE;
-        let mut retired = RetiredSpan::NONE;
-        let flush = |tables: &Changes| {
-            fence(Ordering::Release);
-            let mut all = *tables;
-            for size in self.sizes.up_to(live.leaf.size).iter() {
-                all.add_leaf(live.range(), size);
-            }
-            Gather::new(all, self.id, RetiredSpan::NONE).sync(hardware)
-        };
-        tables.add_table(live.range(), level);
         match swap {
             Swap::Direct => write(0, old_dirty()),
             Swap::Mark => write(F::BLOCK_MARK, old_dirty()),
-            Swap::Break => crate::radix::unmap::clear_items(items),
+            Swap::Break => {
+                clear_items(items);
+                flush_items(&self.memory, items);
+            }
         }
-        flush(&tables)?;
-        // No walk uses the old entries any more, so their dirty state is final.
+        for (index, &word) in old.iter().enumerate() {
+            if let Some(oa) = self.child_oa(word, level) {
+                let start = live.start + ((index as u64) << F::item_lg2(level));
+                self.retire_tree(self.node_at(oa), oa, below, start, changes, retired);
+            }
+        }
+        self.flush_changes(changes, hardware)?;
+        // Nothing walks the old tables any more, so their dirty state is final.
         match (swap, rule) {
             (Swap::Break, _) => write(0, old_dirty()),
-            (_, Some(rule)) if old_dirty() => items.iter().for_each(|item| soil_item(item, rule)),
+            (_, Some(rule)) if old_dirty() => {
+                for item in items {
+                    soil_item(item, rule);
+                }
+                flush_items(&self.memory, items);
+            }
             _ => {}
         }
         if swap == Swap::Mark {
@@ -224,16 +239,9 @@ impl<F: Format, M: TableMemory> Table<F, M> {
                 item.fetch_and(!F::BLOCK_MARK, Ordering::Relaxed);
             }
             flush_items(&self.memory, items);
-            flush(&Changes::NONE)?;
+            changes.add_leaf(live.range(), live.leaf.size);
         }
-        for (index, &word) in old.iter().enumerate() {
-            if let Some(oa) = self.child_oa(word, level) {
-                let start = live.start + ((index as u64) << F::item_lg2(level));
-                let below = Level(level.0 - 1);
-                self.retire_tree(self.node_at(oa), oa, below, start, changes, &mut retired);
-            }
-        }
-        Ok(retired)
+        Ok(())
     }
 
     /// Returns whether a leaf of a tree is dirty.

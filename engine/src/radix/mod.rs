@@ -179,7 +179,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
             }
         }
         let geometry = format.geometry();
-        let root = memory.alloc(Self::root_page(&format, geometry.top))?;
+        let root = alloc_page(&memory, &format, Self::root_page(&format, geometry.top))?;
         let table = Self {
             format,
             geometry,
@@ -351,7 +351,11 @@ impl<F: Format, M: TableMemory> Table<F, M> {
 
     /// Allocates a root of `level`.
     fn alloc_root(&self, level: Level) -> Result<Oa, OutOfMemory> {
-        self.memory.alloc(Self::root_page(&self.format, level))
+        alloc_page(
+            &self.memory,
+            &self.format,
+            Self::root_page(&self.format, level),
+        )
     }
 }
 
@@ -377,6 +381,23 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         }
         (level == bottom).then_some(node)
     }
+}
+
+/// Allocates a page for a table, at an address that the format's entries can hold: T1 needs that a
+/// pointer leads back to its page.
+#[expect(unsafe_code, reason = "frees a page that is of no use")]
+fn alloc_page<F: Format, M: TableMemory>(
+    memory: &M,
+    format: &F,
+    size: PageSize,
+) -> Result<Oa, OutOfMemory> {
+    let page = memory.alloc(size)?;
+    if (page.get() | size.offset_mask()) >> format.oa_bits() == 0 {
+        return Ok(page);
+    }
+    // SAFETY: the page was allocated just now with this size and nobody else knows it.
+    unsafe { memory.free(page, size) };
+    Err(OutOfMemory { size })
 }
 
 /// What a root of some level spans.

@@ -16,6 +16,7 @@ use core::slice;
 use iopt_formats::{Format, Level, Oa};
 
 use crate::mem::{LINE_LEN, TableMemory};
+use crate::radix::alloc_page;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// One table of a tree that is borrowed for `'t`.
@@ -192,18 +193,32 @@ pub(super) struct Summary {
 
 /// Summarizes items that the caller alone may change.
 ///
-/// Plain loads, so that the compiler can take several items at a time: a check in front of a fill
-/// costs a fraction of the fill.
+/// With plain loads where it can, so that the compiler takes several items at a time: a check in
+/// front of a fill costs a fraction of the fill. Where walkers set dirty bits, which a walker of
+/// this very program does with atomic operations, item by item.
 ///
 /// # Safety
 ///
-/// The caller holds the claim over everything that `items` translate, and nothing stores to them
-/// during the call (T3).
+/// The caller holds the claim over everything that `items` translate, so that by T3 no mapper stores
+/// to them during the call.
 #[inline]
-pub(super) unsafe fn summarize(items: &[AtomicU64]) -> Summary {
+pub(super) unsafe fn summarize<F: Format>(format: &F, items: &[AtomicU64]) -> Summary {
+    if format.dirty_rule().is_some() {
+        let words = items.iter().map(|item| item.load(Ordering::Relaxed));
+        return words.fold(
+            Summary {
+                any: 0,
+                all: u64::MAX,
+            },
+            |seen, word| Summary {
+                any: seen.any | word,
+                all: seen.all & word,
+            },
+        );
+    }
     // SAFETY: `AtomicU64` has the size, alignment and bit validity of `u64`, and the slice is
     // alive; by the caller's contract nothing is stored to it meanwhile, so plain reads race with
-    // nothing. A walker that sets accessed or dirty bits changes no bit that a caller looks at.
+    // nothing.
     let words = unsafe { slice::from_raw_parts(items.as_ptr().cast::<u64>(), items.len()) };
     // Two vectors of accumulators each, so that no chain of dependent operations limits the loop.
     let mut any = [0; LANES];
@@ -240,10 +255,10 @@ pub(super) fn flush_items<M: TableMemory>(memory: &M, items: &[AtomicU64]) {
 
 /// Pages that are allocated but not linked yet, chained through their first item.
 pub(super) struct Supply<'m, F: Format, M: TableMemory> {
+    format: &'m F,
     memory: &'m M,
-    /// Address of the first page, 0 at the end of the chain.
+    /// Address of the first page of the chain.
     head: Option<Oa>,
-    _format: PhantomData<F>,
 }
 
 /// Item 0 of an unlinked page holds the next page's address with this bit, so that address 0 is
@@ -251,11 +266,11 @@ pub(super) struct Supply<'m, F: Format, M: TableMemory> {
 const LINKED: u64 = 1;
 
 impl<'m, F: Format, M: TableMemory> Supply<'m, F, M> {
-    pub(super) const fn empty(memory: &'m M) -> Self {
+    pub(super) const fn empty(format: &'m F, memory: &'m M) -> Self {
         Self {
+            format,
             memory,
             head: None,
-            _format: PhantomData,
         }
     }
 
@@ -266,7 +281,7 @@ impl<'m, F: Format, M: TableMemory> Supply<'m, F, M> {
     /// Adds `count` pages; on failure the supply keeps what it has.
     pub(super) fn add(&mut self, count: usize) -> Result<(), crate::mem::OutOfMemory> {
         for _ in 0..count {
-            let page = self.memory.alloc(F::GRANULE)?;
+            let page = alloc_page(self.memory, self.format, F::GRANULE)?;
             let link = self.head.map_or(0, |next| next.get() | LINKED);
             self.first_item(page).store(link, Ordering::Relaxed);
             self.head = Some(page);

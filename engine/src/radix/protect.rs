@@ -2,7 +2,7 @@
 
 use iopt_formats::{DirtyRule, Entry, Format, Iova, IovaRange, Level, Oa, PageSize, Prot};
 
-use crate::invalidation::{Changes, Gather, RetiredSpan};
+use crate::invalidation::{Changes, Gather, Operation};
 use crate::mem::TableMemory;
 use crate::radix::node::flush_items;
 use crate::radix::{Mapper, ProtectError, Table, UnmapPolicy};
@@ -78,7 +78,7 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
             fence(Ordering::Release);
         }
         Ok(Protected {
-            gather: Gather::new(changes, table.id, RetiredSpan::NONE),
+            gather: Gather::new(changes, table.id, Operation::NONE),
             was_dirty,
         })
     }

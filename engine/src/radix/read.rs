@@ -240,15 +240,20 @@ impl<F: Format, M: TableMemory> Table<F, M> {
             let mut iova = at;
             let mut seen_last = span_last;
             for item in items {
-                let word = item.load(Ordering::Acquire);
+                // The first one as the walk met it: by now it may be a table, cut out of a leaf
+                // that must not be missed.
+                let word = if iova == at {
+                    slot.word
+                } else {
+                    item.load(Ordering::Acquire)
+                };
                 let item_last = iova | PageSize::from_lg2(item_lg2).offset_mask();
                 if self.child(word, level).is_some() {
-                    // Walk into it from here; the first item was no table when the walk met it.
-                    if iova != at {
-                        seen_last = iova - 1;
-                        break;
-                    }
-                } else if word & F::PRESENT != 0 {
+                    // Walk into it from here.
+                    seen_last = iova - 1;
+                    break;
+                }
+                if word & F::PRESENT != 0 {
                     each(level, word, iova, last)?;
                 }
                 iova = item_last.wrapping_add(1);

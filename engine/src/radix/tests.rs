@@ -219,6 +219,23 @@ fn after_reserve_maps_need_no_memory() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "counts millions of tables")]
+fn a_hopeless_request_fails_in_bounded_time() {
+    let sizes = PageSizes::EMPTY.with(PageSize::KIB_4);
+    let format = Sv::sv57().with_sizes(sizes).unwrap();
+    let table = Table::new(format, Heap).unwrap();
+    let mut claim = table.claim(range(0, 1 << 56)).unwrap();
+    let mut mapper = table.mapper(&mut claim).unwrap();
+    let all = mapper.range();
+    let refused = mapper
+        .map(range(0, 1 << 55), Oa::new(0), Prot::RW)
+        .unwrap_err();
+    assert!(matches!(refused, MapError::OutOfMemory(_)));
+    assert!(matches!(mapper.reserve(all), Err(MapError::OutOfMemory(_))));
+    assert_eq!(table.table_count(), 1);
+}
+
+#[test]
 fn compact_frees_what_is_empty_and_only_that() {
     let mut table = sv48();
     let registry = table.registry().clone();
@@ -449,7 +466,7 @@ fn unmap_with_reports_maximal_runs() {
         (Oa::new(0), PAGE),
     ];
     mapper
-        .map_runs(Iova::new(0), runs, Prot::RW)
+        .map_runs(Iova::new(0), &runs, Prot::RW)
         .unwrap()
         .sync(&NoHardware)
         .unwrap();
@@ -469,10 +486,10 @@ fn a_list_with_a_bad_run_maps_nothing() {
     let mut claim = table.claim(range(0, 1 << 30)).unwrap();
     let mut mapper = table.mapper(&mut claim).unwrap();
     let runs = [(Oa::new(0), 2 * PAGE), (Oa::new(0x7010), PAGE)];
-    assert!(mapper.map_runs(Iova::new(0), runs, Prot::RW).is_err());
+    assert!(mapper.map_runs(Iova::new(0), &runs, Prot::RW).is_err());
     assert_eq!(dump(&table), []);
     let wraps = mapper
-        .map_runs(Iova::new(0), [(Oa::new(0), 0)], Prot::RW)
+        .map_runs(Iova::new(0), &[(Oa::new(0), 0)], Prot::RW)
         .unwrap_err();
     assert!(matches!(wraps, MapError::Wraps { len: 0, .. }));
 }

@@ -6,7 +6,7 @@
 
 use iopt_formats::{Format, Iova, IovaRange, Level, Oa, PageSize, Prot};
 
-use crate::invalidation::{Changes, Gather, RetiredSpan};
+use crate::invalidation::{Changes, Gather, Operation};
 use crate::mem::TableMemory;
 use crate::radix::node::{Summary, flush_items, summarize};
 use crate::radix::read::Joiner;
@@ -20,7 +20,8 @@ pub enum UnmapPolicy {
     #[default]
     Exact,
     /// As Linux does: stops at the first hole and says how far it came, and removes an entry that
-    /// the range ends in whole. The start must not lie inside an entry.
+    /// the range ends in whole. The start must not lie inside an entry, and an entry that reaches out
+    /// of the claim refuses everything.
     WholeEntries,
 }
 
@@ -54,16 +55,18 @@ pub struct Removed {
 ///
 /// As for [`summarize`].
 #[inline]
-pub(super) unsafe fn is_plain<F: Format>(items: &[AtomicU64]) -> bool {
+pub(super) unsafe fn is_plain<F: Format>(format: &F, items: &[AtomicU64]) -> bool {
     // SAFETY: the caller's contract is the same.
-    let Summary { any, all } = unsafe { summarize(items) };
+    let Summary { any, all } = unsafe { summarize(format, items) };
     // One bit common to all decides it nearly always; formats whose entries are present by one of
     // several bits need a second look.
-    any & F::GROUPED == 0 && (all & F::PRESENT != 0 || items.iter().all(is_present::<F>))
+    any & F::GROUPED == 0 && (all & F::PRESENT != 0 || items.iter().all(is_single::<F>))
 }
 
-fn is_present<F: Format>(item: &AtomicU64) -> bool {
-    item.load(Ordering::Relaxed) & F::PRESENT != 0
+/// Returns whether an item of a leaf table is a page of its own.
+fn is_single<F: Format>(item: &AtomicU64) -> bool {
+    let word = item.load(Ordering::Relaxed);
+    word & F::PRESENT != 0 && word & F::GROUPED == 0
 }
 
 /// Clears `items`.
@@ -177,7 +180,7 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
             .range()
             .map_or(0, |range| range.len_minus_one().saturating_add(1));
         Ok(Unmapped {
-            gather: Gather::new(changes, table.id, RetiredSpan::NONE),
+            gather: Gather::new(changes, table.id, Operation::NONE),
             bytes,
         })
     }
@@ -267,13 +270,10 @@ impl<F: Format, M: TableMemory> Table<F, M> {
             let (items, span_last) = slot.span(iova, last);
             // SAFETY: T3: only a mapper that holds the claim over `iova..=last` looks for whole
             // entries.
-            let plain = if unsafe { is_plain::<F>(items) } {
+            let plain = if unsafe { is_plain(&self.format, items) } {
                 items.len()
             } else {
-                let is_single = |item: &&AtomicU64| {
-                    is_present::<F>(item) && item.load(Ordering::Relaxed) & F::GROUPED == 0
-                };
-                items.iter().take_while(is_single).count()
+                items.iter().take_while(|item| is_single::<F>(item)).count()
             };
             let plain_last =
                 iova.wrapping_add(((plain as u64) << F::GRANULE.lg2()).wrapping_sub(1));

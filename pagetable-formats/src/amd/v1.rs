@@ -293,6 +293,8 @@ fn rights(word: u64) -> Rights {
         .with_if(Rights::WRITE, word & WRITE != 0)
 }
 
+impl crate::format::sealed::Sealed for V1 {}
+
 impl Format for V1 {
     const GRANULE: PageSize = PageSize::KIB_4;
     const PRESENT: u64 = PRESENT;

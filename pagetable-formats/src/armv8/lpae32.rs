@@ -244,6 +244,8 @@ impl Lpae32Stage2 {
 
 macro_rules! narrow_vmsav8_64 {
     ($format:ty, $wide:ty) => {
+        impl crate::format::sealed::Sealed for $format {}
+
         impl Format for $format {
             const GRANULE: PageSize = <$wide>::GRANULE;
             const PRESENT: u64 = <$wide>::PRESENT;

@@ -130,6 +130,8 @@ impl Mali {
     }
 }
 
+impl crate::format::sealed::Sealed for Mali {}
+
 impl Format for Mali {
     const GRANULE: PageSize = Tables::GRANULE;
     const PRESENT: u64 = VALID;

@@ -241,6 +241,8 @@ impl<const G: u8> Stage1<G> {
     }
 }
 
+impl<const G: u8> crate::format::sealed::Sealed for Stage1<G> {}
+
 impl<const G: u8> Format for Stage1<G> {
     const GRANULE: PageSize = Shape::<G>::GRANULE;
     const PRESENT: u64 = VALID;

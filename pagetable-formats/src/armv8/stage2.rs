@@ -260,6 +260,8 @@ impl<const G: u8> Stage2<G> {
     }
 }
 
+impl<const G: u8> crate::format::sealed::Sealed for Stage2<G> {}
+
 impl<const G: u8> Format for Stage2<G> {
     const GRANULE: PageSize = Shape::<G>::GRANULE;
     const PRESENT: u64 = VALID;

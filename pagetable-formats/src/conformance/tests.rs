@@ -29,8 +29,8 @@ enum Bug {
     AddressNotLinear,
     AddressOverlapsAttributes,
     DecodeOaKeepsFlags,
-    PublishedLimits,
-    PublishedHidesForeignTable,
+    PendingLimits,
+    PendingHidesForeignTable,
     TableAtLevelZero,
     OtherWordInError,
     LeafUnaligned,
@@ -43,7 +43,7 @@ enum Bug {
 /// ```text
 ///  63 62        45            6   5   4   3   2   1   0
 /// +--+--+- ... +---------------+---+---+---+---+---+---+
-/// | X| U|      |  address      |PUB| D | G | T | W | P |
+/// | X| U|      |  address      |PND| D | G | T | W | P |
 /// +--+--+- ... +---------------+---+---+---+---+---+---+
 /// ```
 ///
@@ -57,7 +57,7 @@ const W: u64 = bit(1);
 const T: u64 = bit(2);
 const G: u64 = bit(3);
 const D: u64 = bit(4);
-const PUB: u64 = bit(5);
+const PND: u64 = bit(5);
 const OTHER_G: u64 = bit(58);
 const A: u64 = bit(59);
 const CACHED: u64 = bit(60);
@@ -88,11 +88,13 @@ impl Tiny {
     }
 }
 
+impl crate::format::sealed::Sealed for Tiny {}
+
 impl Format for Tiny {
     const GRANULE: PageSize = PAGE;
     const PRESENT: u64 = P;
     const GROUPED: u64 = G;
-    const PENDING: u64 = PUB;
+    const PENDING: u64 = PND;
 
     fn geometry(&self) -> Geometry {
         let max_top = Level(2);
@@ -231,8 +233,8 @@ impl Format for Tiny {
         if word & T != 0 && (level > Level::LEAF || self.has(Bug::TableAtLevelZero)) {
             let limited = match self.0 {
                 Bug::TableLimited => true,
-                Bug::PublishedLimits => word & PUB != 0,
-                Bug::PublishedHidesForeignTable => word & PUB != 0 && word & W == 0,
+                Bug::PendingLimits => word & PND != 0,
+                Bug::PendingHidesForeignTable => word & PND != 0 && word & W == 0,
                 _ => false,
             };
             let limit = if limited { Rights::READ } else { Rights::ALL };
@@ -329,8 +331,8 @@ fn each_broken_law_is_named() {
         (Bug::AddressNotLinear, Law::F8),
         (Bug::AddressOverlapsAttributes, Law::F8),
         (Bug::DecodeOaKeepsFlags, Law::F8),
-        (Bug::PublishedLimits, Law::F9),
-        (Bug::PublishedHidesForeignTable, Law::F9),
+        (Bug::PendingLimits, Law::F9),
+        (Bug::PendingHidesForeignTable, Law::F9),
         (Bug::TableAtLevelZero, Law::F10),
         (Bug::OtherWordInError, Law::F10),
         (Bug::LeafUnaligned, Law::F10),

@@ -335,6 +335,8 @@ impl<S: Stage> Paging<S> {
     }
 }
 
+impl<S: Stage> crate::format::sealed::Sealed for Paging<S> {}
+
 impl<S: Stage> Format for Paging<S> {
     const GRANULE: PageSize = PageSize::KIB_4;
     const PRESENT: u64 = VALID;

@@ -7,13 +7,13 @@
 //! ```text
 //!  63  62 61   52 51                          12 11  10  9  8  7   6   5 3  2  1  0
 //! +---+--+-------+------------------------------+---+---+--+--+--+----+----+--+--+--+
-//! | . |TM|   .   |         address [51:12]      |SNP|PUB|D |A |PS|IPAT|EMT |. |W |R |
+//! | . |TM|   .   |         address [51:12]      |SNP|PND|D |A |PS|IPAT|EMT |. |W |R |
 //! +---+--+-------+------------------------------+---+---+--+--+--+----+----+--+--+--+
 //! ```
 //!
 //! There is no present bit: an entry with neither R nor W is not present, whatever else it holds.
-//! Rights are the AND over all levels (section 3.7.1). PUB is one of the bits that hardware ignores;
-//! this crate marks published table entries with it.
+//! Rights are the AND over all levels (section 3.7.1). PND is one of the bits that hardware ignores;
+//! this crate marks table entries that are not written back yet with it.
 //!
 //! # What decodes as reserved
 //!
@@ -41,7 +41,7 @@ const PAGE_SIZE: u64 = bit(7);
 const ACCESSED: u64 = bit(8);
 /// D: written through, leaves only. Ignored as A is.
 const DIRTY: u64 = bit(9);
-/// Ignored by hardware: says that a table entry was written back to memory.
+/// Ignored by hardware: says that a table entry is not written back to memory yet.
 const PENDING: u64 = bit(10);
 /// SNP: accesses snoop whatever the request says. Leaves only.
 const SNOOP: u64 = bit(11);
@@ -61,7 +61,7 @@ const TABLE_FIELDS: &[Field] = &[
     Field::new("W", 1, 1),
     Field::new("PS", 7, 7),
     Field::new("A", 8, 8),
-    Field::new("PUB", 10, 10),
+    Field::new("PND", 10, 10),
     Field::new("ADDR", 51, 12),
 ];
 
@@ -221,6 +221,8 @@ impl SecondStage {
         self.levels() - 2
     }
 }
+
+impl crate::format::sealed::Sealed for SecondStage {}
 
 impl Format for SecondStage {
     const GRANULE: PageSize = PageSize::KIB_4;

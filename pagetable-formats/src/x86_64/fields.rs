@@ -34,7 +34,7 @@ macro_rules! name_fields {
                 $crate::Field::new("PCD", 4, 4),
                 $crate::Field::new("A", 5, 5),
                 $crate::Field::new("PS", 7, 7),
-                $crate::Field::new("PUB", 9, 9),
+                $crate::Field::new("PND", 9, 9),
                 $crate::Field::new("ADDR", 51, 12),
                 $($every,)*
             ],

@@ -6,13 +6,13 @@
 //! ```text
 //!  63  62   52 51                          12  11 10 9   8  7  6  5  4   3   2   1   0
 //! +---+-------+------------------------------+------+---+--+--+--+--+---+---+---+---+--+
-//! |XD |   .   |         address [51:12]      |  .   |PUB|. |PS|D |A |PCD|PWT|U/S|R/W|P |
+//! |XD |   .   |         address [51:12]      |  .   |PND|. |PS|D |A |PCD|PWT|U/S|R/W|P |
 //! +---+-------+------------------------------+------+---+--+--+--+--+---+---+---+---+--+
 //! ```
 //!
 //! A dot marks bits that this codec neither sets nor reads, and so are PCD and PWT: DMA is coherent
-//! on these platforms. Bit 7 of a level-0 entry is PAT, not PS; bit 12 of a large page is PAT. PUB is
-//! ignored by every walker; this crate marks published table entries with it.
+//! on these platforms. Bit 7 of a level-0 entry is PAT, not PS; bit 12 of a large page is PAT. PND is
+//! ignored by every walker; this crate marks table entries that are not written back yet with it.
 //!
 //! Every present entry can be read, so write-only and execute-only widen to include reads.
 //!
@@ -46,7 +46,7 @@ const ACCESSED: u64 = bit(5);
 const DIRTY: u64 = bit(6);
 /// PS: the entry is a leaf. Levels above 0 only.
 const PAGE_SIZE: u64 = bit(7);
-/// Ignored by hardware: says that a table entry was written back to memory.
+/// Ignored by hardware: says that a table entry is not written back to memory yet.
 const PENDING: u64 = bit(9);
 /// PAT of a large page, where the address would otherwise be.
 const LARGE_PAT: u64 = bit(12);
@@ -230,6 +230,8 @@ impl<W> LongModeTables<W> {
             .with_if(Rights::USER, word & USER != 0)
     }
 }
+
+impl<W: Walker> crate::format::sealed::Sealed for LongModeTables<W> {}
 
 impl<W: Walker> Format for LongModeTables<W> {
     const GRANULE: PageSize = PageSize::KIB_4;

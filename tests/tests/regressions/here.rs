@@ -38,7 +38,7 @@ fn a_list_that_is_refused_retires_no_table() {
         .expect("the claim lies in the window");
     let runs = [(Oa::new(MIB_2), MIB_2), (Oa::new(1), KIB_4)];
     let refused = mapper
-        .map_runs(Iova::new(GIB_1), runs, Prot::RW)
+        .map_runs(Iova::new(GIB_1), &runs, Prot::RW)
         .map(|_| ());
     assert!(matches!(refused, Err(MapError::Unaligned { .. })));
     assert_eq!(table.memory().snapshot(), before);
@@ -117,7 +117,7 @@ fn a_map_that_is_refused_shows_hardware_nothing() {
         let refused = mapper.map(part, oa, Prot::RW).map(|_| ());
         assert_eq!(refused, Err(MapError::Occupied { iova: page.start() }));
         let runs = [(oa, KIB_4), (oa, (count - 1) * KIB_4)];
-        let refused = mapper.map_runs(part.start(), runs, Prot::RW).map(|_| ());
+        let refused = mapper.map_runs(part.start(), &runs, Prot::RW).map(|_| ());
         assert_eq!(refused, Err(MapError::Occupied { iova: page.start() }));
     }
     assert_eq!(writes(), before);
