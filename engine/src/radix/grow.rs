@@ -5,7 +5,6 @@ use iopt_formats::{Format, Level, Oa};
 
 use crate::mem::{OutOfMemory, TableMemory};
 use crate::radix::Table;
-use crate::radix::node::flush_items;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// Root address and level in one word, so that a reader always has a pair that belongs together.
@@ -107,7 +106,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
             // Written back together with its table before anybody sees it.
             let link = self.format.encode_table(below.oa, level);
             node.item(0, level).store(link, Ordering::Relaxed);
-            flush_items(&self.memory, node.items());
+            self.flush_root(oa, level);
             below = Root { oa, level };
             made[usize::from(level.0)] = Some(below);
         }

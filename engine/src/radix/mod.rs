@@ -200,7 +200,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
             }),
             memory,
         };
-        flush_items(&table.memory, table.root_node().0.items());
+        table.flush_root(root, geometry.top);
         Ok(table)
     }
 
@@ -290,6 +290,15 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         // SAFETY: T1: `oa` is, or by T6 was, the root of that level, a page with that many items;
         // by T2 it lives as long as the borrow of `self`.
         unsafe { Node::root(&self.memory, oa, self.span(level).mask) }
+    }
+
+    /// Writes a new root back, its whole page: hardware may index more items than the format uses.
+    #[expect(unsafe_code, reason = "turns the root's address into a reference")]
+    fn flush_root(&self, oa: Oa, level: Level) {
+        let item_count = Self::root_page(&self.format, level).bytes() / 8;
+        // SAFETY: the page was allocated with this size and lives as long as the borrow of `self`.
+        let page: Node<'_, F> = unsafe { Node::root(&self.memory, oa, item_count - 1) };
+        flush_items(&self.memory, page.items());
     }
 
     /// Returns the table that `oa`, read from a linked item of this tree, points to.
