@@ -5,6 +5,7 @@ use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use iopt::mem::TableMemory;
 use iopt::radix::Table;
 use iopt_formats::walk::{self, Fault, Root, Walked};
 use iopt_formats::{Entry, Format, Iova, IovaRange, Oa, Rights};
@@ -13,6 +14,7 @@ use iopt_reference::{self as reference, Rigour};
 use crate::memory::{Snapshot, TestMemory};
 use crate::model::{self, Model, Run, join_ranges, windows};
 use crate::referee::{Judged, controls_execution};
+use crate::shadow::Watched;
 
 /// Leaf items that a test's tables hold at most.
 const ITEM_LIMIT: u64 = 4 << 20;
@@ -54,7 +56,7 @@ pub fn ensure_eq<T: fmt::Debug + PartialEq>(
     )))
 }
 
-/// The table of a test.
+/// The table of a test, in memory that everybody sees.
 pub type TestTable<F> = Table<F, Arc<TestMemory>>;
 
 /// Compares everything that can be asked about one address.
@@ -62,8 +64,8 @@ pub type TestTable<F> = Table<F, Arc<TestMemory>>;
 /// # Errors
 ///
 /// The first [`Mismatch`].
-pub fn check_address<F: Judged>(
-    table: &TestTable<F>,
+pub fn check_address<F: Judged, M: Watched>(
+    table: &Table<F, M>,
     model: &Model<F>,
     iova: Iova,
 ) -> Result<(), Mismatch> {
@@ -85,7 +87,7 @@ pub fn check_address<F: Judged>(
         table.format(),
         table.root(),
         iova,
-        |oa| memory.read(oa),
+        |oa| memory.seen(oa),
         |_| {},
     );
     let parts = match walked {
@@ -96,7 +98,7 @@ pub fn check_address<F: Judged>(
     ensure_eq(format_args!("walk to {iova}"), &parts, &expected_parts)?;
 
     let judge = table.format().judge(table.root());
-    let read = |address| memory.read(Oa::new(address));
+    let read = |address| memory.seen(Oa::new(address));
     let verdict = match judge.walk(&read, iova.get()) {
         Ok(translation) => Some(Verdict::of(&translation, table.format())),
         Err(reference::Fault::NotMapped { .. } | reference::Fault::OutOfWindow { .. }) => None,
@@ -151,8 +153,8 @@ impl Verdict {
 /// # Errors
 ///
 /// The first [`Mismatch`].
-pub fn check_around<F: Judged>(
-    table: &TestTable<F>,
+pub fn check_around<F: Judged, M: Watched>(
+    table: &Table<F, M>,
     model: &Model<F>,
     range: IovaRange,
 ) -> Result<(), Mismatch> {
@@ -186,8 +188,8 @@ pub fn check_around<F: Judged>(
 /// # Errors
 ///
 /// The first [`Mismatch`].
-pub fn check_runs<F: Format>(
-    table: &TestTable<F>,
+pub fn check_runs<F: Format, M: TableMemory>(
+    table: &Table<F, M>,
     model: &Model<F>,
     range: IovaRange,
 ) -> Result<(), Mismatch> {
@@ -221,7 +223,10 @@ pub fn check_runs<F: Format>(
 /// # Errors
 ///
 /// The first [`Mismatch`].
-pub fn check_all<F: Judged>(table: &TestTable<F>, model: &Model<F>) -> Result<(), Mismatch> {
+pub fn check_all<F: Judged, M: Watched>(
+    table: &Table<F, M>,
+    model: &Model<F>,
+) -> Result<(), Mismatch> {
     for window in windows(table.format().geometry()) {
         check_runs(table, model, window)?;
     }
@@ -280,8 +285,8 @@ pub fn check_all<F: Judged>(table: &TestTable<F>, model: &Model<F>) -> Result<()
 }
 
 /// Adds the addresses of the tables below `at`, itself included.
-fn collect_tables<F: Format>(
-    table: &TestTable<F>,
+fn collect_tables<F: Format, M: TableMemory>(
+    table: &Table<F, M>,
     memory: &Snapshot,
     at: Root,
     tables: &mut BTreeSet<Oa>,

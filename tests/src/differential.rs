@@ -4,24 +4,26 @@ use std::sync::Arc;
 
 use iopt::claim::Claim;
 use iopt::invalidation::NoHardware;
-use iopt::radix::{MapSide, TableConfig, UnmapPolicy};
+use iopt::mem::TableMemory;
+use iopt::radix::{MapSide, Table, TableConfig, UnmapPolicy};
 use iopt_formats::{Format, IovaRange};
 
-use crate::check::{Mismatch, TestTable, check_all, ensure_eq};
+use crate::check::{Mismatch, check_all, ensure_eq};
 use crate::memory::TestMemory;
 use crate::model::{Model, halves};
 use crate::op::Op;
 use crate::place::Places;
 use crate::referee::Judged;
-use crate::session::{Context, Outcome, Session};
+use crate::session::{Context, Outcome, Session, expect_told_tables};
+use crate::shadow::Watched;
 
 /// Largest pages (1 MiB) of table memory.
 const MEMORY_COUNT: u64 = 48;
 
 /// A table with its model.
 #[derive(Debug)]
-pub struct Differential<F: Format> {
-    table: TestTable<F>,
+pub struct Differential<F: Format, M: TableMemory = Arc<TestMemory>> {
+    table: Table<F, M>,
     memory: Arc<TestMemory>,
     model: Model<F>,
     /// Two claims over each window, so that ranges across their border are refused.
@@ -30,7 +32,7 @@ pub struct Differential<F: Format> {
     map_side: MapSide,
 }
 
-impl<F: Judged> Differential<F> {
+impl<F: Judged, M: Watched> Differential<F, M> {
     /// Creates an empty table and its model.
     ///
     /// # Errors
@@ -39,7 +41,7 @@ impl<F: Judged> Differential<F> {
     pub fn new(format: F, map_side: MapSide) -> Result<Self, Mismatch> {
         let memory = Arc::new(TestMemory::new(MEMORY_COUNT));
         let config = TableConfig::new().with_map_side(map_side);
-        let table = TestTable::with_config(format, Arc::clone(&memory), config)
+        let table = Table::with_config(format, M::over(Arc::clone(&memory)), config)
             .map_err(|error| Mismatch::new(format!("new table: {error}")))?;
         let claims = halves(format.geometry())
             .into_iter()
@@ -132,10 +134,12 @@ impl<F: Judged> Differential<F> {
     fn compact(&mut self, range: IovaRange) -> Result<(), Mismatch> {
         let gather = self.table.compact(range);
         let gather = gather.map_err(|error| Mismatch::new(format!("compact: {error}")))?;
+        let changes = *gather.changes();
         let flushed = gather.sync(&NoHardware);
         let flushed = flushed.map_err(|error| Mismatch::new(format!("sync: {error}")))?;
         self.table.reclaim(&flushed);
         self.model.compact(range);
+        expect_told_tables(&[changes], &self.model.take_unlinked())?;
         check_all(&self.table, &self.model)
     }
 

@@ -192,6 +192,19 @@ impl fmt::Debug for Snapshot {
 }
 
 impl Snapshot {
+    /// Returns this snapshot with each word of a live page replaced by what `change` says for its
+    /// address.
+    #[must_use]
+    pub fn map(mut self, change: impl Fn(Oa) -> u64) -> Self {
+        for (index, word) in self.words.iter_mut().enumerate() {
+            let offset = index as u64 * 8;
+            if self.is_live[(offset / SMALLEST.bytes()) as usize] {
+                *word = change(Oa::new(TestMemory::BASE.get() + offset));
+            }
+        }
+        self
+    }
+
     /// Returns the addresses of the live pages.
     pub fn pages(&self) -> &BTreeSet<Oa> {
         &self.pages

@@ -57,6 +57,8 @@ pub struct Model<F> {
     top: Level,
     /// Tables below the root by level and by IOVA over their span, empty ones included.
     tables: BTreeSet<(u8, u64)>,
+    /// Tables that were taken out since somebody asked.
+    unlinked: Vec<(Level, IovaRange)>,
 }
 
 impl<F: Format> Model<F> {
@@ -68,6 +70,7 @@ impl<F: Format> Model<F> {
             entries: BTreeMap::new(),
             top,
             tables: BTreeSet::new(),
+            unlinked: Vec::new(),
         }
     }
 
@@ -161,12 +164,20 @@ impl<F: Format> Model<F> {
 
     /// Returns the tables whose span lies inside `range`.
     fn tables_in(&self, range: IovaRange) -> Vec<(u8, u64)> {
-        let is_inside = |&&(level, number): &&(u8, u64)| {
-            let span = PageSize::from_lg2(span_lg2::<F>(level));
-            let start = Iova::new(number << span.lg2());
-            IovaRange::with_len(start, span.bytes()).is_some_and(|span| range.contains(span))
-        };
+        let is_inside = |table: &&(u8, u64)| range.contains(table_range::<F>(**table));
         self.tables.iter().filter(is_inside).copied().collect()
+    }
+
+    fn unlink(&mut self, table: (u8, u64)) {
+        if self.tables.remove(&table) {
+            self.unlinked
+                .push((Level(table.0), table_range::<F>(table)));
+        }
+    }
+
+    /// Returns the tables that were taken out since the last call: level and IOVA.
+    pub fn take_unlinked(&mut self) -> Vec<(Level, IovaRange)> {
+        std::mem::take(&mut self.unlinked)
     }
 
     /// Adds the tables that mappings of `range` with the smallest pages need; entries above level
@@ -186,13 +197,9 @@ impl<F: Format> Model<F> {
 
     /// Removes the tables inside `range` that hold nothing.
     pub fn compact(&mut self, range: IovaRange) {
-        for (level, number) in self.tables_in(range) {
-            let span = PageSize::from_lg2(span_lg2::<F>(level));
-            let start = Iova::new(number << span.lg2());
-            let range =
-                IovaRange::with_len(start, span.bytes()).expect("a table's span does not wrap");
-            if self.overlapping(range).is_empty() {
-                self.tables.remove(&(level, number));
+        for table in self.tables_in(range) {
+            if self.overlapping(table_range::<F>(table)).is_empty() {
+                self.unlink(table);
             }
         }
     }
@@ -328,7 +335,7 @@ impl<F: Format> Model<F> {
                 continue;
             }
             for table in in_the_way {
-                self.tables.remove(&table);
+                self.unlink(table);
             }
             self.insert(entry);
         }
@@ -446,7 +453,7 @@ impl<F: Format> Model<F> {
         let is_dirty = parts.iter().any(|part| part.is_dirty);
         self.remove(block);
         for table in self.tables_in(block) {
-            self.tables.remove(&table);
+            self.unlink(table);
         }
         let entry = Entry {
             start: block.start(),
@@ -508,6 +515,13 @@ impl<F: Format> Model<F> {
 /// Returns the base-2 logarithm of the bytes that a table of `level` below the root spans.
 fn span_lg2<F: Format>(level: u8) -> u8 {
     F::item_lg2(Level(level)) + F::item_count_lg2()
+}
+
+/// Returns the IOVA that a table spans, given by level and by IOVA over its span.
+fn table_range<F: Format>((level, number): (u8, u64)) -> IovaRange {
+    let span = PageSize::from_lg2(span_lg2::<F>(level));
+    let range = IovaRange::with_len(Iova::new(number << span.lg2()), span.bytes());
+    range.expect("a table's span does not wrap")
 }
 
 /// Returns the parts of the 64-bit space that a table of `geometry` decodes, lowest first.

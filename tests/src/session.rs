@@ -1,24 +1,25 @@
 //! Operations on a table and on its model, side by side.
 
 use iopt::invalidation::{Changes, Flushed, Gather, MapSync};
+use iopt::mem::TableMemory;
 use iopt::radix::{
     BreakBeforeMake, CutError, DirtyError, FaultWindow, MapError, MapSide, Mapper, ProtectError,
-    Removed, UnmapError, UnmapPolicy,
+    Removed, Table, UnmapError, UnmapPolicy,
 };
-use iopt_formats::walk::{self, Root};
-use iopt_formats::{Format, Iova, IovaRange, Oa, PageSize, Prot};
+use iopt_formats::walk;
+use iopt_formats::{Format, Iova, IovaRange, Level, Oa, PageSize, Prot};
 
-use crate::check::{Mismatch, TestTable, check_around, ensure_eq};
+use crate::check::{Mismatch, check_around, ensure_eq};
 use crate::hardware::Recorder;
-use crate::memory::TestMemory;
 use crate::model::{Entry, Model, join_ranges};
 use crate::op::Op;
 use crate::place::{Len, Output, Places, Target};
 use crate::referee::Judged;
 use crate::refusal::{Refusal, expect_allowed, expect_refused, map_reason, unmap_reason};
+use crate::shadow::Watched;
 
 /// Entries that one operation makes at most; longer ones are skipped.
-const ENTRY_LIMIT: usize = 1500;
+const ENTRY_LIMIT: usize = if cfg!(miri) { 64 } else { 1500 };
 /// Leaf tables that one operation reserves at most.
 const TABLE_LIMIT: u64 = 40;
 
@@ -34,16 +35,17 @@ pub enum Outcome {
 }
 
 type Step = Result<Outcome, Mismatch>;
-type TestMapper<'t, F> = Mapper<'t, F, std::sync::Arc<TestMemory>>;
 
 /// A stretch of operations through the same mappers, which remember the tables they used.
 #[derive(Debug)]
-pub struct Session<'t, F: Format> {
-    table: &'t TestTable<F>,
+pub struct Session<'t, F: Format, M: TableMemory> {
+    table: &'t Table<F, M>,
     model: &'t mut Model<F>,
     places: &'t Places,
     map_side: MapSide,
-    mappers: Vec<TestMapper<'t, F>>,
+    mappers: Vec<Mapper<'t, F, M>>,
+    /// The level of the root that each mapper announced.
+    told: Vec<Level>,
     hardware: Recorder,
     flushed: Vec<Flushed>,
 }
@@ -57,22 +59,24 @@ pub struct Context<'t> {
     pub map_side: MapSide,
 }
 
-impl<'t, F: Judged> Session<'t, F> {
+impl<'t, F: Judged, M: Watched> Session<'t, F, M> {
     /// Starts with one mapper for each claim.
     pub fn new(
-        table: &'t TestTable<F>,
+        table: &'t Table<F, M>,
         model: &'t mut Model<F>,
-        mappers: Vec<TestMapper<'t, F>>,
+        mappers: Vec<Mapper<'t, F, M>>,
         context: Context<'t>,
     ) -> Self {
         let Context { places, map_side } = context;
         let hardware = Recorder::default();
+        let told = vec![table.format().geometry().top; mappers.len()];
         Self {
             table,
             model,
             places,
             map_side,
             mappers,
+            told,
             hardware,
             flushed: Vec::new(),
         }
@@ -133,7 +137,7 @@ impl<'t, F: Judged> Session<'t, F> {
         let Some(range) = self.places.range(target, self.model) else {
             return Ok(Outcome::Skipped);
         };
-        let holds = |mapper: &TestMapper<'t, F>| mapper.range().contains_addr(range.start());
+        let holds = |mapper: &Mapper<'t, F, M>| mapper.range().contains_addr(range.start());
         let at = self.mappers.iter().position(holds).unwrap_or(0);
         let outcome = step(self, at, range)?;
         check_around(self.table, self.model, range)?;
@@ -153,9 +157,7 @@ impl<'t, F: Judged> Session<'t, F> {
             Ok(sync) => {
                 expect_allowed("map", &refusals)?;
                 self.model.map(range, oa, prot);
-                self.synced(&sync, range)?;
-                let flushed = sync.sync(&self.hardware);
-                self.keep(flushed)
+                self.synced(at, sync, Some(range))
             }
             Err(MapError::OutOfMemory(_)) => Ok(Outcome::Starved),
             Err(error) => {
@@ -198,11 +200,7 @@ impl<'t, F: Judged> Session<'t, F> {
         match self.mappers[at].map_runs(iova, &list, prot) {
             Ok(sync) => {
                 expect_allowed("map of runs", &refusals)?;
-                if let Some(range) = mapped {
-                    self.synced(&sync, range)?;
-                }
-                let flushed = sync.sync(&self.hardware);
-                self.keep(flushed)
+                self.synced(at, sync, mapped)
             }
             Err(error) => {
                 *self.model = before;
@@ -214,26 +212,21 @@ impl<'t, F: Judged> Session<'t, F> {
         }
     }
 
-    /// Checks what a map of `range` leaves to do.
-    fn synced(&self, sync: &MapSync, range: IovaRange) -> Result<(), Mismatch> {
-        let covers = sync
-            .changes()
-            .and_then(Changes::range)
-            .is_some_and(|all| all.contains(range));
-        if self.map_side == MapSide::Announced && !covers {
-            return Err(Mismatch::new(format!(
-                "map of {range} is not announced: {sync:?}"
-            )));
+    /// Does what a map of `range` left to do, and checks that it is enough.
+    fn synced(&mut self, at: usize, sync: MapSync, range: Option<IovaRange>) -> Step {
+        let told = sync.changes().and_then(Changes::range);
+        let is_told = range.is_none_or(|range| told.is_some_and(|told| told.contains(range)));
+        if self.map_side == MapSide::Announced && !is_told {
+            return Err(Mismatch::new(format!("a map is not announced: {sync:?}")));
         }
-        ensure_eq(
-            "level of the root",
-            &self.table.root().level,
-            &self.model.top(),
-        )?;
-        if let Some(Root { oa, level }) = sync.new_root() {
-            ensure_eq("announced root", &Root { oa, level }, &self.table.root())?;
-        }
-        Ok(())
+        let root = self.table.root();
+        ensure_eq("level of the root", &root.level, &self.model.top())?;
+        let is_news = range.is_some() && self.told[at] < root.level;
+        ensure_eq("announced root", &sync.new_root(), &is_news.then_some(root))?;
+        self.told[at] = self.told[at].max(root.level);
+        let flushed = sync.sync(&self.hardware);
+        expect_told_tables(&self.hardware.take(), &self.model.take_unlinked())?;
+        self.keep(flushed)
     }
 
     fn unmap(&mut self, at: usize, range: IovaRange) -> Step {
@@ -396,6 +389,7 @@ impl<'t, F: Judged> Session<'t, F> {
                     .flat_map(|entry| before.overlapping(entry.range()))
                     .collect();
                 expect_told(&seen, &old)?;
+                expect_told_tables(&seen, &self.model.take_unlinked())?;
                 self.flushed.push(flushed);
                 Ok(Outcome::Done)
             }
@@ -429,7 +423,7 @@ impl<'t, F: Judged> Session<'t, F> {
         let iova = Iova::new(entry.start.get() + offset);
         let memory = self.table.memory();
         let mut word = None;
-        let read = |oa| memory.read(oa);
+        let read = |oa| memory.seen(oa);
         let walked = walk::walk(self.table.format(), self.table.root(), iova, read, |step| {
             word = Some(Oa::new(step.table.get() + 8 * step.index as u64));
         });
@@ -506,7 +500,6 @@ impl<'t, F: Judged> Session<'t, F> {
     fn keep(&mut self, flushed: Result<Flushed, iopt::invalidation::Quarantined>) -> Step {
         let flushed = flushed.map_err(|error| Mismatch::new(format!("sync: {error}")))?;
         self.flushed.push(flushed);
-        self.hardware.take();
         Ok(Outcome::Done)
     }
 }
@@ -569,6 +562,24 @@ fn expect_told(seen: &[Changes], entries: &[Entry]) -> Result<(), Mismatch> {
             return Err(Mismatch::new(format!(
                 "hardware was not told of {entry:x?}: {seen:x?}"
             )));
+        }
+    }
+    Ok(())
+}
+
+/// Checks that `seen` says of each unlinked table that the items which pointed to it are gone.
+pub(crate) fn expect_told_tables(
+    seen: &[Changes],
+    unlinked: &[(Level, IovaRange)],
+) -> Result<(), Mismatch> {
+    for &(level, span) in unlinked {
+        let covers = |changes: &Changes| {
+            changes.range().is_some_and(|range| range.contains(span))
+                && changes.has_table(Level(level.0 + 1))
+        };
+        if !seen.iter().any(covers) {
+            let text = format!("hardware was not told of the table at {span}: {seen:x?}");
+            return Err(Mismatch::new(text));
         }
     }
     Ok(())

@@ -216,6 +216,45 @@ fn a_large_page_takes_the_place_of_empty_tables() {
     assert_eq!(entry_sizes(&table, block), [(1, PageSize::GIB_1)]);
 }
 
+/// A compaction unlinks only tables that it was given whole.
+#[test]
+fn a_compaction_leaves_tables_that_reach_out_of_its_range() {
+    const MIB_2: u64 = 0x20_0000;
+    let mut table = table(legal(vtd::SecondStage::new(48)));
+    let all = range(0, MIB_2 * 512);
+    let mut claim = table.claim(all).expect("nothing is claimed");
+    let mut mapper = table
+        .mapper(&mut claim)
+        .expect("the claim lies in the window");
+    mapper
+        .reserve(range(MIB_2, MIB_2 * 3))
+        .expect("there is memory");
+    let synced = mapper.map(range(MIB_2 * 2, 0x1000), Oa::new(0), Prot::RW);
+    synced
+        .expect("it is free")
+        .sync(&NoHardware)
+        .expect("there is no hardware");
+    for (part, left) in [
+        (range(MIB_2 + 0x1000, MIB_2 - 0x1000), 6),
+        (range(MIB_2, MIB_2 - 0x1000), 6),
+        (range(MIB_2 * 2, MIB_2), 6),
+        (range(MIB_2, MIB_2), 5),
+        (IovaRange::FULL, 4),
+    ] {
+        let flushed = table
+            .compact(part)
+            .expect("there is memory")
+            .sync(&NoHardware);
+        table.reclaim(&flushed.expect("there is no hardware"));
+        assert_eq!(
+            (table.table_count(), table.memory().page_count()),
+            (left, left),
+            "{part}"
+        );
+    }
+    assert!(table.lookup(Iova::new(MIB_2 * 2)).is_some());
+}
+
 /// The root of an AMD table starts at three levels and gains one at a time.
 #[test]
 fn the_root_grows_level_by_level_and_keeps_what_is_mapped() {

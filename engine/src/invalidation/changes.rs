@@ -1,5 +1,7 @@
 //! What an operation changed, as far as hardware caches care.
 
+use core::hint::black_box;
+
 use iopt_formats::{Iova, IovaRange, Level, PageSize, PageSizes};
 
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +21,7 @@ impl TableId {
 /// Why the hardware has to be told.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
-#[repr(u32)]
+#[repr(u8)]
 pub enum Kind {
     /// Translations went away, lost rights, or had their dirty state cleared.
     Removed,
@@ -37,34 +39,56 @@ pub enum Kind {
 /// entries were among it, so that commands can be narrowed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Changes {
-    pub(crate) start: u64,
-    pub(crate) last: u64,
-    pub(crate) leaf_sizes: PageSizes,
-    /// One bit a level; as wide as the fields around it, so that a copy of the whole is not held up
-    /// by a narrow store.
-    pub(crate) table_levels: u32,
-    pub(crate) kind: Kind,
+    start: u64,
+    last: u64,
+    /// The sizes of leaves, which no format has below 4 KiB, and in the bits that leaves free the
+    /// levels and the kind: three words are copied without a stall where five are not.
+    what: u64,
 }
 
+/// Bits of `what` for the levels, from bit 0 on.
+const LEVELS: u64 = 0x3f;
+/// Where the kind stands in `what`.
+const KIND_AT: u32 = 6;
+const KIND: u64 = 3 << KIND_AT;
+
 impl Changes {
-    pub(crate) const NONE: Self = Self {
-        start: u64::MAX,
-        last: 0,
-        leaf_sizes: PageSizes::EMPTY,
-        table_levels: 0,
-        kind: Kind::Removed,
-    };
+    /// Returns no changes, of a kind.
+    #[inline]
+    pub(crate) const fn none(kind: Kind) -> Self {
+        Self {
+            start: u64::MAX,
+            last: 0,
+            what: (kind as u64) << KIND_AT,
+        }
+    }
 
     /// Returns the changes of one range of leaves of `sizes`.
     #[inline]
     pub(crate) const fn leaves(range: IovaRange, sizes: PageSizes, kind: Kind) -> Self {
-        let (start, last) = (range.start().get(), range.last().get());
         Self {
-            start,
-            last,
-            leaf_sizes: sizes,
-            table_levels: 0,
-            kind,
+            start: range.start().get(),
+            last: range.last().get(),
+            what: sizes.bits() & !(LEVELS | KIND) | (kind as u64) << KIND_AT,
+        }
+    }
+
+    /// Returns a copy made word by word: one wide load over words that were stored just before
+    /// waits until they have left the store buffer, longer than an unmap takes.
+    #[inline]
+    pub(crate) fn copied(&self) -> Self {
+        Self {
+            start: self.start,
+            last: black_box(self.last),
+            what: self.what,
+        }
+    }
+
+    /// Returns these changes as another kind.
+    pub(crate) const fn with_kind(self, kind: Kind) -> Self {
+        Self {
+            what: self.what & !KIND | (kind as u64) << KIND_AT,
+            ..self
         }
     }
 
@@ -75,33 +99,37 @@ impl Changes {
 
     /// Returns the sizes of the leaves that changed, contiguous groups as one.
     pub const fn leaf_sizes(&self) -> PageSizes {
-        self.leaf_sizes
+        PageSizes::from_bits(self.what & !(LEVELS | KIND))
     }
 
     /// Returns whether a table that an item of a `level` pointed to was unlinked: walk caches of
     /// that level hold pointers to it.
     pub const fn has_table(&self, level: Level) -> bool {
-        self.table_levels >> level.0 & 1 != 0
+        level.0 <= Level::MAX.0 && self.what >> level.0 & 1 != 0
     }
 
     /// Returns whether only leaves changed.
     pub const fn is_leaf_only(&self) -> bool {
-        self.table_levels == 0
+        self.what & LEVELS == 0
     }
 
     /// Returns why the hardware has to be told.
     pub const fn kind(&self) -> Kind {
-        self.kind
+        match (self.what & KIND) >> KIND_AT {
+            0 => Kind::Removed,
+            1 => Kind::Added,
+            _ => Kind::Replaced,
+        }
     }
 
     pub(crate) fn add_leaf(&mut self, range: IovaRange, size: PageSize) {
         self.add_range(range);
-        self.leaf_sizes = self.leaf_sizes.with(size);
+        self.what |= size.bytes();
     }
 
     pub(crate) fn add_table(&mut self, range: IovaRange, level: Level) {
         self.add_range(range);
-        self.table_levels |= 1 << level.0;
+        self.what |= 1 << level.0 & LEVELS;
     }
 
     fn add_range(&mut self, range: IovaRange) {
@@ -113,8 +141,7 @@ impl Changes {
     pub(crate) fn absorb(&mut self, other: &Self) {
         if let Some(range) = other.range() {
             self.add_range(range);
-            self.leaf_sizes = self.leaf_sizes.union(other.leaf_sizes);
-            self.table_levels |= other.table_levels;
+            self.what |= other.what & !KIND;
         }
     }
 }

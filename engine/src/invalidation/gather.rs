@@ -86,7 +86,7 @@ impl Gather {
             return Ok(Flushed { gather: self });
         }
         // A copy, so that the gather itself need not be in memory.
-        let changes = self.changes;
+        let changes = self.changes.copied();
         match hardware
             .submit(&changes)
             .and_then(|ticket| hardware.wait(ticket))
@@ -159,7 +159,7 @@ impl Flushed {
     /// Returns whether every byte of `range` was removed and flushed. Says nothing of what was
     /// mapped or unmapped there afterwards, so use a proof up when acting on it.
     pub const fn covers(&self, range: IovaRange) -> bool {
-        match (self.gather.changes.kind, self.gather.changes.range()) {
+        match (self.gather.changes.kind(), self.gather.changes.range()) {
             (Kind::Removed, Some(flushed)) => flushed.contains(range),
             _ => false,
         }
@@ -271,11 +271,7 @@ impl MapSync {
     #[inline]
     pub fn sync<I: Invalidate>(self, hardware: &I) -> Result<Flushed, Quarantined> {
         let Some(work) = self.work else {
-            let changes = Changes {
-                kind: Kind::Added,
-                ..Changes::NONE
-            };
-            let gather = Gather::new(changes, self.table, Operation::NONE);
+            let gather = Gather::new(Changes::none(Kind::Added), self.table, Operation::NONE);
             return Ok(Flushed { gather });
         };
         Gather::new(work.changes, self.table, work.retired).sync(hardware)

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use iopt_formats::{Format, Iova, IovaRange, Level, Oa, PageSize, Window};
 
-use crate::invalidation::{Changes, Flushed, Gather, Operation};
+use crate::invalidation::{Changes, Flushed, Gather, Kind, Operation};
 use crate::mem::{OutOfMemory, TableMemory};
 use crate::radix::Table;
 use crate::radix::node::{Node, flush_items};
@@ -132,7 +132,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
     ///
     /// [`OutOfMemory`] if the list of unlinked tables cannot grow; nothing changed then.
     pub fn compact(&mut self, range: IovaRange) -> Result<Gather, OutOfMemory> {
-        let mut changes = Changes::NONE;
+        let mut changes = Changes::none(Kind::Removed);
         let mut retired = Operation::NONE;
         if !self.reserve_limbo(self.table_count()) {
             return Err(OutOfMemory { size: F::GRANULE });

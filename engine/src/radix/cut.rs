@@ -6,7 +6,7 @@ use iopt_formats::{
     DirtyRule, Entry, Format, Iova, IovaRange, Leaf, Level, Oa, PageSize, PageSizes, Prot,
 };
 
-use crate::invalidation::{Changes, Flushed, Gather, Invalidate, Operation};
+use crate::invalidation::{Changes, Flushed, Gather, Invalidate, Kind, Operation};
 use crate::mem::{OutOfMemory, TableMemory};
 use crate::radix::node::{Node, Supply, flush_items};
 use crate::radix::protect::replace_item;
@@ -112,7 +112,7 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
         if table.sizes.up_to(size).is_empty() {
             return Err(CutError::NoSize { size });
         }
-        let mut changes = Changes::NONE;
+        let mut changes = Changes::none(Kind::Removed);
         let result = self.cut_all(range, size, bbm, hardware, &mut changes);
         self.finish(result, changes, Operation::NONE, hardware)
     }
@@ -323,7 +323,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         live: &Live,
         hardware: &I,
     ) -> Result<(), CutError> {
-        let mut changes = Changes::NONE;
+        let mut changes = Changes::none(Kind::Removed);
         changes.add_leaf(live.range(), live.leaf.size);
         self.flush_changes(&changes, hardware)
     }

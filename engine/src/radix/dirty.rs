@@ -4,7 +4,7 @@ use core::ops::ControlFlow;
 
 use iopt_formats::{DirtyRule, Format, Iova, IovaRange, Level, PageSize};
 
-use crate::invalidation::{Changes, Gather, Operation};
+use crate::invalidation::{Changes, Gather, Kind, Operation};
 use crate::mem::TableMemory;
 use crate::radix::node::flush_items;
 use crate::radix::{DirtyError, Mapper, Slot, Table};
@@ -120,7 +120,7 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
             }
         }
         let mut open = None;
-        let mut changes = Changes::NONE;
+        let mut changes = Changes::none(Kind::Removed);
         let mut skip_to = Some(range.start().get());
         let flow = table.try_each_item(range, |level, word, iova, last| {
             let size = table.leaf_size(word, level);

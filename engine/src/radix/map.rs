@@ -81,10 +81,7 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
         let mut filling = Filling {
             supply: &mut supply,
             may_replace,
-            changes: Changes {
-                kind: Kind::Added,
-                ..Changes::NONE
-            },
+            changes: Changes::none(Kind::Added),
             retired: Operation::NONE,
         };
         let mut sizes = PageSizes::EMPTY;
@@ -100,7 +97,7 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
             ..
         } = filling;
         if retired != Operation::NONE {
-            changes.kind = Kind::Replaced;
+            changes = changes.with_kind(Kind::Replaced);
             self.forget();
         }
         let new_root = self.announce_root();

@@ -5,7 +5,7 @@ use core::ops::ControlFlow;
 
 use iopt_formats::{Entry, Format, Iova, IovaRange, Level, PageSize};
 
-use crate::invalidation::{Changes, Flushed, Invalidate, Operation};
+use crate::invalidation::{Changes, Flushed, Invalidate, Kind, Operation};
 use crate::mem::{OutOfMemory, TableMemory};
 use crate::radix::cut::{Live, Swap, soil_item};
 use crate::radix::node::{Node, flush_items};
@@ -36,7 +36,7 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
                 claim: self.range(),
             });
         }
-        let mut changes = Changes::NONE;
+        let mut changes = Changes::none(Kind::Removed);
         let mut retired = Operation::NONE;
         let result = self.merge_all(range, bbm, hardware, &mut changes, &mut retired);
         if retired != Operation::NONE {

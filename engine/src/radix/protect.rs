@@ -2,7 +2,7 @@
 
 use iopt_formats::{DirtyRule, Entry, Format, Iova, IovaRange, Level, Oa, PageSize, Prot};
 
-use crate::invalidation::{Changes, Gather, Operation};
+use crate::invalidation::{Changes, Gather, Kind, Operation};
 use crate::mem::TableMemory;
 use crate::radix::node::flush_items;
 use crate::radix::{Mapper, ProtectError, Table, UnmapPolicy};
@@ -59,7 +59,7 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
             return Err(ProtectError::Prot { prot });
         };
         let start = range.start().get();
-        let mut changes = Changes::NONE;
+        let mut changes = Changes::none(Kind::Removed);
         let mut was_dirty = false;
         if let Some(last) = self.survey(range, UnmapPolicy::Exact)? {
             if F::BREAK_BEFORE_MAKE {

@@ -6,7 +6,7 @@
 
 use iopt_formats::{Format, Iova, IovaRange, Level, Oa, PageSize, Prot};
 
-use crate::invalidation::{Changes, Gather, Operation};
+use crate::invalidation::{Changes, Gather, Kind, Operation};
 use crate::mem::TableMemory;
 use crate::radix::node::{Summary, flush_items, summarize};
 use crate::radix::read::Joiner;
@@ -165,7 +165,7 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
         let table = self.table;
         let start = range.start().get();
         self.check_range(range)?;
-        let mut changes = Changes::NONE;
+        let mut changes = Changes::none(Kind::Removed);
         if let Some(last) = self.survey(range, policy)? {
             table.each_stretch(start, last, |level, items, size, iova, stretch_last| {
                 clear(level, items, iova);

@@ -31,7 +31,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (any::<u16>(), any::<u16>()).prop_map(|(entry, item)| Op::Soil { entry, item }),
         3 => target().prop_map(|target| Op::TakeDirty { target }),
         1 => target().prop_map(|target| Op::Reserve { target }),
-        1 => target().prop_map(|target| Op::Compact { target }),
+        2 => prop_oneof![edge(), half()].prop_map(|target| Op::Compact { target }),
     ]
 }
 

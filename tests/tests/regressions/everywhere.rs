@@ -105,23 +105,29 @@ fn a_write_through_any_item_dirties_the_whole_group<F: Format>(format: F) {
                 .dirty(page, |part| panic!("{part} is still dirty"))
                 .expect("as above");
         }
-        let word = item_of(&table, page.last());
-        table
-            .memory()
-            .update(word, |word| rule.soil(word))
-            .expect("the item is in memory");
-        let mut mapper = table
-            .mapper(&mut claim)
-            .expect("the claim lies in the window");
-        let mut removed = Vec::new();
-        let unmapped = mapper.unmap_with(page, UnmapPolicy::Exact, |run| removed.push(run));
-        unmapped
-            .expect("it is mapped")
-            .gather
-            .sync(&NoHardware)
-            .expect("there is no hardware");
-        assert_eq!(removed.len(), 1);
-        assert!(removed[0].dirty && removed[0].range == page);
+        for (turn, marked) in [page.start(), page.last()].into_iter().enumerate() {
+            if turn > 0 {
+                map(&table, &mut claim, page, 0);
+            }
+            let mut mapper = table
+                .mapper(&mut claim)
+                .expect("the claim lies in the window");
+            let taken = mapper
+                .take_dirty(page, |_| {})
+                .expect("dirty pages are tracked");
+            taken.sync(&NoHardware).expect("there is no hardware");
+            let word = item_of(&table, marked);
+            table
+                .memory()
+                .update(word, |word| rule.soil(word))
+                .expect("the item is in memory");
+            let mut removed = Vec::new();
+            let unmapped = mapper.unmap_with(page, UnmapPolicy::Exact, |run| removed.push(run));
+            let gather = unmapped.expect("it is mapped").gather;
+            gather.sync(&NoHardware).expect("there is no hardware");
+            assert_eq!(removed.len(), 1);
+            assert!(removed[0].dirty && removed[0].range == page);
+        }
     }
 }
 

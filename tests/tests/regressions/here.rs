@@ -1,11 +1,11 @@
 //! Bugs of our own.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use iopt::invalidation::NoHardware;
 use iopt::mem::{FlushLine, NonSnooped};
-use iopt::radix::{BreakBeforeMake, MapError, Table, UnmapError, UnmapPolicy};
-use iopt_formats::{Iova, Oa, PageSize, Prot, vtd};
+use iopt::radix::{BreakBeforeMake, MapError, Mapper, Table, UnmapError, UnmapPolicy};
+use iopt_formats::{Iova, Oa, PageSize, Prot, riscv, vtd};
 use iopt_tests::configuration::{MIXED_PAGES, legal};
 use iopt_tests::memory::TestMemory;
 
@@ -44,39 +44,117 @@ fn a_list_that_is_refused_retires_no_table() {
     assert_eq!(table.memory().snapshot(), before);
 }
 
-/// A mapper went on using a leaf table that its own merge had taken out of the tree.
+/// Checks that `mapper` finds the one entry of `size` at `start` when it changes a part of it.
+fn finds_one_entry(
+    mapper: &mut Mapper<'_, riscv::Sv, Arc<TestMemory>>,
+    start: u64,
+    size: PageSize,
+) {
+    let parts = [KIB_4, 2 * KIB_4, MIB_2, 2 * MIB_2, GIB_1];
+    for len in parts.into_iter().filter(|len| *len < size.bytes()) {
+        let part = range(start, len);
+        let refused = mapper.unmap(part, UnmapPolicy::Exact).map(|_| ());
+        assert_eq!(
+            refused,
+            Err(UnmapError::Splits {
+                iova: part.start(),
+                size
+            })
+        );
+        let refused = mapper.map(part, Oa::new(0), Prot::RW).map(|_| ());
+        assert_eq!(refused, Err(MapError::Occupied { iova: part.start() }));
+    }
+    assert_eq!(
+        mapper.lookup(Iova::new(start)).map(|found| found.size()),
+        Some(size)
+    );
+}
+
+/// A mapper went on using tables that it had taken out of the tree itself.
 #[test]
-fn a_mapper_forgets_the_tables_that_it_unlinks() {
-    let (table, mut claim) = table(legal(vtd::SecondStage::new(48)));
-    let block = range(GIB_1, MIB_2);
-    let page = range(GIB_1, KIB_4);
+fn a_mapper_forgets_the_tables_that_its_merge_unlinks() {
+    for (part, size) in [
+        (KIB_4, PageSize::MIB_2),
+        (MIB_2, PageSize::GIB_1),
+        (GIB_1, PageSize::from_lg2(39)),
+    ] {
+        let (table, mut claim) = table(riscv::Sv::sv48());
+        let block = range(claim.range().start().get(), size.bytes());
+        let start = block.start().get();
+        let mut mapper = table
+            .mapper(&mut claim)
+            .expect("the claim lies in the window");
+        for index in 0..512 {
+            let page = range(start + index * part, part);
+            let synced = mapper
+                .map(page, Oa::new(index * part), Prot::RW)
+                .expect("it is free");
+            synced.sync(&NoHardware).expect("there is no hardware");
+        }
+        let bbm = BreakBeforeMake::Hitless;
+        mapper
+            .merge(block, bbm, &NoHardware)
+            .expect("the pages continue each other");
+        finds_one_entry(&mut mapper, start, size);
+    }
+}
+
+/// The same, where a block takes the place of empty tables.
+#[test]
+fn a_mapper_forgets_the_tables_that_its_blocks_replace() {
+    for size in [PageSize::MIB_2, PageSize::GIB_1, PageSize::from_lg2(39)] {
+        let (table, mut claim) = table(riscv::Sv::sv48());
+        let block = range(claim.range().start().get(), size.bytes());
+        let start = block.start().get();
+        let mut mapper = table
+            .mapper(&mut claim)
+            .expect("the claim lies in the window");
+        for part in [KIB_4, MIB_2, GIB_1]
+            .into_iter()
+            .filter(|part| *part < size.bytes())
+        {
+            // Twice, so that the second finds the way that the first remembered.
+            for _ in 0..2 {
+                let page = range(start + size.bytes() / 2, part);
+                let synced = mapper.map(page, Oa::new(0), Prot::RW).expect("it is free");
+                synced.sync(&NoHardware).expect("there is no hardware");
+                let unmapped = mapper
+                    .unmap(page, UnmapPolicy::Exact)
+                    .expect("it is mapped");
+                unmapped
+                    .gather
+                    .sync(&NoHardware)
+                    .expect("there is no hardware");
+            }
+        }
+        let synced = mapper.map(block, Oa::new(0), Prot::RW).expect("it is free");
+        synced.sync(&NoHardware).expect("there is no hardware");
+        finds_one_entry(&mut mapper, start, size);
+    }
+}
+
+/// A merge stepped through a large leaf in units of the smallest size: for hours.
+#[test]
+fn a_merge_takes_no_longer_than_what_is_mapped() {
+    let format = riscv::Sv::sv57().with_svnapot();
+    let (table, mut claim) = table(format);
+    let half = claim.range();
+    let size = PageSize::from_lg2(48);
+    map(
+        &table,
+        &mut claim,
+        range(half.start().get(), size.bytes()),
+        0,
+    );
     let mut mapper = table
         .mapper(&mut claim)
         .expect("the claim lies in the window");
-    for index in 0..512 {
-        let part = range(GIB_1 + index * KIB_4, KIB_4);
-        let synced = mapper
-            .map(part, Oa::new(index * KIB_4), Prot::RW)
-            .expect("it is free");
-        synced.sync(&NoHardware).expect("there is no hardware");
-    }
-    let bbm = BreakBeforeMake::Hitless;
     mapper
-        .merge(block, bbm, &NoHardware)
-        .expect("the pages continue each other");
+        .merge(half, BreakBeforeMake::Hitless, &NoHardware)
+        .expect("nothing is to be done");
     assert_eq!(
-        table.lookup(page.start()).map(|found| found.size()),
-        Some(PageSize::MIB_2)
-    );
-    let refused = mapper.map(page, Oa::new(0), Prot::RW).map(|_| ());
-    assert_eq!(refused, Err(MapError::Occupied { iova: page.start() }));
-    let refused = mapper.unmap(page, UnmapPolicy::Exact).map(|_| ());
-    assert_eq!(
-        refused,
-        Err(UnmapError::Splits {
-            iova: page.start(),
-            size: PageSize::MIB_2
-        })
+        table.lookup(half.start()).map(|found| found.size()),
+        Some(size)
     );
 }
 
