@@ -7,7 +7,7 @@ use iopt_formats::{Format, Iova, Level, Oa, PageSize, PageSizes, Prot};
 use crate::invalidation::{Changes, Operation};
 use crate::mem::{OutOfMemory, TableMemory};
 use crate::radix::job::{Chunk, Job};
-use crate::radix::node::{Node, Supply, flush_items, summarize};
+use crate::radix::node::{Node, Supply, TABLE_LIMIT, flush_items, summarize};
 use crate::radix::{MapError, Slot, Table};
 use crate::sync::atomic::{AtomicU64, Ordering};
 
@@ -37,10 +37,6 @@ pub(super) fn store_items(items: &[AtomicU64], mut word: u64, step: u64) {
         word = word.wrapping_add(step);
     }
 }
-
-/// More tables than this at once are out of memory without a try: 16 GiB of 4 KiB tables. It bounds
-/// the time that a hopeless request takes.
-const TABLE_LIMIT: usize = 1 << 22;
 
 /// What filling some mappings needs.
 pub(super) struct Need {

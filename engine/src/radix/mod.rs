@@ -9,7 +9,8 @@
 //!   tree's memory that no other item points to and that has `2^item_count_lg2` items. The root is
 //!   a page with as many items as its level needs.
 //! - **T2** (alive): a page that was ever linked is freed only through `&mut Table`, or when the
-//!   tree is dropped; an unlinked one waits in the limbo until a [`Flushed`] covers it.
+//!   tree is dropped; an unlinked one waits in the limbo until a [`Flushed`](crate::invalidation::Flushed)
+//!   covers it.
 //! - **T3** (one writer): leaves inside a range are stored to only by the holder of a claim over
 //!   that range. An item that spans more than a claim changes only from empty to a table, by
 //!   compare-exchange.

@@ -265,6 +265,10 @@ pub(super) struct Supply<'m, F: Format, M: TableMemory> {
 /// one, too.
 const LINKED: u64 = 1;
 
+/// More tables than this at once are out of memory without a try: 16 GiB of 4 KiB tables. It bounds
+/// the time that a hopeless request takes.
+pub(super) const TABLE_LIMIT: usize = 1 << 22;
+
 impl<'m, F: Format, M: TableMemory> Supply<'m, F, M> {
     pub(super) const fn empty(format: &'m F, memory: &'m M) -> Self {
         Self {
@@ -280,6 +284,9 @@ impl<'m, F: Format, M: TableMemory> Supply<'m, F, M> {
 
     /// Adds `count` pages; on failure the supply keeps what it has.
     pub(super) fn add(&mut self, count: usize) -> Result<(), crate::mem::OutOfMemory> {
+        if count > TABLE_LIMIT {
+            return Err(crate::mem::OutOfMemory { size: F::GRANULE });
+        }
         for _ in 0..count {
             let page = alloc_page(self.memory, self.format, F::GRANULE)?;
             let link = self.head.map_or(0, |next| next.get() | LINKED);
