@@ -146,12 +146,15 @@ impl<F: Format> Model<F> {
 
     /// Adds levels at the top until the root decodes `last`; the old root becomes a table.
     pub fn grow(&mut self, last: Iova) {
-        while self.top < self.format.geometry().max_top
-            && last.get() >> (F::item_lg2(self.top) + F::item_count_lg2()) != 0
-        {
+        while !self.reaches(self.top, last) {
             self.tables.insert((self.top.0, 0));
             self.top = Level(self.top.0 + 1);
         }
+    }
+
+    /// Returns whether a root of level `top` decodes `iova`, which the table decodes when grown.
+    pub fn reaches(&self, top: Level, iova: Iova) -> bool {
+        top >= self.format.geometry().max_top || iova.get() >> span_lg2::<F>(top.0) == 0
     }
 
     /// Adds the tables from the root down to `level` on the path of `iova`.

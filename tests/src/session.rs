@@ -44,7 +44,7 @@ pub struct Session<'t, F: Format, M: TableMemory> {
     places: &'t Places,
     map_side: MapSide,
     mappers: Vec<Mapper<'t, F, M>>,
-    /// The level of the root that each mapper announced.
+    /// The level of the last root that each mapper announced.
     told: Vec<Level>,
     hardware: Recorder,
     flushed: Vec<Flushed>,
@@ -221,9 +221,15 @@ impl<'t, F: Judged, M: Watched> Session<'t, F, M> {
         }
         let root = self.table.root();
         ensure_eq("level of the root", &root.level, &self.model.top())?;
-        let is_news = range.is_some() && self.told[at] < root.level;
-        ensure_eq("announced root", &sync.new_root(), &is_news.then_some(root))?;
-        self.told[at] = self.told[at].max(root.level);
+        let told = self.told[at];
+        if let Some(new_root) = sync.new_root() {
+            ensure_eq("announced root", &new_root, &root)?;
+            self.told[at] = root.level;
+        } else if let Some(range) = range.filter(|range| !self.model.reaches(told, range.last())) {
+            return Err(Mismatch::new(format!(
+                "the root that decodes {range} is not announced"
+            )));
+        }
         let flushed = sync.sync(&self.hardware);
         expect_told_tables(&self.hardware.take(), &self.model.take_unlinked())?;
         self.keep(flushed)

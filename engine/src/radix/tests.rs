@@ -547,3 +547,28 @@ fn arguments_outside_of_the_claim_the_window_or_the_width_are_refused() {
     let refused = mapper.map(range(PAGE, PAGE), Oa::new(0), none).unwrap_err();
     assert!(matches!(refused, MapError::Prot { .. }));
 }
+
+#[test]
+fn one_mapper_keeps_blocks_of_different_tables_apart() {
+    let table = sv48();
+    let mut claim = table.claim(range(0, 1 << 40)).unwrap();
+    let mut mapper = table.mapper(&mut claim).unwrap();
+    // The same item of two tables of level 2.
+    let (low, high) = (range(0, 1 << 30), range(1 << 39, 1 << 30));
+    let oa_of = |block: IovaRange| Oa::new(block.start().get() + (1 << 41));
+    for block in [low, high] {
+        let _ = mapper.map(block, oa_of(block), Prot::RW).unwrap();
+    }
+    for (near, far) in [(low, high), (high, low), (low, high)] {
+        // Now the table of the near block is the one at hand.
+        for block in [near, far] {
+            let unmapped = mapper.unmap(block, UnmapPolicy::Exact).unwrap();
+            let _ = unmapped.gather.sync(&NoHardware).unwrap();
+            assert!(table.lookup(block.start()).is_none());
+            let other = if block == low { high } else { low };
+            assert_eq!(table.lookup(other.start()).unwrap().oa(), oa_of(other));
+            let _ = mapper.map(block, oa_of(block), Prot::RW).unwrap();
+            assert_eq!(table.lookup(block.start()).unwrap().oa(), oa_of(block));
+        }
+    }
+}
