@@ -209,6 +209,27 @@ impl Options {
     fn of_riscv(&self) -> [(&'static str, bool); 2] {
         [("Svnapot", self.svnapot), ("Svpbmt", self.svpbmt)]
     }
+
+    /// The input and output widths of a 64-bit ARM format: the widest ones unless they are set.
+    fn arm_widths(&self) -> (u8, u8) {
+        let widest = if self.lpa { 52 } else { 48 };
+        (
+            self.va_bits.unwrap_or(widest),
+            self.oa_bits.unwrap_or(widest),
+        )
+    }
+
+    /// Limits `format` to the chosen sizes, if there are any.
+    fn limit<F>(
+        &self,
+        format: F,
+        with_sizes: fn(F, PageSizes) -> Result<F, ConfigError>,
+    ) -> Result<F, ConfigError> {
+        match self.sizes {
+            Some(sizes) => with_sizes(format, sizes),
+            None => Ok(format),
+        }
+    }
 }
 
 /// Refuses the first option of the list that is set.
@@ -225,9 +246,7 @@ fn refuse(options: &[(&'static str, bool)]) -> Result<(), ConfigError> {
 fn stage1<const G: u8>(options: &Options) -> Result<Stage1<G>, ConfigError> {
     refuse(&options.beside_arm())?;
     refuse(&[("forced write-back", options.s2fwb)])?;
-    let widths = if options.lpa { (52, 52) } else { (48, 48) };
-    let va_bits = options.va_bits.unwrap_or(widths.0);
-    let oa_bits = options.oa_bits.unwrap_or(widths.1);
+    let (va_bits, oa_bits) = options.arm_widths();
     let mut format = if options.lpa {
         Stage1::new_lpa(va_bits, oa_bits)?
     } else {
@@ -242,9 +261,7 @@ fn stage1<const G: u8>(options: &Options) -> Result<Stage1<G>, ConfigError> {
     if options.dirty {
         format = format.with_updates(HardwareUpdates::Dirty);
     }
-    options
-        .sizes
-        .map_or(Ok(format), |sizes| format.with_sizes(sizes))
+    options.limit(format, Stage1::<G>::with_sizes)
 }
 
 fn stage2<const G: u8>(options: &Options) -> Result<Stage2<G>, ConfigError> {
@@ -253,9 +270,7 @@ fn stage2<const G: u8>(options: &Options) -> Result<Stage2<G>, ConfigError> {
         ("the upper half", options.upper_half),
         ("non-secure", options.non_secure),
     ])?;
-    let widths = if options.lpa { (52, 52) } else { (48, 48) };
-    let va_bits = options.va_bits.unwrap_or(widths.0);
-    let oa_bits = options.oa_bits.unwrap_or(widths.1);
+    let (va_bits, oa_bits) = options.arm_widths();
     let mut format = if options.lpa {
         Stage2::new_lpa(va_bits, oa_bits)?
     } else {
@@ -267,9 +282,7 @@ fn stage2<const G: u8>(options: &Options) -> Result<Stage2<G>, ConfigError> {
     if options.dirty {
         format = format.with_updates(HardwareUpdates::Dirty);
     }
-    options
-        .sizes
-        .map_or(Ok(format), |sizes| format.with_sizes(sizes))
+    options.limit(format, Stage2::<G>::with_sizes)
 }
 
 fn lpae32(options: &Options) -> Result<Lpae32, ConfigError> {
@@ -284,9 +297,7 @@ fn lpae32(options: &Options) -> Result<Lpae32, ConfigError> {
     if options.non_secure {
         format = format.with_non_secure();
     }
-    options
-        .sizes
-        .map_or(Ok(format), |sizes| format.with_sizes(sizes))
+    options.limit(format, Lpae32::with_sizes)
 }
 
 fn mali(options: &Options) -> Result<Mali, ConfigError> {
@@ -294,9 +305,7 @@ fn mali(options: &Options) -> Result<Mali, ConfigError> {
     refuse(&options.of_arm())?;
     refuse(&[("dirty tracking", options.dirty)])?;
     let format = Mali::new(options.va_bits.unwrap_or(48), options.oa_bits.unwrap_or(40))?;
-    options
-        .sizes
-        .map_or(Ok(format), |sizes| format.with_sizes(sizes))
+    options.limit(format, Mali::with_sizes)
 }
 
 fn second_stage(options: &Options) -> Result<SecondStage, ConfigError> {
@@ -324,9 +333,7 @@ fn second_stage(options: &Options) -> Result<SecondStage, ConfigError> {
     if options.dirty {
         format = format.with_dirty();
     }
-    options
-        .sizes
-        .map_or(Ok(format), |sizes| format.with_sizes(sizes))
+    options.limit(format, SecondStage::with_sizes)
 }
 
 type NewLongMode<W> = fn(u8) -> Result<LongModeTables<W>, ConfigError>;
@@ -359,9 +366,7 @@ fn long_mode<W: Walker>(
     if options.dirty {
         format = format.with_dirty();
     }
-    options
-        .sizes
-        .map_or(Ok(format), |sizes| format.with_sizes(sizes))
+    options.limit(format, LongModeTables::<W>::with_sizes)
 }
 
 fn amd_v1(options: &Options) -> Result<V1, ConfigError> {
@@ -388,9 +393,7 @@ fn amd_v1(options: &Options) -> Result<V1, ConfigError> {
     if options.dirty {
         format = format.with_dirty();
     }
-    options
-        .sizes
-        .map_or(Ok(format), |sizes| format.with_sizes(sizes))
+    options.limit(format, V1::with_sizes)
 }
 
 fn g_stage(base: Svx4, options: &Options) -> Result<Svx4, ConfigError> {
@@ -419,9 +422,7 @@ fn riscv<S: Stage>(base: Paging<S>, options: &Options) -> Result<Paging<S>, Conf
     if options.dirty {
         format = format.with_dirty();
     }
-    options
-        .sizes
-        .map_or(Ok(format), |sizes| format.with_sizes(sizes))
+    options.limit(format, Paging::<S>::with_sizes)
 }
 
 #[cfg(test)]
