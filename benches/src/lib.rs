@@ -3,7 +3,7 @@
 //! | question | command |
 //! |---|---|
 //! | Are the promises kept? | `cargo bench -p iopt-benches --bench promises` |
-//! | How long does a map, an unmap, a lookup take? | `cargo bench -p iopt-benches --bench map` (`unmap`, `lookup`) |
+//! | How long does a map, an unmap, a lookup take? | `cargo bench -p iopt-benches --bench operations` |
 //! | How many instructions do they take? | `cargo run --release -p iopt-benches --bin count`, or with `gungraun`: `cargo bench -p iopt-benches --features instructions --bench instructions` |
 //!
 //! # What is compared
