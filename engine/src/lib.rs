@@ -55,5 +55,4 @@ pub mod claim;
 pub mod invalidation;
 pub mod mem;
 pub mod radix;
-
-mod sync;
+pub mod sync;

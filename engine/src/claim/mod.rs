@@ -14,7 +14,7 @@ use core::fmt;
 
 use iopt_formats::{Iova, IovaRange};
 
-use crate::sync::Mutex;
+use crate::sync::{self, Mutex};
 
 /// The ranges that are claimed, by their last address: a closed interval has one even at the top
 /// of the space.
@@ -30,15 +30,24 @@ impl Ranges {
 }
 
 /// A handle to one set of claims. Clones are handles to the same set.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Registry {
     ranges: Arc<Mutex<Ranges>>,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Registry {
     /// Creates a set without claims.
     pub fn new() -> Self {
-        Self::default()
+        let ranges = Mutex::new(&sync::CLAIMS, Ranges::default());
+        Self {
+            ranges: Arc::new(ranges),
+        }
     }
 
     /// Claims `range` until the result is dropped.

@@ -4,7 +4,7 @@ use core::hint::black_box;
 
 use iopt_formats::{Iova, IovaRange, Level, PageSize, PageSizes};
 
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::unmodelled::{AtomicU64, Ordering};
 
 /// Tells tables apart, so that what was flushed for one is not taken for another.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]

@@ -18,7 +18,7 @@ use core::ptr::NonNull;
 use iopt_formats::{Oa, PageSize};
 
 use crate::mem::{LARGEST, OutOfMemory, SMALLEST, Usage};
-use crate::sync::Mutex;
+use crate::sync::{self, Mutex};
 
 const LIST_COUNT: usize = (LARGEST.lg2() - SMALLEST.lg2() + 1) as usize;
 
@@ -74,7 +74,7 @@ impl FreeList {
             first,
             end: first.get() + len,
             fresh_is_zero,
-            state: Mutex::new(state),
+            state: Mutex::new(&sync::MAGAZINE, state),
         }
     }
 

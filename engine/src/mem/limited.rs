@@ -5,7 +5,7 @@
 use iopt_formats::{Oa, PageSize};
 
 use crate::mem::{OutOfMemory, TableMemory};
-use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::unmodelled::{AtomicUsize, Ordering};
 
 /// A table memory that refuses once a number of pages is handed out, to test what a table does
 /// then, or to bound what one table may take.

@@ -20,7 +20,7 @@ const fn pack(root: Root) -> u64 {
 }
 
 impl Top {
-    pub(super) const fn new(root: Root) -> Self {
+    pub(super) fn new(root: Root) -> Self {
         Self(AtomicU64::new(pack(root)))
     }
 

@@ -67,8 +67,8 @@ use crate::mem::{LARGEST, OutOfMemory, SMALLEST, TableMemory};
 use crate::radix::compact::Limbo;
 use crate::radix::grow::Top;
 use crate::radix::node::{Node, flush_items};
-use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{self, Mutex};
 
 pub use crate::radix::cut::{BreakBeforeMake, FaultWindow};
 pub use crate::radix::error::{
@@ -193,7 +193,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
             map_side: config.map_side,
             id: TableId::next(),
             registry: config.registry,
-            limbo: Mutex::new(Limbo::default()),
+            limbo: Mutex::new(&sync::QUARANTINE, Limbo::default()),
             page_count: AtomicUsize::new(1),
             top: Top::new(Root {
                 oa: root,

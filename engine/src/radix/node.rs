@@ -203,7 +203,7 @@ pub(super) struct Summary {
 /// to them during the call.
 #[inline]
 pub(super) unsafe fn summarize<F: Format>(format: &F, items: &[AtomicU64]) -> Summary {
-    if format.dirty_rule().is_some() {
+    if cfg!(loom) || format.dirty_rule().is_some() {
         let words = items.iter().map(|item| item.load(Ordering::Relaxed));
         return words.fold(
             Summary {

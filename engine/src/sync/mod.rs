@@ -1,59 +1,41 @@
-//! Locks and atomics: the only module that names `std::sync` or `spin`.
+//! Locks, atomics and grace periods: the only module that names `std::sync`, `parking_lot`, `spin`,
+//! `loom` or `crossbeam`.
 //!
-//! With the feature `std` a [`Mutex`] blocks in the operating system; without it, it spins. Both
-//! guard short critical sections that run no foreign code.
+//! The same code runs on several backends: the standard library (feature `std`), `parking_lot`
+//! (feature `parking_lot`), spinning (neither), and `loom`, which tries every interleaving
+//! (`--cfg loom`).
 
+mod backend;
+pub(crate) mod epoch;
+mod lockdep;
+mod mutex;
+mod ranks;
+mod thread;
+
+#[cfg(not(loom))]
 pub(crate) use core::sync::atomic;
+#[cfg(loom)]
+pub(crate) use loom::sync::atomic;
 
-#[cfg(feature = "std")]
-mod imp {
-    use std::sync::{MutexGuard, PoisonError};
+/// Atomics that order nothing: counters and names that no model need know.
+pub(crate) use core::sync::atomic as unmodelled;
 
-    /// A mutual-exclusion lock without poisoning: every critical section of the engine leaves its
-    /// data valid at each step, so a panic inside one hides nothing.
-    #[derive(Debug, Default)]
-    pub(crate) struct Mutex<T>(std::sync::Mutex<T>);
+#[cfg(loom)]
+pub(crate) use crate::sync::backend::CachePadded;
+#[cfg(not(loom))]
+pub(crate) use crossbeam_utils::CachePadded;
 
-    impl<T> Mutex<T> {
-        pub(crate) const fn new(value: T) -> Self {
-            Self(std::sync::Mutex::new(value))
-        }
+pub(crate) use crate::sync::mutex::Mutex;
+pub(crate) use crate::sync::thread::{MAX_THREADS, thread_index};
 
-        /// Waits for the lock and takes it.
-        pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
-            self.0.lock().unwrap_or_else(PoisonError::into_inner)
-        }
+pub use crate::sync::lockdep::Class;
+pub use crate::sync::ranks::*;
 
-        /// Borrows the data without locking, which `&mut self` makes unnecessary.
-        pub(crate) fn get_mut(&mut self) -> &mut T {
-            self.0.get_mut().unwrap_or_else(PoisonError::into_inner)
-        }
-    }
+/// Runs `test` in every interleaving of its threads.
+#[cfg(all(test, loom))]
+pub(crate) fn model(test: impl Fn() + Sync + Send + 'static) {
+    loom::model(move || {
+        thread::start_model();
+        test();
+    });
 }
-
-#[cfg(not(feature = "std"))]
-mod imp {
-    use spin::MutexGuard;
-
-    /// A spinning mutual-exclusion lock.
-    #[derive(Debug, Default)]
-    pub(crate) struct Mutex<T>(spin::Mutex<T>);
-
-    impl<T> Mutex<T> {
-        pub(crate) const fn new(value: T) -> Self {
-            Self(spin::Mutex::new(value))
-        }
-
-        /// Waits for the lock and takes it.
-        pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
-            self.0.lock()
-        }
-
-        /// Borrows the data without locking, which `&mut self` makes unnecessary.
-        pub(crate) fn get_mut(&mut self) -> &mut T {
-            self.0.get_mut()
-        }
-    }
-}
-
-pub(crate) use imp::Mutex;
