@@ -55,4 +55,5 @@ pub mod claim;
 pub mod invalidation;
 pub mod mem;
 pub mod radix;
+mod reclaim;
 pub mod sync;

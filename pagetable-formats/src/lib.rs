@@ -23,7 +23,11 @@
 //!
 //! # Features
 //!
-//! None. The crate is `no_std` and builds for bare-metal targets.
+//! | feature | adds |
+//! |---|---|
+//! | `tiny` | `tiny::Tiny`, a format of no hardware for model checkers and tests |
+//!
+//! The crate is `no_std` and builds for bare-metal targets.
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -34,6 +38,8 @@ pub mod catalog;
 pub mod conformance;
 pub mod context;
 pub mod riscv;
+#[cfg(feature = "tiny")]
+pub mod tiny;
 pub mod vtd;
 pub mod walk;
 pub mod x86_64;

@@ -1,5 +1,6 @@
 //! A table with its model, from the first operation to the last freed page.
 
+use std::mem;
 use std::sync::Arc;
 
 use iopt::claim::Claim;
@@ -10,7 +11,7 @@ use iopt_formats::{Format, IovaRange};
 
 use crate::check::{Mismatch, check_all, ensure_eq};
 use crate::memory::TestMemory;
-use crate::model::{Model, halves};
+use crate::model::{Model, halves, windows};
 use crate::op::Op;
 use crate::place::Places;
 use crate::referee::Judged;
@@ -73,7 +74,7 @@ impl<F: Judged, M: Watched> Differential<F, M> {
             if let Some(Op::Compact { target }) = rest.get(count)
                 && let Some(range) = self.places.range(*target, &self.model)
             {
-                self.compact(range)?;
+                self.compact_claimed(range)?;
             }
             rest = &rest[(count + 1).min(rest.len())..];
         }
@@ -127,17 +128,33 @@ impl<F: Judged, M: Watched> Differential<F, M> {
         for flushed in session.finish() {
             self.table.reclaim(&flushed);
         }
+        self.table.trim();
         check_all(&self.table, &self.model)?;
         Ok(outcome)
     }
 
-    fn compact(&mut self, range: IovaRange) -> Result<(), Mismatch> {
-        let gather = self.table.compact(range);
+    /// Compacts what of `range` is claimed.
+    fn compact_claimed(&mut self, range: IovaRange) -> Result<(), Mismatch> {
+        let mut claims = mem::take(&mut self.claims);
+        let result = claims.iter_mut().try_for_each(|claim| {
+            let start = range.start().max(claim.range().start());
+            let last = range.last().min(claim.range().last());
+            IovaRange::new(start, last).map_or(Ok(()), |part| self.compact(claim, part))
+        });
+        self.claims = claims;
+        result
+    }
+
+    fn compact(&mut self, claim: &mut Claim, range: IovaRange) -> Result<(), Mismatch> {
+        let mapper = self.table.mapper(claim);
+        let mut mapper = mapper.map_err(|error| Mismatch::new(format!("mapper: {error}")))?;
+        let gather = mapper.compact(range);
         let gather = gather.map_err(|error| Mismatch::new(format!("compact: {error}")))?;
         let changes = *gather.changes();
         let flushed = gather.sync(&NoHardware);
         let flushed = flushed.map_err(|error| Mismatch::new(format!("sync: {error}")))?;
         self.table.reclaim(&flushed);
+        self.table.trim();
         self.model.compact(range);
         expect_told_tables(&[changes], &self.model.take_unlinked())?;
         check_all(&self.table, &self.model)
@@ -160,7 +177,12 @@ impl<F: Judged, M: Watched> Differential<F, M> {
             flushed.map_err(|error| Mismatch::new(format!("sync: {error}")))?;
             self.model.remove(entry.range());
         }
-        self.compact(IovaRange::FULL)?;
+        self.claims.clear();
+        for part in windows(self.table.format().geometry()) {
+            let claim = self.table.claim(part);
+            let mut claim = claim.map_err(|error| Mismatch::new(format!("claim: {error}")))?;
+            self.compact(&mut claim, part)?;
+        }
         ensure_eq("tables at the end", &self.table.table_count(), &1)?;
         ensure_eq("pages at the end", &self.memory.page_count(), &1)?;
         let Self { table, memory, .. } = self;

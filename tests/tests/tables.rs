@@ -212,6 +212,7 @@ fn a_large_page_takes_the_place_of_empty_tables() {
     assert!(changes.has_table(Level(2)) && changes.has_table(Level(1)));
     let flushed = sync.sync(&NoHardware).expect("there is no hardware");
     table.reclaim(&flushed);
+    table.trim();
     assert_eq!(table.table_count(), 2);
     assert_eq!(entry_sizes(&table, block), [(1, PageSize::GIB_1)]);
 }
@@ -239,13 +240,17 @@ fn a_compaction_leaves_tables_that_reach_out_of_its_range() {
         (range(MIB_2, MIB_2 - 0x1000), 6),
         (range(MIB_2 * 2, MIB_2), 6),
         (range(MIB_2, MIB_2), 5),
-        (IovaRange::FULL, 4),
+        (all, 4),
     ] {
-        let flushed = table
+        let mut mapper = table
+            .mapper(&mut claim)
+            .expect("the claim lies in the window");
+        let flushed = mapper
             .compact(part)
-            .expect("there is memory")
+            .expect("the range is claimed")
             .sync(&NoHardware);
         table.reclaim(&flushed.expect("there is no hardware"));
+        table.trim();
         assert_eq!(
             (table.table_count(), table.memory().page_count()),
             (left, left),

@@ -145,11 +145,3 @@ impl Changes {
         }
     }
 }
-
-/// Numbers the operation that retired tables, per table; 0 for one that retired none.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(crate) struct Operation(pub(crate) u64);
-
-impl Operation {
-    pub(crate) const NONE: Self = Self(0);
-}

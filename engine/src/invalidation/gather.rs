@@ -3,7 +3,8 @@
 use iopt_formats::IovaRange;
 use iopt_formats::walk::Root;
 
-use crate::invalidation::{Changes, Invalidate, Kind, Operation, SyncError, TableId};
+use crate::invalidation::{Changes, Invalidate, Kind, SyncError, TableId};
+use crate::reclaim::Operation;
 
 /// What an operation removed and the hardware may still use.
 ///

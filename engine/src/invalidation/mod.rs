@@ -19,8 +19,6 @@ mod gather;
 pub use crate::invalidation::changes::{Changes, Kind, TableId};
 pub use crate::invalidation::gather::{Flushed, Gather, JoinError, MapSync, Pending, Quarantined};
 
-pub(crate) use crate::invalidation::changes::Operation;
-
 /// The hardware that walks a table, or what stands for it.
 ///
 /// An implementation turns [`Changes`] into commands. It is trusted: the engine frees tables, and

@@ -35,6 +35,16 @@ impl<M> Limited<M> {
     pub fn used_count(&self) -> usize {
         self.used_count.load(Ordering::Relaxed)
     }
+
+    fn count_freed(&self) {
+        self.used_count.fetch_sub(1, Ordering::Relaxed);
+        // A saturating add: `set_left(usize::MAX)` means "no limit".
+        let _ = self
+            .left_count
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+                left.checked_add(1)
+            });
+    }
 }
 
 // SAFETY: M1 to M3 hold because every page comes from `memory`, which upholds them.
@@ -57,13 +67,13 @@ unsafe impl<M: TableMemory> TableMemory for Limited<M> {
     unsafe fn free(&self, oa: Oa, size: PageSize) {
         // SAFETY: the caller's contract is that of the memory behind.
         unsafe { self.memory.free(oa, size) };
-        self.used_count.fetch_sub(1, Ordering::Relaxed);
-        // A saturating add: `set_left(usize::MAX)` means "no limit".
-        let _ = self
-            .left_count
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
-                left.checked_add(1)
-            });
+        self.count_freed();
+    }
+
+    unsafe fn free_zeroed(&self, oa: Oa, size: PageSize) {
+        // SAFETY: as for `free`.
+        unsafe { self.memory.free_zeroed(oa, size) };
+        self.count_freed();
     }
 
     #[inline]

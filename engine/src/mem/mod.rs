@@ -83,6 +83,17 @@ pub unsafe trait TableMemory: Send + Sync {
     /// freed once, and neither this program nor hardware uses it any more.
     unsafe fn free(&self, oa: Oa, size: PageSize);
 
+    /// As [`free`](Self::free), for a page that holds only zeroes again: a memory that keeps its
+    /// free pages zeroed need not clear this one.
+    ///
+    /// # Safety
+    ///
+    /// As for [`free`](Self::free), and every byte of the page is 0.
+    unsafe fn free_zeroed(&self, oa: Oa, size: PageSize) {
+        // SAFETY: the caller's contract includes that of `free`.
+        unsafe { self.free(oa, size) };
+    }
+
     /// Returns the pointer to the byte at `oa`, which lies in an allocated page.
     fn ptr(&self, oa: Oa) -> *mut u8;
 
@@ -106,6 +117,11 @@ macro_rules! forward {
             unsafe fn free(&self, oa: Oa, size: PageSize) {
                 // SAFETY: the caller's contract is that of the memory behind the pointer.
                 unsafe { (**self).free(oa, size) }
+            }
+
+            unsafe fn free_zeroed(&self, oa: Oa, size: PageSize) {
+                // SAFETY: as for `free`.
+                unsafe { (**self).free_zeroed(oa, size) }
             }
 
             #[inline]

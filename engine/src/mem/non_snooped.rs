@@ -44,6 +44,11 @@ unsafe impl<M: TableMemory, L: FlushLine> TableMemory for NonSnooped<M, L> {
         unsafe { self.memory.free(oa, size) };
     }
 
+    unsafe fn free_zeroed(&self, oa: Oa, size: PageSize) {
+        // SAFETY: as for `free`.
+        unsafe { self.memory.free_zeroed(oa, size) };
+    }
+
     #[inline]
     fn ptr(&self, oa: Oa) -> *mut u8 {
         self.memory.ptr(oa)

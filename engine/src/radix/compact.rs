@@ -1,48 +1,52 @@
 //! Tables that hold nothing: finding them, unlinking them, freeing them.
 
-use alloc::vec::Vec;
-
 use iopt_formats::{Format, Iova, IovaRange, Level, Oa, PageSize, Window};
 
-use crate::invalidation::{Changes, Flushed, Gather, Kind, Operation};
-use crate::mem::{OutOfMemory, TableMemory};
-use crate::radix::Table;
+use crate::invalidation::{Changes, Flushed, Gather, Kind};
+use crate::mem::TableMemory;
 use crate::radix::node::{Node, flush_items};
+use crate::radix::{CompactError, Mapper, Table};
+use crate::reclaim::{NoRoom, Retiring};
 use crate::sync::atomic::Ordering;
 
-/// Unlinked tables that hardware may still walk, with the operation that unlinked each.
-#[derive(Debug, Default)]
-pub(super) struct Limbo {
-    /// Number of the last operation that unlinked.
-    last: u64,
-    pages: Vec<(Unlinked, Oa)>,
-}
-
-/// What is known of an unlinked table.
-#[derive(Clone, Copy, Debug)]
-enum Unlinked {
-    /// The operation of this number unlinked it; its sync is not known to be done.
-    By(Operation),
-    /// No hardware walks it any more.
-    Flushed,
+impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
+    /// Unlinks the empty tables whose whole span lies inside `range`, as many as the quarantine
+    /// has room for. Undoes [`reserve`](Self::reserve).
+    ///
+    /// Runs beside everything that other threads do. The tables are freed by
+    /// [`Table::reclaim`], once the result is synced and the readers that were about have left; if
+    /// the quarantine was full, another call unlinks what is left then.
+    ///
+    /// # Errors
+    ///
+    /// [`CompactError`]; nothing changed then.
+    pub fn compact(&mut self, range: IovaRange) -> Result<Gather, CompactError> {
+        if !self.claims(range.start().get(), range.last().get()) {
+            return Err(CompactError::OutsideClaim {
+                range,
+                claim: self.range(),
+            });
+        }
+        let table = self.table;
+        let mut retiring = table.quarantine.begin();
+        let mut changes = Changes::none(Kind::Removed);
+        let done = table.compact_range(range, &mut changes, &mut retiring);
+        match done {
+            Err(NoRoom::Memory) if retiring.is_empty() => {
+                return Err(CompactError::OutOfMemory);
+            }
+            Ok(()) | Err(_) => {}
+        }
+        if !retiring.is_empty() {
+            self.forget();
+        }
+        Ok(Gather::new(changes, table.id, retiring.finish()))
+    }
 }
 
 impl<F: Format, M: TableMemory> Table<F, M> {
-    /// Makes room for `count` pages in the limbo, so that retiring them needs no memory.
-    pub(super) fn reserve_limbo(&self, count: usize) -> bool {
-        self.limbo.lock().pages.try_reserve(count).is_ok()
-    }
-
-    /// As [`reserve_limbo`](Self::reserve_limbo), for operations that can do without: false if so
-    /// many pages wait already that a caller must be late with [`reclaim`](Self::reclaim).
-    pub(super) fn reserve_short_limbo(&self, count: usize) -> bool {
-        /// 16 MiB of 4 KiB tables.
-        const PAGE_LIMIT: usize = 4096;
-        let mut limbo = self.limbo.lock();
-        limbo.pages.len() + count <= PAGE_LIMIT && limbo.pages.try_reserve(count).is_ok()
-    }
-
-    /// Puts the unlinked tree at `node`, of `level` and translating from `iova` on, in the limbo.
+    /// Adds the unlinked tree at `node`, of `level` and translating from `iova` on, to what an
+    /// operation retires. Room was made for its tables.
     pub(super) fn retire_tree(
         &self,
         node: Node<'_, F>,
@@ -50,7 +54,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         level: Level,
         iova: u64,
         changes: &mut Changes,
-        retired: &mut Operation,
+        retiring: &mut Retiring<'_>,
     ) {
         if let Some(below) = level.below() {
             for (index, item) in node.items().iter().enumerate() {
@@ -58,7 +62,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
                 if let Some(child_oa) = self.child_oa(word, level) {
                     let start = iova + ((index as u64) << F::item_lg2(level));
                     let child = self.node_at(child_oa);
-                    self.retire_tree(child, child_oa, below, start, changes, retired);
+                    self.retire_tree(child, child_oa, below, start, changes, retiring);
                 }
             }
         }
@@ -66,36 +70,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         let range = IovaRange::with_len(Iova::new(iova), span.bytes())
             .expect("a table's span is aligned, so it does not wrap");
         changes.add_table(range, Level(level.0 + 1));
-        self.retire(oa, retired);
-    }
-
-    /// Puts one unlinked page in the limbo, under the number of the operation that `retired` belongs
-    /// to, which gets one with its first page.
-    pub(super) fn retire(&self, oa: Oa, retired: &mut Operation) {
-        let mut limbo = self.limbo.lock();
-        if *retired == Operation::NONE {
-            limbo.last += 1;
-            *retired = Operation(limbo.last);
-        }
-        limbo.pages.push((Unlinked::By(*retired), oa));
-    }
-
-    /// Notes that no hardware walks the pages of an operation any more.
-    pub(super) fn settle_operation(&self, retired: Operation) {
-        for (unlinked, _) in &mut self.limbo.lock().pages {
-            if matches!(*unlinked, Unlinked::By(operation) if operation == retired) {
-                *unlinked = Unlinked::Flushed;
-            }
-        }
-    }
-
-    /// Takes note that hardware walks none of the tables that `flushed` covers, without freeing them:
-    /// the next [`reclaim`](Self::reclaim) does, whatever it is called with. For callers that
-    /// cannot have `&mut self` now. Does nothing if the proof is of another table.
-    pub fn settle(&self, flushed: &Flushed) {
-        if flushed.table() == self.id {
-            self.settle_operation(flushed.retired());
-        }
+        retiring.push(oa);
     }
 
     /// Returns the first address that a tree translates, or `None` if it is empty.
@@ -123,20 +98,14 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         1 + children.sum::<usize>()
     }
 
-    /// Unlinks the empty tables whose whole span lies inside `range`.
-    ///
-    /// They are freed by [`reclaim`](Self::reclaim), once the result is synced. Undoes
-    /// [`Mapper::reserve`](crate::radix::Mapper::reserve).
-    ///
-    /// # Errors
-    ///
-    /// [`OutOfMemory`] if the list of unlinked tables cannot grow; nothing changed then.
-    pub fn compact(&mut self, range: IovaRange) -> Result<Gather, OutOfMemory> {
-        let mut changes = Changes::none(Kind::Removed);
-        let mut retired = Operation::NONE;
-        if !self.reserve_limbo(self.table_count()) {
-            return Err(OutOfMemory { size: F::GRANULE });
-        }
+    /// Unlinks the empty tables whose whole span lies inside `range`, which the caller has
+    /// claimed, until there is no room for more.
+    pub(super) fn compact_range(
+        &self,
+        range: IovaRange,
+        changes: &mut Changes,
+        retiring: &mut Retiring<'_>,
+    ) -> Result<(), NoRoom> {
         let (root, top) = self.root_node();
         let bias = self.geometry.bias();
         // Indexes follow the address bits, so the first item of the root translates address 0, or
@@ -145,12 +114,15 @@ impl<F: Format, M: TableMemory> Table<F, M> {
             Window::Upper => 0_u64.wrapping_sub(bias),
             Window::Lower | Window::SignExtended => 0,
         };
-        self.compact_table(root, top, base, range, &mut changes, &mut retired);
-        Ok(Gather::new(changes, self.id, retired))
+        self.compact_table(root, top, base, range, changes, retiring)?;
+        Ok(())
     }
 
     /// Compacts below `node`, whose first item translates from `base` on; returns whether it is
     /// empty then.
+    ///
+    /// Only tables that translate a part of `range` are entered: by T4 the caller's claim keeps
+    /// them linked.
     fn compact_table(
         &self,
         node: Node<'_, F>,
@@ -158,12 +130,12 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         base: u64,
         range: IovaRange,
         changes: &mut Changes,
-        retired: &mut Operation,
-    ) -> bool {
+        retiring: &mut Retiring<'_>,
+    ) -> Result<bool, NoRoom> {
         let item_lg2 = F::item_lg2(level);
         let mut is_empty = true;
         for (index, item) in node.items().iter().enumerate() {
-            let word = item.load(Ordering::Relaxed);
+            let word = item.load(Ordering::Acquire);
             if word == 0 {
                 continue;
             }
@@ -178,17 +150,18 @@ impl<F: Format, M: TableMemory> Table<F, M> {
                 continue;
             };
             let child = self.node_at(child_oa);
-            let child_empty = self.compact_table(child, below, start, range, changes, retired);
+            let child_empty = self.compact_table(child, below, start, range, changes, retiring)?;
             if child_empty && range.contains(span) {
+                retiring.reserve(1)?;
                 item.store(0, Ordering::Release);
                 flush_items(&self.memory, core::slice::from_ref(item));
                 changes.add_table(span, level);
-                self.retire(child_oa, retired);
+                retiring.push(child_oa);
             } else {
                 is_empty = false;
             }
         }
-        is_empty
+        Ok(is_empty)
     }
 
     /// Returns the canonical form of an address of the decoded bits.
@@ -202,34 +175,37 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         }
     }
 
-    /// Frees the unlinked tables that `flushed`, or an earlier proof given to
-    /// [`settle`](Self::settle), says that no hardware walks any more.
+    /// Frees the unlinked tables that no hardware walks any more, as `flushed` or earlier proofs
+    /// say, and no reader is inside. What readers still keep goes with a later call.
     ///
-    /// Does nothing if it is of another table. `&mut self` is the proof that no reader of this
-    /// program is inside one of them.
-    #[expect(unsafe_code, reason = "frees table pages")]
-    pub fn reclaim(&mut self, flushed: &Flushed) {
+    /// Never waits. Does nothing if the proof is of another table. Without the feature `std` it
+    /// takes note of the proof only, and [`trim`](Self::trim) frees.
+    pub fn reclaim(&self, flushed: &Flushed) {
         if flushed.table() != self.id {
             return;
         }
-        self.settle(flushed);
+        self.quarantine.settle(flushed.retired());
+        self.quarantine.collect(|page| self.free_retired(page));
+    }
+
+    /// Frees every unlinked table that no hardware walks any more: `&mut self` shows that no
+    /// reader is left.
+    pub fn trim(&mut self) {
         let Self {
-            limbo,
+            quarantine,
             memory,
             page_count,
             ..
         } = self;
-        limbo.get_mut().pages.retain(|&(unlinked, oa)| {
-            if matches!(unlinked, Unlinked::By(_)) {
-                return true;
-            }
-            // SAFETY: the page was linked in this tree with this size and is in the limbo, so no
-            // item points to it (T1) and this is its one free; `flushed` says that no hardware
-            // walks it, and `&mut self` that no node refers to it (T2).
-            unsafe { memory.free(oa, F::GRANULE) };
-            page_count.fetch_sub(1, Ordering::Relaxed);
-            false
+        quarantine.collect_exclusively(|page| {
+            free_page::<F, M>(memory, page);
+            page_count.sub(1);
         });
+    }
+
+    fn free_retired(&self, page: Oa) {
+        free_page::<F, M>(&self.memory, page);
+        self.page_count.sub(1);
     }
 
     /// Frees the tables below `oa`, of `level`, and then the page itself.
@@ -249,17 +225,23 @@ impl<F: Format, M: TableMemory> Table<F, M> {
     }
 }
 
+/// Frees a page that the quarantine gave out.
+#[expect(unsafe_code, reason = "frees table pages")]
+fn free_page<F: Format, M: TableMemory>(memory: &M, page: Oa) {
+    // SAFETY: the page was linked in this tree with this size. Q1: no item points to it any more,
+    // and this is its one free; Q2 and Q3: neither hardware nor a reader of this program is inside.
+    unsafe { memory.free(page, F::GRANULE) };
+}
+
 impl<F: Format, M: TableMemory> Drop for Table<F, M> {
-    #[expect(unsafe_code, reason = "frees table pages")]
     fn drop(&mut self) {
         let root = self.top.load();
         let (node, level) = self.root_node();
         self.free_tree(root.oa, level, Self::root_page(&self.format, level), node);
-        let Self { limbo, memory, .. } = self;
-        for (_, oa) in limbo.get_mut().pages.drain(..) {
-            // SAFETY: a page in the limbo is in no tree (T1) and was allocated with this size;
-            // whoever drops the table took it out of the device contexts.
-            unsafe { memory.free(oa, F::GRANULE) };
-        }
+        let Self {
+            quarantine, memory, ..
+        } = self;
+        // Whoever drops the table took it out of the device contexts, which stands for Q2.
+        quarantine.drain(|page| free_page::<F, M>(memory, page));
     }
 }

@@ -6,11 +6,12 @@ use iopt_formats::{
     DirtyRule, Entry, Format, Iova, IovaRange, Leaf, Level, Oa, PageSize, PageSizes, Prot,
 };
 
-use crate::invalidation::{Changes, Flushed, Gather, Invalidate, Kind, Operation};
+use crate::invalidation::{Changes, Flushed, Gather, Invalidate, Kind};
 use crate::mem::{OutOfMemory, TableMemory};
 use crate::radix::node::{Node, Supply, flush_items};
 use crate::radix::protect::replace_item;
 use crate::radix::{CutError, Mapper, Table};
+use crate::reclaim::Operation;
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
 
 /// What the instance allows when a valid entry changes its size. Formats that know no such rule
@@ -161,7 +162,7 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
         match result {
             Ok(()) => Ok(flushed),
             Err(error) => {
-                self.table.settle_operation(retired);
+                self.table.quarantine.settle(retired);
                 Err(error)
             }
         }
@@ -410,7 +411,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         supply: &mut Supply<'_, F, M>,
     ) -> Result<Oa, OutOfMemory> {
         let page = supply.take().ok_or(OutOfMemory { size: F::GRANULE })?;
-        self.page_count.fetch_add(1, Ordering::Relaxed);
+        self.page_count.add(1);
         let items = self.node_at(page).items();
         let item_len = PageSize::from_lg2(F::item_lg2(level)).bytes();
         let piece = Self::largest_of(level, allowed);

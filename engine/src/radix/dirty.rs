@@ -4,10 +4,11 @@ use core::ops::ControlFlow;
 
 use iopt_formats::{DirtyRule, Format, Iova, IovaRange, Level, PageSize};
 
-use crate::invalidation::{Changes, Gather, Kind, Operation};
+use crate::invalidation::{Changes, Gather, Kind};
 use crate::mem::TableMemory;
 use crate::radix::node::flush_items;
 use crate::radix::{DirtyError, Mapper, Slot, Table};
+use crate::reclaim::Operation;
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
 
 /// Marks a leaf item clean without losing what hardware writes meanwhile; returns what it held.
@@ -23,12 +24,17 @@ impl<F: Format, M: TableMemory> Table<F, M> {
     /// Calls `each` with the parts of `range` that devices wrote to since they were mapped or last
     /// taken, in rising order. An entry is reported whole, cut to the range.
     ///
-    /// Needs no claim and runs beside maps and unmaps of any thread.
+    /// Needs no claim and runs beside maps, unmaps and compaction of any thread.
     ///
     /// # Errors
     ///
     /// [`DirtyError::NotTracked`] if the format is configured without.
-    pub fn dirty(
+    pub fn dirty(&self, range: IovaRange, each: impl FnMut(IovaRange)) -> Result<(), DirtyError> {
+        self.reader().dirty(range, each)
+    }
+
+    /// As [`dirty`](Self::dirty), for callers that T7 allows to walk.
+    pub(super) fn each_dirty(
         &self,
         range: IovaRange,
         mut each: impl FnMut(IovaRange),

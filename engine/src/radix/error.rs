@@ -172,6 +172,23 @@ pub enum DirtyError {
     },
 }
 
+/// Why no table was unlinked.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CompactError {
+    /// The mapper's claim does not cover the range.
+    #[error("range {range} is not inside the claim on {claim}")]
+    OutsideClaim {
+        /// The range.
+        range: IovaRange,
+        /// What is claimed.
+        claim: IovaRange,
+    },
+    /// The list of unlinked tables cannot grow.
+    #[error("no memory is left for the list of unlinked tables")]
+    OutOfMemory,
+}
+
 /// Why an entry was not cut or merged.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -198,6 +215,14 @@ pub enum CutError {
         iova: Iova,
         /// Its size.
         size: PageSize,
+    },
+    /// The tables that a larger entry would replace find no room in the quarantine: call
+    /// [`Table::reclaim`](crate::radix::Table::reclaim). Entries below are done; translations are
+    /// as before.
+    #[error("{limit} tables wait to be freed already")]
+    QuarantineFull {
+        /// Tables that may wait at one time.
+        limit: usize,
     },
     /// No memory is left for a table. Entries below the one that needed it are done; translations
     /// are as before.

@@ -4,11 +4,12 @@
 
 use iopt_formats::{Format, Iova, Level, Oa, PageSize, PageSizes, Prot};
 
-use crate::invalidation::{Changes, Operation};
+use crate::invalidation::Changes;
 use crate::mem::{OutOfMemory, TableMemory};
 use crate::radix::job::{Chunk, Job};
 use crate::radix::node::{Node, Supply, TABLE_LIMIT, flush_items, summarize};
 use crate::radix::{MapError, Slot, Table};
+use crate::reclaim::Retiring;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// Returns whether all `items` are empty.
@@ -52,9 +53,9 @@ pub(super) struct Need {
 /// What a fill may use and what it did.
 pub(super) struct Filling<'s, 't, F: Format, M: TableMemory> {
     pub(super) supply: &'s mut Supply<'t, F, M>,
-    pub(super) may_replace: bool,
+    /// Where replaced tables go; `None` if none may be.
+    pub(super) retiring: Option<Retiring<'t>>,
     pub(super) changes: Changes,
-    pub(super) retired: Operation,
 }
 
 /// Why a path to a table is not there.
@@ -262,7 +263,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
                 let sizes = Self::below(job.sizes, chunk.size);
                 // SAFETY: as above.
                 if !unsafe { is_clear(&self.format, items) } {
-                    if F::BREAK_BEFORE_MAKE || !filling.may_replace {
+                    if F::BREAK_BEFORE_MAKE || filling.retiring.is_none() {
                         self.fill(job.part(iova, last, sizes), filling)?;
                         continue;
                     }
@@ -297,16 +298,12 @@ impl<F: Format, M: TableMemory> Table<F, M> {
             item.store(0, Ordering::Release);
             let start = iova + ((index as u64) << F::item_lg2(level));
             let Filling {
-                changes, retired, ..
+                changes, retiring, ..
             } = filling;
-            self.retire_tree(
-                self.node_at(oa),
-                oa,
-                Level(level.0 - 1),
-                start,
-                changes,
-                retired,
-            );
+            if let Some(retiring) = retiring {
+                let below = Level(level.0 - 1);
+                self.retire_tree(self.node_at(oa), oa, below, start, changes, retiring);
+            }
         }
         flush_items(&self.memory, items);
     }
@@ -361,7 +358,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         let word = self.format.encode_table(page, level) | pending;
         match item.compare_exchange(0, word, Ordering::Release, Ordering::Acquire) {
             Ok(_) => {
-                self.page_count.fetch_add(1, Ordering::Relaxed);
+                self.page_count.add(1);
                 self.publish(item, word);
                 Ok(self.node_at(page))
             }

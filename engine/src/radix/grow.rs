@@ -118,7 +118,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         );
         let made = made.iter().copied().flatten();
         if swapped.is_ok() {
-            self.page_count.fetch_add(made.count(), Ordering::Relaxed);
+            self.page_count.add(made.count());
         } else {
             made.for_each(free);
         }

@@ -6,12 +6,13 @@
 
 use iopt_formats::{Format, Iova, IovaRange, Oa, PageSizes, Prot};
 
-use crate::invalidation::{Changes, Kind, MapSync, Operation};
+use crate::invalidation::{Changes, Kind, MapSync};
 use crate::mem::TableMemory;
 use crate::radix::fill::{Filling, Need};
 use crate::radix::job::Job;
 use crate::radix::node::Supply;
 use crate::radix::{MapError, MapSide, Mapper, Table};
+use crate::reclaim::{Operation, Retiring};
 use crate::sync::atomic::{Ordering, fence};
 
 impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
@@ -76,13 +77,14 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
         }
         let mut supply = Supply::empty(&table.format, &table.memory);
         supply.add(need.table_count)?;
-        let may_replace = need.replaced_count > 0 && table.reserve_short_limbo(need.replaced_count);
+        // Without room for them, empty tables stay and are filled.
+        let mut retiring = table.quarantine.begin();
+        let may_replace = need.replaced_count > 0 && retiring.reserve(need.replaced_count).is_ok();
         table.grow_to(last.get())?;
         let mut filling = Filling {
             supply: &mut supply,
-            may_replace,
+            retiring: may_replace.then_some(retiring),
             changes: Changes::none(Kind::Added),
-            retired: Operation::NONE,
         };
         let mut sizes = PageSizes::EMPTY;
         for piece in pieces {
@@ -93,9 +95,10 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
         fence(Ordering::Release);
         let Filling {
             mut changes,
-            retired,
+            retiring,
             ..
         } = filling;
+        let retired = retiring.map_or(Operation::NONE, Retiring::finish);
         if retired != Operation::NONE {
             changes = changes.with_kind(Kind::Replaced);
             self.forget();

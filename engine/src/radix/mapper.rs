@@ -10,7 +10,7 @@ use core::fmt;
 
 use iopt_formats::{Format, Iova, IovaRange, Level, Oa, PageSize, PageSizes, Prot};
 
-use crate::invalidation::{Changes, Gather, Kind, MapSync, Operation};
+use crate::invalidation::{Changes, Gather, Kind, MapSync};
 use crate::mem::TableMemory;
 use crate::radix::fill::{is_clear, store_items};
 use crate::radix::job::{is_linear, usable_sizes};
@@ -18,7 +18,10 @@ use crate::radix::map::Piece;
 use crate::radix::node::{Node, flush_items};
 use crate::radix::position::Position;
 use crate::radix::unmap::{clear_items, is_plain};
-use crate::radix::{MapError, MapSide, Table, Translation, UnmapError, UnmapPolicy, Unmapped};
+use crate::radix::{
+    MapError, MapSide, Table, TablePolicy, Translation, UnmapError, UnmapPolicy, Unmapped,
+};
+use crate::reclaim::Operation;
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
 
 /// Changes the translations of one claimed range.
@@ -34,6 +37,7 @@ pub struct Mapper<'t, F: Format, M: TableMemory> {
     pub(super) root: Node<'t, F>,
     pub(super) top: Level,
     pub(super) reach: u64,
+    pub(super) table_policy: TablePolicy,
     pub(super) position: Position<'t, F>,
 }
 
@@ -52,6 +56,7 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
             } else {
                 table.fast_reach(top)
             },
+            table_policy: table.table_policy,
             position: Position::NOWHERE,
         }
     }
@@ -67,10 +72,20 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
         self.table
     }
 
-    /// Translates `iova`; see [`Table::lookup`].
+    /// Sets what this mapper does with tables that an unmap covers wholly; it starts with what the
+    /// table was configured with.
+    pub fn set_table_policy(&mut self, table_policy: TablePolicy) {
+        self.table_policy = table_policy;
+    }
+
+    /// Translates `iova`; see [`Table::lookup`]. Inside the claim no epoch is needed (T7).
     #[inline]
     pub fn lookup(&self, iova: Iova) -> Option<Translation<'t, F>> {
-        self.table.lookup(iova)
+        if self.claims(iova.get(), iova.get()) {
+            self.table.translate(iova)
+        } else {
+            self.table.lookup(iova)
+        }
     }
 
     /// Returns whether `start..=last` is claimed.
@@ -384,6 +399,12 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
             && self.take_block(item, level)
         {
             return Ok(self.removed(range, size));
+        }
+        if self.table_policy == TablePolicy::Detach {
+            if let Some(unmapped) = self.detach_leaf_tables(range) {
+                return Ok(unmapped);
+            }
+            return self.unmap_general(range, policy);
         }
         self.unmap_short(range, policy)
     }

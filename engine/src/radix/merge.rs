@@ -5,12 +5,13 @@ use core::ops::ControlFlow;
 
 use iopt_formats::{Entry, Format, Iova, IovaRange, Level, PageSize};
 
-use crate::invalidation::{Changes, Flushed, Invalidate, Kind, Operation};
+use crate::invalidation::{Changes, Flushed, Invalidate, Kind};
 use crate::mem::{OutOfMemory, TableMemory};
 use crate::radix::cut::{Live, Swap, soil_item};
 use crate::radix::node::{Node, flush_items};
 use crate::radix::unmap::clear_items;
 use crate::radix::{BreakBeforeMake, CutError, Mapper, Table};
+use crate::reclaim::{NoRoom, Retiring};
 use crate::sync::atomic::{AtomicU64, Ordering};
 
 impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
@@ -37,12 +38,12 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
             });
         }
         let mut changes = Changes::none(Kind::Removed);
-        let mut retired = Operation::NONE;
-        let result = self.merge_all(range, bbm, hardware, &mut changes, &mut retired);
-        if retired != Operation::NONE {
+        let mut retiring = self.table.quarantine.begin();
+        let result = self.merge_all(range, bbm, hardware, &mut changes, &mut retiring);
+        if !retiring.is_empty() {
             self.forget();
         }
-        self.finish(result, changes, retired, hardware)
+        self.finish(result, changes, retiring.finish(), hardware)
     }
 
     fn merge_all<I: Invalidate>(
@@ -51,7 +52,7 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
         bbm: BreakBeforeMake,
         hardware: &I,
         changes: &mut Changes,
-        retired: &mut Operation,
+        retiring: &mut Retiring<'_>,
     ) -> Result<(), CutError> {
         let table = self.table;
         for size in table
@@ -80,7 +81,7 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
                     next = Some(start);
                     continue;
                 }
-                self.merge_one(start, size, bbm, hardware, changes, retired)?;
+                self.merge_one(start, size, bbm, hardware, changes, retiring)?;
                 next = last.checked_add(1);
             }
         }
@@ -95,7 +96,7 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
         bbm: BreakBeforeMake,
         hardware: &I,
         changes: &mut Changes,
-        retired: &mut Operation,
+        retiring: &mut Retiring<'_>,
     ) -> Result<(), CutError> {
         let table = self.table;
         let Some(live) = table.mergeable(start, size) else {
@@ -110,16 +111,19 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
             .map(|child| table.count_tables(child, Level(level.0 - 1)))
             .sum();
         let swap = bbm.swap::<F>(start, size)?;
-        if table_count > 0 && !table.reserve_limbo(table_count) {
-            return Err(OutOfMemory { size: F::GRANULE }.into());
-        }
+        retiring.reserve(table_count).map_err(|why| match why {
+            NoRoom::Limit => CutError::QuarantineFull {
+                limit: table.quarantine.limit(),
+            },
+            NoRoom::Memory => OutOfMemory { size: F::GRANULE }.into(),
+        })?;
         for old_size in table.sizes.up_to(size).without(size).iter() {
             changes.add_leaf(live.range(), old_size);
         }
         if table_count == 0 {
             return self.regroup(live, items, size, swap, hardware);
         }
-        table.replace_tables(items, live, swap, hardware, changes, retired)
+        table.replace_tables(items, live, swap, hardware, changes, retiring)
     }
 }
 
@@ -174,7 +178,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         swap: Swap,
         hardware: &I,
         changes: &mut Changes,
-        retired: &mut Operation,
+        retiring: &mut Retiring<'_>,
     ) -> Result<(), CutError> {
         let rule = self.format.dirty_rule();
         let level = live.level;
@@ -183,7 +187,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         old.try_reserve_exact(items.len())
             .map_err(|_| OutOfMemory { size: F::GRANULE })?;
         old.extend(items.iter().map(|item| item.load(Ordering::Acquire)));
-        // The old tables stay readable in the limbo, and hardware writes through them until it is
+        // The old tables stay readable in the quarantine, and hardware writes through them until it is
         // flushed.
         let old_dirty = || {
             rule.is_some_and(|rule| {
@@ -219,7 +223,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         for (index, &word) in old.iter().enumerate() {
             if let Some(oa) = self.child_oa(word, level) {
                 let start = live.start + ((index as u64) << F::item_lg2(level));
-                self.retire_tree(self.node_at(oa), oa, below, start, changes, retired);
+                self.retire_tree(self.node_at(oa), oa, below, start, changes, retiring);
             }
         }
         self.flush_changes(changes, hardware)?;

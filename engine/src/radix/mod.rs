@@ -1,16 +1,17 @@
 //! One IO page table of any format.
 //!
 //! [`Table`] owns the tree; [`Mapper`] changes a claimed range of it; looking up, dumping and
-//! reading dirty state need no claim and run beside the mappers of any thread.
+//! reading dirty state need no claim and run beside the mappers of any thread: a [`Reader`] holds
+//! an epoch for a batch of them.
 //!
 //! # Invariants
 //!
 //! - **T1** (tree): every item of a linked table is empty, a leaf, or points to one page of the
 //!   tree's memory that no other item points to and that has `2^item_count_lg2` items. The root is
 //!   a page with as many items as its level needs.
-//! - **T2** (alive): a page that was ever linked is freed only through `&mut Table`, or when the
-//!   tree is dropped; an unlinked one waits in the limbo until a [`Flushed`](crate::invalidation::Flushed)
-//!   covers it.
+//! - **T2** (alive): a page that was ever linked is freed when the tree is dropped, or after it was
+//!   unlinked and stayed in the quarantine until a [`Flushed`](crate::invalidation::Flushed) covers it
+//!   and every reader that may have seen it has left.
 //! - **T3** (one writer): leaves inside a range are stored to only by the holder of a claim over
 //!   that range. An item that spans more than a claim changes only from empty to a table, by
 //!   compare-exchange.
@@ -19,6 +20,8 @@
 //! - **T5** (zeroed): a page is all zeroes when it is linked.
 //! - **T6** (growth): the root only ever moves up, and the old root stays linked as the first item
 //!   of the new one.
+//! - **T7** (who walks): every walk of this program runs inside a reader's epoch; or towards an
+//!   address of a claim that is held, where T4 keeps the path; or under `&mut Table`.
 //!
 //! # Memory order
 //!
@@ -36,7 +39,9 @@
 //! another.
 
 mod compact;
+mod count;
 mod cut;
+mod detach;
 mod dirty;
 mod error;
 mod fill;
@@ -64,19 +69,19 @@ use iopt_formats::{
 use crate::claim::{Claim, ClaimError, Registry};
 use crate::invalidation::TableId;
 use crate::mem::{LARGEST, OutOfMemory, SMALLEST, TableMemory};
-use crate::radix::compact::Limbo;
+use crate::radix::count::Count;
 use crate::radix::grow::Top;
 use crate::radix::node::{Node, flush_items};
-use crate::sync::atomic::{AtomicUsize, Ordering};
-use crate::sync::{self, Mutex};
+use crate::reclaim::Quarantine;
+use crate::sync::atomic::Ordering;
 
 pub use crate::radix::cut::{BreakBeforeMake, FaultWindow};
 pub use crate::radix::error::{
-    CutError, DirtyError, MapError, MapperError, ProtectError, TableError, UnmapError,
+    CompactError, CutError, DirtyError, MapError, MapperError, ProtectError, TableError, UnmapError,
 };
 pub use crate::radix::mapper::Mapper;
 pub use crate::radix::protect::Protected;
-pub use crate::radix::read::{Run, Translation};
+pub use crate::radix::read::{Reader, Run, Translation};
 pub use crate::radix::unmap::{Removed, UnmapPolicy, Unmapped};
 
 /// What the hardware must be told after a map that replaced nothing.
@@ -90,15 +95,43 @@ pub enum MapSide {
     Announced,
 }
 
+/// What an unmap does with the tables that it covers wholly.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum TablePolicy {
+    /// Clears their items and keeps them: real traffic fills them again at once, and an
+    /// invalidation of leaves is all that the hardware needs.
+    #[default]
+    Keep,
+    /// Unlinks them instead of clearing them, as far as the quarantine has room: large ranges go
+    /// faster and give their tables back, but walk caches have to be invalidated, too.
+    Detach,
+}
+
 /// How a table is set up besides its format.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct TableConfig {
     registry: Registry,
     map_side: MapSide,
+    table_policy: TablePolicy,
+    quarantine_len: u64,
 }
 
+impl Default for TableConfig {
+    fn default() -> Self {
+        Self {
+            registry: Registry::new(),
+            map_side: MapSide::default(),
+            table_policy: TablePolicy::default(),
+            quarantine_len: QUARANTINE_LEN,
+        }
+    }
+}
+
+/// Bytes of tables that may wait to be freed, unless configured.
+const QUARANTINE_LEN: u64 = 64 << 20;
+
 impl TableConfig {
-    /// Creates the default: claims of its own, silent maps.
+    /// Creates the default: claims of its own, silent maps, tables that stay.
     pub fn new() -> Self {
         Self::default()
     }
@@ -107,6 +140,25 @@ impl TableConfig {
     #[must_use]
     pub fn with_registry(self, registry: Registry) -> Self {
         Self { registry, ..self }
+    }
+
+    /// Sets what mappers do with tables that an unmap covers wholly.
+    #[must_use]
+    pub fn with_table_policy(self, table_policy: TablePolicy) -> Self {
+        Self {
+            table_policy,
+            ..self
+        }
+    }
+
+    /// Sets how many bytes of unlinked tables may wait for the hardware and for readers at one
+    /// time: 64 MiB unless set. Where it is full, tables are kept instead of being unlinked.
+    #[must_use]
+    pub fn with_quarantine_limit(self, bytes: u64) -> Self {
+        Self {
+            quarantine_len: bytes,
+            ..self
+        }
     }
 
     /// Sets what hardware must be told after a map.
@@ -142,8 +194,9 @@ pub struct Table<F: Format, M: TableMemory> {
     map_side: MapSide,
     id: TableId,
     registry: Registry,
-    limbo: Mutex<Limbo>,
-    page_count: AtomicUsize,
+    table_policy: TablePolicy,
+    quarantine: Quarantine,
+    page_count: Count,
     top: Top,
     memory: M,
 }
@@ -180,6 +233,8 @@ impl<F: Format, M: TableMemory> Table<F, M> {
             }
         }
         let geometry = format.geometry();
+        let quarantine_limit = config.quarantine_len / F::GRANULE.bytes();
+        let quarantine_limit = usize::try_from(quarantine_limit).unwrap_or(usize::MAX);
         let root = alloc_page(&memory, &format, Self::root_page(&format, geometry.top))?;
         let table = Self {
             format,
@@ -193,14 +248,16 @@ impl<F: Format, M: TableMemory> Table<F, M> {
             map_side: config.map_side,
             id: TableId::next(),
             registry: config.registry,
-            limbo: Mutex::new(&sync::QUARANTINE, Limbo::default()),
-            page_count: AtomicUsize::new(1),
+            table_policy: config.table_policy,
+            quarantine: Quarantine::new(quarantine_limit),
+            page_count: Count::default(),
             top: Top::new(Root {
                 oa: root,
                 level: geometry.top,
             }),
             memory,
         };
+        table.page_count.add(1);
         table.flush_root(root, geometry.top);
         Ok(table)
     }
@@ -238,7 +295,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
     /// Returns the number of table pages in use: linked ones with the root, and unlinked ones that
     /// wait for [`reclaim`](Self::reclaim).
     pub fn table_count(&self) -> usize {
-        self.page_count.load(Ordering::Relaxed)
+        self.page_count.get()
     }
 
     /// Claims `range` from the table's registry.

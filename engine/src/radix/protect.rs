@@ -2,10 +2,11 @@
 
 use iopt_formats::{DirtyRule, Entry, Format, Iova, IovaRange, Level, Oa, PageSize, Prot};
 
-use crate::invalidation::{Changes, Gather, Kind, Operation};
+use crate::invalidation::{Changes, Gather, Kind};
 use crate::mem::TableMemory;
 use crate::radix::node::flush_items;
 use crate::radix::{Mapper, ProtectError, Table, UnmapPolicy};
+use crate::reclaim::Operation;
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
 
 /// What a change of rights leaves to do.

@@ -8,8 +8,9 @@ use iopt_formats::{
 
 use crate::mem::TableMemory;
 use crate::radix::node::Inner;
-use crate::radix::{Slot, Table};
+use crate::radix::{DirtyError, Slot, Table};
 use crate::sync::atomic::Ordering;
+use crate::sync::epoch::{self, Pin};
 
 /// The translation of one address, as it stood at a moment of the lookup.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -106,14 +107,69 @@ impl Joiner {
     }
 }
 
+/// Looks up without a claim, beside maps, unmaps and compaction of any thread.
+///
+/// It holds an epoch, which a lookup of [`Table`] enters and leaves each time, so it makes many of
+/// them cheaper. Tables that are unlinked meanwhile cannot be freed, so [`renew`](Self::renew) it
+/// between batches; one that stays for ever keeps at most the table's quarantine full, and
+/// delays nobody.
+#[derive(Debug)]
+pub struct Reader<'t, F: Format, M: TableMemory> {
+    table: &'t Table<F, M>,
+    pin: Pin,
+}
+
+impl<'t, F: Format, M: TableMemory> Reader<'t, F, M> {
+    /// Lets go of everything that was unlinked up to now.
+    pub fn renew(&mut self) {
+        self.pin.renew();
+    }
+
+    /// Translates `iova`; see [`Table::lookup`].
+    #[doc(alias = "iova_to_phys")]
+    #[inline]
+    pub fn lookup(&self, iova: Iova) -> Option<Translation<'t, F>> {
+        self.table.translate(iova)
+    }
+
+    /// Reports what `range` translates to; see [`Table::dump`].
+    pub fn dump(&self, range: IovaRange, each: impl FnMut(Run) -> ControlFlow<()>) {
+        self.table.each_run(range, each);
+    }
+
+    /// Reports what devices wrote to; see [`Table::dirty`].
+    ///
+    /// # Errors
+    ///
+    /// [`DirtyError::NotTracked`] if the format is configured without.
+    pub fn dirty(&self, range: IovaRange, each: impl FnMut(IovaRange)) -> Result<(), DirtyError> {
+        self.table.each_dirty(range, each)
+    }
+}
+
 impl<F: Format, M: TableMemory> Table<F, M> {
+    /// Returns a handle that looks up in batches.
+    pub fn reader(&self) -> Reader<'_, F, M> {
+        Reader {
+            table: self,
+            pin: epoch::pin(),
+        }
+    }
+
     /// Translates `iova` by a walk from the root.
     ///
-    /// Runs beside maps and unmaps of any thread and returns what was there at some moment of the
-    /// call.
+    /// Runs beside maps, unmaps and compaction of any thread and returns what was there at some
+    /// moment of the call.
     #[doc(alias = "iova_to_phys")]
     #[inline]
     pub fn lookup(&self, iova: Iova) -> Option<Translation<'_, F>> {
+        let _pin = epoch::pin();
+        self.translate(iova)
+    }
+
+    /// As [`lookup`](Self::lookup), for callers that T7 allows to walk.
+    #[inline]
+    pub(super) fn translate(&self, iova: Iova) -> Option<Translation<'_, F>> {
         let address = iova.get();
         // Straight through the four levels of a 48-bit table; other shapes in a function of their
         // own, so that they cost this one nothing.
@@ -199,8 +255,14 @@ impl<F: Format, M: TableMemory> Table<F, M> {
     /// Calls `each` with the translations of `range`, joined to maximal runs, in rising order;
     /// entries at the edges are cut to the range. `Break` ends the dump.
     ///
-    /// Runs beside maps and unmaps of any thread; each item is read at some moment of the call.
-    pub fn dump(&self, range: IovaRange, mut each: impl FnMut(Run) -> ControlFlow<()>) {
+    /// Runs beside maps, unmaps and compaction of any thread; each item is read at some moment of
+    /// the call.
+    pub fn dump(&self, range: IovaRange, each: impl FnMut(Run) -> ControlFlow<()>) {
+        self.reader().dump(range, each);
+    }
+
+    /// As [`dump`](Self::dump), for callers that T7 allows to walk.
+    fn each_run(&self, range: IovaRange, mut each: impl FnMut(Run) -> ControlFlow<()>) {
         let mut joiner = Joiner::default();
         let flow = self.try_each_item(range, |level, word, iova, last| {
             let Some(run) = self.item_run(word, level, iova) else {

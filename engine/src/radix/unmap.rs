@@ -6,11 +6,12 @@
 
 use iopt_formats::{Format, Iova, IovaRange, Level, Oa, PageSize, Prot};
 
-use crate::invalidation::{Changes, Gather, Kind, Operation};
+use crate::invalidation::{Changes, Gather, Kind};
 use crate::mem::TableMemory;
 use crate::radix::node::{Summary, flush_items, summarize};
 use crate::radix::read::Joiner;
-use crate::radix::{Mapper, Run, Slot, Table, UnmapError};
+use crate::radix::{Mapper, Run, Slot, Table, TablePolicy, UnmapError};
+use crate::reclaim::Operation;
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
 
 /// What an unmap does about holes and about entries that reach out of its range.
@@ -176,12 +177,20 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
             });
             fence(Ordering::Release);
         }
-        let bytes = changes
-            .range()
-            .map_or(0, |range| range.len_minus_one().saturating_add(1));
+        let removed = changes.range();
+        let mut retired = Operation::NONE;
+        if let Some(removed) = removed.filter(|_| self.table_policy == TablePolicy::Detach) {
+            let mut retiring = table.quarantine.begin();
+            // Tables that find no room stay.
+            let _ = table.compact_range(removed, &mut changes, &mut retiring);
+            if !retiring.is_empty() {
+                self.forget();
+            }
+            retired = retiring.finish();
+        }
         Ok(Unmapped {
-            gather: Gather::new(changes, table.id, Operation::NONE),
-            bytes,
+            gather: Gather::new(changes, table.id, retired),
+            bytes: removed.map_or(0, |range| range.len_minus_one().saturating_add(1)),
         })
     }
 
