@@ -201,10 +201,19 @@ impl<F: Format> Model<F> {
     /// Removes the tables inside `range` that hold nothing.
     pub fn compact(&mut self, range: IovaRange) {
         for table in self.tables_in(range) {
-            if self.overlapping(table_range::<F>(table)).is_empty() {
+            let (level, number) = table;
+            // Device contexts may still point to a root that there was before.
+            let was_root = number == 0 && Level(level) >= self.format.geometry().top;
+            if !was_root && self.overlapping(table_range::<F>(table)).is_empty() {
                 self.unlink(table);
             }
         }
+    }
+
+    /// Returns whether an entry of `size` may start at `start`: none takes the place of a root.
+    fn fits_beside_roots(&self, start: u64, size: PageSize) -> bool {
+        let geometry = self.format.geometry();
+        start != 0 || geometry.top == geometry.max_top || size.lg2() < span_lg2::<F>(geometry.top.0)
     }
 
     /// Returns the entries that mapping `range` to `oa` makes: at each step the largest size that
@@ -212,6 +221,7 @@ impl<F: Format> Model<F> {
     ///
     /// `None` if that takes more than `limit` entries, or if no size of `sizes` fits.
     pub fn pieces(
+        &self,
         range: IovaRange,
         oa: Oa,
         sizes: PageSizes,
@@ -224,6 +234,7 @@ impl<F: Format> Model<F> {
             let fits = |lg2: &u8| {
                 let size = PageSize::from_lg2(*lg2);
                 sizes.contains(size)
+                    && self.fits_beside_roots(iova.get(), size)
                     && iova.get().is_multiple_of(size.bytes())
                     && oa.get().is_multiple_of(size.bytes())
                     && size.bytes() - 1 <= left
@@ -322,7 +333,9 @@ impl<F: Format> Model<F> {
     /// Makes entries of `sizes`. An empty table in the way of a large entry is removed, except
     /// where the architecture forbids that without a break: smaller entries go there then.
     fn fill(&mut self, range: IovaRange, oa: Oa, prot: Prot, sizes: PageSizes) {
-        let pieces = Self::pieces(range, oa, sizes, usize::MAX).expect("every page has a size");
+        let pieces = self
+            .pieces(range, oa, sizes, usize::MAX)
+            .expect("every page has a size");
         for (start, oa, size) in pieces {
             let entry = Entry {
                 start,
@@ -451,6 +464,9 @@ impl<F: Format> Model<F> {
             return None;
         };
         if run.range != block || !size.divides(run.oa.get()) || parts.len() < 2 {
+            return None;
+        }
+        if !self.fits_beside_roots(block.start().get(), size) {
             return None;
         }
         let is_dirty = parts.iter().any(|part| part.is_dirty);

@@ -168,7 +168,9 @@ impl<'t, F: Judged, M: Watched> Session<'t, F, M> {
 
     /// Returns whether mapping `range` makes few enough entries.
     fn is_short(&self, range: IovaRange, oa: Oa) -> bool {
-        Model::<F>::pieces(range, oa, self.table.format().sizes(), ENTRY_LIMIT).is_some()
+        self.model
+            .pieces(range, oa, self.table.format().sizes(), ENTRY_LIMIT)
+            .is_some()
     }
 
     fn map_runs(&mut self, at: usize, iova: Iova, runs: &[(Output, Len)], prot: Prot) -> Step {

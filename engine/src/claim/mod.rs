@@ -1,38 +1,78 @@
 //! Who may change which IOVA.
 //!
-//! A [`Claim`] proves that its holder alone may change the translations of an IOVA range. Claims
-//! of one [`Registry`] never overlap (**C1**), are not `Clone`, and end when dropped. Tables that
-//! share a registry are changed under the same claims, as one address space over many domains
-//! needs; a [`Table`](crate::radix::Table) made without one has its own.
+//! A [`Claim`] proves that its holder alone may change the translations of an IOVA range. Tables
+//! that share a [`Registry`] are changed under the same claims, as one address space over many
+//! domains needs; a [`Table`](crate::radix::Table) made without one has its own.
 //!
-//! A claim is taken and given back under a lock, but using it takes none: a driver thread that
-//! holds a claim over its part of the space for hours pays nothing per operation.
+//! Taking a claim, dividing it and giving it back lock a part of the registry; using it costs
+//! nothing. A driver thread claims its chunk of the space once, divides it among its queues as it
+//! likes, and never meets another thread again.
+//!
+//! # State
+//!
+//! ```text
+//! registry   shard 0     shard 1     ..     shard 15     each a lock over {last -> start}
+//!               |           |                  |
+//!            stripes of 2 MiB, spread over the shards by a hash of their number
+//! ```
+//!
+//! A claim stands in every shard that one of its stripes belongs to; a claim over many stripes
+//! stands in all shards. A claim *lives* from the call that returns it until it is dropped, or
+//! goes into the call that divides or joins it; one that is forgotten lives for ever.
+//!
+//! # Invariants
+//!
+//! - **C1** No two living claims of a registry share an address.
+//! - **C2** A living claim is an entry, with exactly its range, of every shard of its stripes.
+//! - **C3** Entries are compared, added and removed only while the locks of all shards of the
+//!   ranges in question are held together, and those are taken in rising order. So each operation
+//!   is one step for the others, and no two threads wait for each other.
+//! - **C4** The shards of a part are among the shards of the whole.
+//! - **C5** Every claim comes out of [`Registry::claim`], [`Claim::split_at`] or [`Claim::join`]:
+//!   claims are not `Clone`, and nothing outside this module can write their fields.
+//!
+//! No sequence of safe calls breaks C1, whatever the order, the threads and the addresses:
+//!
+//! - *claim* adds an entry after it has found no other that overlaps. Two claims that share an
+//!   address share its stripe, hence a shard, where the second finds the entry of the first (C2),
+//!   and nothing comes between finding and adding (C3).
+//! - *split* replaces an entry by two that do not overlap and together are as large, under the
+//!   locks of the whole (C4): what was free stays free, and what was claimed never looks free.
+//! - *join* replaces two entries by their union under the locks of the union (C4). The two are
+//!   neighbours, so the union has no address that was not claimed by one of them. Above the last
+//!   address of the 64-bit space there is none: the claim that ends there has no upper neighbour.
+//! - *drop* removes one entry, found by its last address, which no other has (C1).
+//! - *forget* leaves the entry: the range stays claimed for ever.
+//! - *a refusal* changes no entry and gives every claim back.
+//! - *a panic* beside claims drops or leaks them, see above. No foreign code runs under the locks;
+//!   only want of memory can stop an operation half-way, and the claims that went into it are then
+//!   dropped: entries may be left over, which refuse; none is missing that a living claim needs.
+//! - *the last handle of a registry* may go before its claims do: they keep it alive.
+//!
+//! # Memory order
+//!
+//! What the holder of a claim did happens before what the next holder of one of its addresses
+//! does: the first unlocks the shard of that address when it drops the claim, the second locks it
+//! afterwards. A claim that moves to another thread by a split or a join needs no more than that
+//! thread's own synchronization, as any value that is sent.
 
-use alloc::collections::BTreeMap;
+#[cfg(all(test, loom))]
+mod models;
+mod shards;
+#[cfg(all(test, not(loom)))]
+mod tests;
+
 use alloc::sync::Arc;
 use core::fmt;
 
 use iopt_formats::{Iova, IovaRange};
 
-use crate::sync::{self, Mutex};
-
-/// The ranges that are claimed, by their last address: a closed interval has one even at the top
-/// of the space.
-#[derive(Debug, Default)]
-struct Ranges(BTreeMap<Iova, Iova>);
-
-impl Ranges {
-    /// Returns a claimed range that shares a byte with `range`.
-    fn overlap(&self, range: IovaRange) -> Option<IovaRange> {
-        let (&last, &start) = self.0.range(range.start()..).next()?;
-        IovaRange::new(start, last).filter(|claimed| claimed.overlaps(range))
-    }
-}
+use crate::claim::shards::Shards;
 
 /// A handle to one set of claims. Clones are handles to the same set.
 #[derive(Clone)]
 pub struct Registry {
-    ranges: Arc<Mutex<Ranges>>,
+    shards: Arc<Shards>,
 }
 
 impl Default for Registry {
@@ -44,10 +84,8 @@ impl Default for Registry {
 impl Registry {
     /// Creates a set without claims.
     pub fn new() -> Self {
-        let ranges = Mutex::new(&sync::CLAIMS, Ranges::default());
-        Self {
-            ranges: Arc::new(ranges),
-        }
+        let shards = Arc::new(Shards::new());
+        Self { shards }
     }
 
     /// Claims `range` until the result is dropped.
@@ -56,38 +94,58 @@ impl Registry {
     ///
     /// [`ClaimError::Overlap`] if a byte of it is claimed; nothing changes then.
     pub fn claim(&self, range: IovaRange) -> Result<Claim, ClaimError> {
-        let mut ranges = self.ranges.lock();
-        if let Some(with) = ranges.overlap(range) {
+        let mut shards = self.shards.lock(range);
+        if let Some(with) = shards.overlap(range) {
             return Err(ClaimError::Overlap { range, with });
         }
-        ranges.0.insert(range.last(), range.start());
-        drop(ranges);
+        shards.insert(range);
+        drop(shards);
         Ok(Claim {
-            registry: self.clone(),
+            registry: Some(self.clone()),
             range,
         })
     }
 
     /// Returns whether `claim` belongs to this set.
     pub fn issued(&self, claim: &Claim) -> bool {
-        Arc::ptr_eq(&self.ranges, &claim.registry.ranges)
+        self.is(claim.registry())
+    }
+
+    /// Returns whether both are handles to the same set.
+    fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shards, &other.shards)
     }
 }
 
 impl fmt::Debug for Registry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let count = self.ranges.lock().0.len();
+        let claim_count = self.shards.lock(IovaRange::FULL).count();
         f.debug_struct("Registry")
-            .field("claim_count", &count)
+            .field("claim_count", &claim_count)
             .finish_non_exhaustive()
     }
 }
 
 /// The exclusive right to change the translations of one IOVA range.
-#[derive(Debug)]
+///
+/// ```
+/// use iopt::claim::Registry;
+/// use iopt_formats::{Iova, IovaRange};
+///
+/// let registry = Registry::new();
+/// let chunk = IovaRange::with_len(Iova::new(0x4000_0000), 0x4000_0000).unwrap();
+/// let (lower, upper) = registry.claim(chunk)?.split_at(Iova::new(0x6000_0000))?;
+/// assert_eq!(upper.range().start(), Iova::new(0x6000_0000));
+///
+/// // Each half may go to a thread of its own; nobody else gets in meanwhile.
+/// assert!(registry.claim(chunk).is_err());
+/// assert_eq!(upper.join(lower)?.range(), chunk);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[must_use = "a claim ends when it is dropped"]
 pub struct Claim {
-    registry: Registry,
+    /// `None` only in what went into another claim and has no entry any more.
+    registry: Option<Registry>,
     range: IovaRange,
 }
 
@@ -96,11 +154,107 @@ impl Claim {
     pub const fn range(&self) -> IovaRange {
         self.range
     }
+
+    /// Divides the claim into the part below `iova` and the part from `iova` on. Nobody can claim
+    /// an address of either meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`SplitError::Outside`], with the claim unchanged, unless `iova` lies in the range and
+    /// above its start: no part is empty.
+    pub fn split_at(mut self, iova: Iova) -> Result<(Self, Self), SplitError> {
+        let whole = self.range;
+        let Some((lower, upper)) = parts(whole, iova) else {
+            return Err(SplitError::Outside { claim: self, iova });
+        };
+        let registry = self.registry().clone();
+        let mut shards = registry.shards.lock(whole);
+        shards.remove(whole);
+        shards.insert(lower);
+        shards.insert(upper);
+        drop(shards);
+        self.range = lower;
+        let upper = Self {
+            registry: Some(registry),
+            range: upper,
+        };
+        Ok((self, upper))
+    }
+
+    /// Makes one claim of two whose ranges are neighbours, in either order. Nobody can claim an
+    /// address of either meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// Each gives both claims back, unchanged:
+    ///
+    /// - [`JoinError::Foreign`] if they belong to different registries;
+    /// - [`JoinError::Apart`] if there are addresses between their ranges.
+    pub fn join(mut self, mut other: Self) -> Result<Self, JoinError> {
+        let (first, second) = (self.range, other.range);
+        if !self.registry().is(other.registry()) {
+            return Err(JoinError::Foreign {
+                first: self,
+                second: other,
+            });
+        }
+        let Some(union) = union(first, second) else {
+            return Err(JoinError::Apart {
+                first: self,
+                second: other,
+            });
+        };
+        let mut shards = self.registry().shards.lock(union);
+        shards.remove(first);
+        shards.remove(second);
+        shards.insert(union);
+        drop(shards);
+        other.registry = None;
+        self.range = union;
+        Ok(self)
+    }
+
+    fn registry(&self) -> &Registry {
+        let registry = self.registry.as_ref();
+        registry.expect("only a claim that went into another has none, and that is unreachable")
+    }
+}
+
+/// Returns the part of `whole` below `iova` and the rest, if neither is empty.
+fn parts(whole: IovaRange, iova: Iova) -> Option<(IovaRange, IovaRange)> {
+    let below = Iova::new(iova.get().checked_sub(1)?);
+    let lower = IovaRange::new(whole.start(), below)?;
+    let upper = IovaRange::new(iova, whole.last())?;
+    Some((lower, upper))
+}
+
+/// Returns both ranges as one, if one begins where the other ends.
+fn union(first: IovaRange, second: IovaRange) -> Option<IovaRange> {
+    let is_lower = first.start() < second.start();
+    let (lower, upper) = if is_lower {
+        (first, second)
+    } else {
+        (second, first)
+    };
+    // No address lies above the last of the space.
+    let next = lower.last().checked_add(1)?;
+    let union = IovaRange::new(lower.start(), upper.last())?;
+    (next == upper.start()).then_some(union)
+}
+
+impl fmt::Debug for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Claim")
+            .field("range", &self.range)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.registry.ranges.lock().0.remove(&self.range.last());
+        if let Some(registry) = &self.registry {
+            registry.shards.lock(self.range).remove(self.range);
+        }
     }
 }
 
@@ -113,49 +267,60 @@ pub enum ClaimError {
     Overlap {
         /// The range asked for.
         range: IovaRange,
-        /// One claimed range that it overlaps.
+        /// The lowest claimed range that it overlaps.
         with: IovaRange,
     },
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Why a claim cannot be divided. Holds the claim, unchanged.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SplitError {
+    /// One part would be empty.
+    #[error("{iova} divides the claim on {} into no two parts", .claim.range())]
+    Outside {
+        /// The claim.
+        claim: Claim,
+        /// Where it should have been divided.
+        iova: Iova,
+    },
+}
 
-    fn range(start: u64, last: u64) -> IovaRange {
-        IovaRange::new(Iova::new(start), Iova::new(last)).unwrap()
+impl SplitError {
+    /// Returns the claim.
+    pub fn into_claim(self) -> Claim {
+        let Self::Outside { claim, .. } = self;
+        claim
     }
+}
 
-    #[test]
-    fn claims_that_share_a_byte_are_refused() {
-        let registry = Registry::new();
-        let held = registry.claim(range(0x2000, 0x4fff)).unwrap();
-        for (start, last) in [
-            (0, 0x2000),
-            (0x4fff, u64::MAX),
-            (0x3000, 0x3fff),
-            (0, u64::MAX),
-        ] {
-            let error = registry.claim(range(start, last)).unwrap_err();
-            assert_eq!(
-                error,
-                ClaimError::Overlap {
-                    range: range(start, last),
-                    with: held.range()
-                }
-            );
+/// Why two claims cannot become one. Holds both, unchanged.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum JoinError {
+    /// They belong to different registries.
+    #[error("different registries issued the claims on {} and {}", .first.range(), .second.range())]
+    Foreign {
+        /// The claim that was to be extended.
+        first: Claim,
+        /// The claim that was to go into it.
+        second: Claim,
+    },
+    /// There are addresses between their ranges.
+    #[error("the claims on {} and {} are no neighbours", .first.range(), .second.range())]
+    Apart {
+        /// The claim that was to be extended.
+        first: Claim,
+        /// The claim that was to go into it.
+        second: Claim,
+    },
+}
+
+impl JoinError {
+    /// Returns both claims, in the order in which they were given.
+    pub fn into_claims(self) -> (Claim, Claim) {
+        match self {
+            Self::Foreign { first, second } | Self::Apart { first, second } => (first, second),
         }
-        let below = registry.claim(range(0, 0x1fff)).unwrap();
-        let above = registry.claim(range(0x5000, u64::MAX)).unwrap();
-        drop((below, above, held));
-        drop(registry.claim(IovaRange::FULL).unwrap());
-    }
-
-    #[test]
-    fn a_claim_belongs_to_the_registry_that_issued_it() {
-        let (ours, theirs) = (Registry::new(), Registry::new());
-        let claim = ours.claim(range(0, 0xfff)).unwrap();
-        assert!(ours.clone().issued(&claim));
-        assert!(!theirs.issued(&claim));
     }
 }

@@ -22,7 +22,7 @@ mod limited;
 mod non_snooped;
 mod region;
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests;
 
 use core::fmt;

@@ -151,7 +151,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
             };
             let child = self.node_at(child_oa);
             let child_empty = self.compact_table(child, below, start, range, changes, retiring)?;
-            if child_empty && range.contains(span) {
+            if child_empty && range.contains(span) && !self.was_root(start, below) {
                 retiring.reserve(1)?;
                 item.store(0, Ordering::Release);
                 flush_items(&self.memory, core::slice::from_ref(item));
@@ -162,6 +162,12 @@ impl<F: Format, M: TableMemory> Table<F, M> {
             }
         }
         Ok(is_empty)
+    }
+
+    /// Returns whether a table of `level` that translates from `start` on is a former root, which
+    /// stays (T6).
+    fn was_root(&self, start: u64, level: Level) -> bool {
+        start == 0 && level >= self.geometry.top
     }
 
     /// Returns the canonical form of an address of the decoded bits.

@@ -1,7 +1,7 @@
 //! The root, and how it grows (AMD).
 
 use iopt_formats::walk::Root;
-use iopt_formats::{Format, Level, Oa};
+use iopt_formats::{Format, Level, Oa, PageSize};
 
 use crate::mem::{OutOfMemory, TableMemory};
 use crate::radix::Table;
@@ -62,6 +62,16 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         } else {
             u64::MAX
         }
+    }
+
+    /// Returns the largest leaf that may translate address 0: former roots do, and device contexts may
+    /// still point to one, so that none gives way to a leaf (T6).
+    pub(super) fn largest_at_roots(&self) -> PageSize {
+        if self.geometry.top == self.geometry.max_top {
+            return PageSize::from_lg2(63);
+        }
+        let reach = self.span(self.geometry.top).reach;
+        PageSize::from_lg2(reach.trailing_ones() as u8 - 1)
     }
 
     /// Returns the level of a root that reaches `last`, which the format can decode.

@@ -1,10 +1,17 @@
 //! Mapping in general: any sizes, missing tables, lists of runs.
 //!
-//! A map looks first and then changes: it checks everything and counts the tables that are missing,
-//! allocates them all, and then fills, which cannot fail any more. So a map that fails leaves no
-//! trace: no empty table, and no leaf that a device could have met meanwhile.
+//! A map looks first and then changes, in three phases:
+//!
+//! 1. *check*: everything about the request, and that nothing is mapped there; counts the tables that
+//!    are missing and the empty ones that larger leaves replace;
+//! 2. *allocate*: all of the tables, room in the quarantine, and a taller root where one is needed;
+//! 3. *fill*: links the tables and stores the leaves, which cannot fail any more.
+//!
+//! So a map that fails leaves no trace: no empty table, and no leaf that a device could have met
+//! meanwhile. T3 and T4 keep what was checked true until it is filled: nobody else stores a leaf
+//! there, and no table that was counted as there goes away.
 
-use iopt_formats::{Format, Iova, IovaRange, Oa, PageSizes, Prot};
+use iopt_formats::{Format, Iova, IovaRange, Oa, PageSize, PageSizes, Prot};
 
 use crate::invalidation::{Changes, Kind, MapSync};
 use crate::mem::TableMemory;
@@ -71,33 +78,48 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
         let Some((start, last)) = bounds(pieces.clone())? else {
             return Ok(MapSync::none(table.id));
         };
+
         let mut need = Need::up_to(table, last.get());
         for piece in pieces.clone() {
-            table.check(self.job(piece?, prot)?, &mut need)?;
+            for job in table.beside_roots(self.job(piece?, prot)?) {
+                table.check(job, &mut need)?;
+            }
         }
+
         let mut supply = Supply::empty(&table.format, &table.memory);
         supply.add(need.table_count)?;
-        // Without room for them, empty tables stay and are filled.
-        let mut retiring = table.quarantine.begin();
-        let may_replace = need.replaced_count > 0 && retiring.reserve(need.replaced_count).is_ok();
+        let retiring = table.room_to_replace(need.replaced_count);
         table.grow_to(last.get())?;
+
         let mut filling = Filling {
             supply: &mut supply,
-            retiring: may_replace.then_some(retiring),
+            retiring,
             changes: Changes::none(Kind::Added),
         };
         let mut sizes = PageSizes::EMPTY;
         for piece in pieces {
-            let job = self.job(piece?, prot)?;
-            sizes = sizes.union(job.sizes_used());
-            table.fill(job, &mut filling)?;
+            for job in table.beside_roots(self.job(piece?, prot)?) {
+                sizes = sizes.union(job.sizes_used());
+                table.fill(job, &mut filling)?;
+            }
         }
-        fence(Ordering::Release);
         let Filling {
-            mut changes,
-            retiring,
-            ..
+            changes, retiring, ..
         } = filling;
+        let range = IovaRange::new(start, last).expect("pieces rise");
+        Ok(self.finish_map(range, sizes, changes, retiring))
+    }
+
+    /// Ends a map of `range` with leaves of `sizes`, which replaced tables as `changes` says.
+    pub(super) fn finish_map(
+        &mut self,
+        range: IovaRange,
+        sizes: PageSizes,
+        mut changes: Changes,
+        retiring: Option<Retiring<'_>>,
+    ) -> MapSync {
+        let table = self.table;
+        fence(Ordering::Release);
         let retired = retiring.map_or(Operation::NONE, Retiring::finish);
         if retired != Operation::NONE {
             changes = changes.with_kind(Kind::Replaced);
@@ -105,17 +127,16 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
         }
         let new_root = self.announce_root();
         if table.map_side == MapSide::Announced || new_root.is_some() {
-            let range = IovaRange::new(start, last).expect("pieces rise");
             changes.absorb(&Changes::leaves(range, sizes, Kind::Added));
         }
         if changes.range().is_none() {
-            return Ok(MapSync::none(table.id));
+            return MapSync::none(table.id);
         }
-        Ok(MapSync::new(table.id, changes, retired, new_root))
+        MapSync::new(table.id, changes, retired, new_root)
     }
 
     /// Checks everything about a mapping but the tree.
-    fn job(&self, piece: Piece, prot: Prot) -> Result<Job, MapError> {
+    pub(super) fn job(&self, piece: Piece, prot: Prot) -> Result<Job, MapError> {
         let Piece { range, oa } = piece;
         let table = self.table;
         let (iova, last) = (range.start().get(), range.last().get());
@@ -191,6 +212,35 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
                 Err(error) => Err(error),
             }
         })
+    }
+}
+
+impl<F: Format, M: TableMemory> Table<F, M> {
+    /// Returns `job` in the one or two parts that it is made in. T6: former roots translate address
+    /// 0, and none of them may give way to a leaf, so what the first root reaches is mapped with
+    /// leaves that stand in it or below. Everywhere else alignment sees to it that a leaf is
+    /// smaller than what the root spans.
+    pub(super) fn beside_roots(&self, job: Job) -> impl Iterator<Item = Job> {
+        let geometry = self.geometry;
+        let is_at_roots = job.iova == 0 && geometry.top < geometry.max_top;
+        let reach = self.span(geometry.top).reach;
+        let (first, rest) = if is_at_roots {
+            let last = job.last.min(reach);
+            let largest = PageSize::from_lg2(reach.trailing_ones() as u8 - 1);
+            let first = job.part(0, last, job.sizes.up_to(largest));
+            let rest = (last < job.last).then(|| job.part(last + 1, job.last, job.sizes));
+            (first, rest)
+        } else {
+            (job, None)
+        };
+        [Some(first), rest].into_iter().flatten()
+    }
+
+    /// Returns what replaces `count` empty tables by larger leaves; without room for them they
+    /// stay and are filled.
+    pub(super) fn room_to_replace(&self, count: usize) -> Option<Retiring<'_>> {
+        let mut retiring = self.quarantine.begin();
+        (count > 0 && retiring.reserve(count).is_ok()).then_some(retiring)
     }
 }
 

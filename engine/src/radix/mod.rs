@@ -19,7 +19,7 @@
 //!   mapper may therefore keep pointers to the tables on the paths of its range.
 //! - **T5** (zeroed): a page is all zeroes when it is linked.
 //! - **T6** (growth): the root only ever moves up, and the old root stays linked as the first item
-//!   of the new one.
+//!   of the new one for good: device contexts may point to it until the growth is synced.
 //! - **T7** (who walks): every walk of this program runs inside a reader's epoch; or towards an
 //!   address of a claim that is held, where T4 keeps the path; or under `&mut Table`.
 //!
@@ -56,7 +56,9 @@ mod protect;
 mod read;
 mod unmap;
 
-#[cfg(test)]
+#[cfg(all(test, loom))]
+mod models;
+#[cfg(all(test, not(loom)))]
 mod tests;
 
 use core::fmt;

@@ -8,6 +8,8 @@
 mod backend;
 pub(crate) mod epoch;
 mod lockdep;
+#[cfg(all(test, loom))]
+pub(crate) mod models;
 mod mutex;
 mod ranks;
 mod thread;

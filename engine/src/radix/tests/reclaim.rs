@@ -138,3 +138,38 @@ fn compaction_stays_inside_the_claim() {
     let error = mapper.compact(range(0, 2 * MIB_2)).unwrap_err();
     assert!(matches!(error, CompactError::OutsideClaim { .. }));
 }
+
+#[test]
+fn former_roots_stay_linked_whatever_takes_the_place_of_other_tables() {
+    const TIB: u64 = 1 << 40;
+    let mut table = detaching(V1::new());
+    let first = table.root();
+    let mut claim = table.claim(range(0, 4 * TIB)).unwrap();
+    let mut mapper = table.mapper(&mut claim).unwrap();
+    // The range that the first root reaches, empty, and then as a part of larger leaves.
+    mapper
+        .map(range(2 * TIB, TIB), Oa::new(0), Prot::RW)
+        .unwrap()
+        .sync(&NoHardware)
+        .unwrap();
+    let flushed = mapper
+        .compact(range(0, TIB))
+        .unwrap()
+        .sync(&NoHardware)
+        .unwrap();
+    assert!(flushed.changes().range().is_none());
+    let map = mapper.map(range(0, TIB), Oa::new(0), Prot::RW).unwrap();
+    map.sync(&NoHardware).unwrap();
+    let bbm = BreakBeforeMake::Hitless;
+    mapper.merge(range(0, TIB), bbm, &NoHardware).unwrap();
+    let unmapped = mapper.unmap(range(0, TIB), UnmapPolicy::Exact).unwrap();
+    let flushed = unmapped.gather.sync(&NoHardware).unwrap();
+    table.reclaim(&flushed);
+    table.trim();
+    let item = table
+        .node_at_root(table.root().oa, table.root().level)
+        .get(0)
+        .unwrap();
+    let link = item.load(Ordering::Relaxed);
+    assert_eq!(table.child_oa(link, table.root().level), Some(first.oa));
+}
