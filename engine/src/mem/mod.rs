@@ -6,7 +6,7 @@
 //!
 //! | type | memory | OA |
 //! |---|---|---|
-//! | [`Arena`] | one anonymous mapping (feature `std`) | a base of your choice plus the offset |
+//! | [`Arena`] | one mapping, private or shared (feature `std`) | a base of your choice plus the offset |
 //! | [`Region`] | memory that you provide | a base of your choice plus the offset |
 //! | [`Heap`] | the global allocator | the host address |
 //! | [`NonSnooped`] | any of these | cache lines are written back for walkers that do not snoop |
@@ -16,13 +16,24 @@
 
 #[cfg(feature = "std")]
 mod arena;
-mod free_list;
+mod bits;
+mod chunk;
+mod frames;
 mod heap;
 mod limited;
+mod listing;
 mod non_snooped;
+mod pool;
 mod region;
+mod stock;
+#[cfg(feature = "std")]
+mod system;
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, loom))]
+mod models;
+
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests;
 
 use core::fmt;
@@ -30,7 +41,7 @@ use core::fmt;
 use iopt_formats::{Oa, PageSize};
 
 #[cfg(feature = "std")]
-pub use crate::mem::arena::Arena;
+pub use crate::mem::arena::{Arena, ArenaConfig, Backing, HugePages};
 pub use crate::mem::heap::Heap;
 pub use crate::mem::limited::Limited;
 pub use crate::mem::non_snooped::{FlushLine, NonSnooped};
@@ -149,9 +160,16 @@ fn debug_usage(f: &mut fmt::Formatter<'_>, name: &str, base: Oa, usage: Usage) -
 
 /// How much of a memory is in use.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
 pub struct Usage {
     /// Bytes that can be handed out at most.
     pub len: u64,
     /// Bytes in pages that are handed out now.
     pub used_len: u64,
+    /// Bytes in free pages that threads keep at hand, up to 2 MiB each; others take them when
+    /// nothing else is left.
+    pub held_len: u64,
+    /// Bytes from the start that have been drawn from, in steps of 2 MiB: nothing behind was ever
+    /// used. It never falls.
+    pub reached_len: u64,
 }

@@ -7,13 +7,13 @@ use core::ptr::NonNull;
 
 use iopt_formats::{Oa, PageSize};
 
-use crate::mem::free_list::FreeList;
+use crate::mem::pool::{Content, Pool};
 use crate::mem::{LARGEST, OutOfMemory, SMALLEST, TableMemory, Usage, debug_usage};
 
 /// A span of memory of the caller's whose pages have consecutive output addresses: guest memory,
 /// device memory, or a buffer mapped in a nesting parent.
 pub struct Region {
-    pages: FreeList,
+    pages: Pool,
 }
 
 /// Why a [`Region`] cannot be made.
@@ -28,6 +28,12 @@ pub enum RegionError {
         ptr_offset: u64,
         /// The output address.
         base: Oa,
+    },
+    /// The global allocator has no room for two bits a page.
+    #[error("no memory to manage {len:#x} bytes")]
+    NoMemory {
+        /// Bytes of the region.
+        len: u64,
     },
     /// The region passes the 52nd address bit.
     #[error("{len:#x} bytes from output address {base} do not fit 52 bits")]
@@ -62,7 +68,8 @@ impl Region {
         }
         // SAFETY: the caller vouches for the memory; alignment was checked; nothing is assumed
         // about the content.
-        let pages = unsafe { FreeList::new(ptr, len, base, false) };
+        let pages = unsafe { Pool::new(ptr, len, base, Content::Unknown) };
+        let pages = pages.ok_or(RegionError::NoMemory { len })?;
         Ok(Self { pages })
     }
 
@@ -72,22 +79,30 @@ impl Region {
     }
 }
 
-// SAFETY: M1: the free list hands out zeroed pages aligned to their size relative to a base that is
+// SAFETY: M1: the pool hands out zeroed pages aligned to their size relative to a base that is
 // aligned to the largest size in both spaces. M2: `ptr` is an addition to a fixed base. M3: `new`
 // checks the width.
 unsafe impl TableMemory for Region {
+    #[inline]
     fn alloc(&self, size: PageSize) -> Result<Oa, OutOfMemory> {
         self.pages.alloc(size)
     }
 
+    #[inline]
     unsafe fn free(&self, oa: Oa, size: PageSize) {
         // SAFETY: the caller's contract is the same.
         unsafe { self.pages.free(oa, size) };
     }
 
     #[inline]
+    unsafe fn free_zeroed(&self, oa: Oa, size: PageSize) {
+        // SAFETY: the caller's contract is the same.
+        unsafe { self.pages.free_zeroed(oa, size) };
+    }
+
+    #[inline]
     fn ptr(&self, oa: Oa) -> *mut u8 {
-        self.pages.ptr(oa.get())
+        self.pages.ptr(oa)
     }
 }
 

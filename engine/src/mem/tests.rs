@@ -2,10 +2,111 @@
 
 #![expect(unsafe_code, reason = "memories hand out raw pages")]
 
+#[cfg(feature = "std")]
+mod arena;
+mod sizes;
+#[cfg(feature = "std")]
+mod threads;
+
 use alloc::vec::Vec;
+use core::alloc::Layout;
+use core::ops::Deref;
 use core::ptr::NonNull;
 
 use super::*;
+
+/// A region over memory of the global allocator that holds no zeroes.
+struct Soiled {
+    region: Region,
+    memory: NonNull<u8>,
+    layout: Layout,
+}
+
+impl Soiled {
+    fn new(len: usize, base: Oa) -> Self {
+        let layout = Layout::from_size_align(len, 1 << 20).unwrap();
+        // SAFETY: the layout is not empty.
+        let memory = NonNull::new(unsafe { alloc::alloc::alloc(layout) }).unwrap();
+        // SAFETY: the memory is `len` bytes long and ours.
+        unsafe { memory.write_bytes(0xa5, len) };
+        // SAFETY: the memory is `len` bytes long, and used by the region alone while it lives.
+        let region = unsafe { Region::new(memory, len as u64, base) }.unwrap();
+        Self {
+            region,
+            memory,
+            layout,
+        }
+    }
+}
+
+impl Deref for Soiled {
+    type Target = Region;
+
+    fn deref(&self) -> &Region {
+        &self.region
+    }
+}
+
+impl Drop for Soiled {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout, and the region goes with `self`.
+        unsafe { alloc::alloc::dealloc(self.memory.as_ptr(), self.layout) };
+    }
+}
+
+/// A page that this test took, with the contract M1 checked; giving it back takes the value.
+#[derive(Debug)]
+struct Taken {
+    oa: Oa,
+    size: PageSize,
+}
+
+impl Taken {
+    /// Takes a page, checks that it is aligned and zeroed, and soils all of it.
+    fn new(memory: &impl TableMemory, size: PageSize, stamp: u64) -> Option<Self> {
+        let oa = memory.alloc(size).ok()?;
+        let page = Self { oa, size };
+        assert!(size.divides(oa.get()), "{oa}");
+        assert!(size.divides(memory.ptr(oa).addr() as u64));
+        for word in page.words(memory) {
+            // SAFETY: M1 and M2: the word lies in a page that is ours alone.
+            let old = unsafe { word.replace(stamp) };
+            assert_eq!(old, 0, "{oa}");
+        }
+        Some(page)
+    }
+
+    /// Gives the page back, which nobody else may have written to.
+    fn give(self, memory: &impl TableMemory, stamp: u64) {
+        for word in self.words(memory) {
+            // SAFETY: as in `new`.
+            let old = unsafe { word.read() };
+            assert_eq!(old, stamp, "{}", self.oa);
+        }
+        // SAFETY: taken in `new` with this size; taking `self` ends the use.
+        unsafe { memory.free(self.oa, self.size) };
+    }
+
+    /// As [`give`](Self::give), clearing the page itself.
+    fn give_zeroed(self, memory: &impl TableMemory) {
+        for word in self.words(memory) {
+            // SAFETY: as in `new`.
+            unsafe { word.write(0) };
+        }
+        // SAFETY: taken in `new` with this size, zeroed above; taking `self` ends the use.
+        unsafe { memory.free_zeroed(self.oa, self.size) };
+    }
+
+    /// A word of each 512 bytes or of each page, and the last one.
+    fn words<M: TableMemory>(&self, memory: &M) -> impl Iterator<Item = *mut u64> + use<M> {
+        let first = memory.ptr(self.oa);
+        let last = self.size.bytes() as usize - 8;
+        let offsets = (0..last)
+            .step_by(if cfg!(miri) { 4096 } else { 512 })
+            .chain([last]);
+        offsets.map(move |offset| first.wrapping_add(offset).cast())
+    }
+}
 
 const SIZES: [PageSize; 4] = [
     PageSize::KIB_4,
@@ -16,6 +117,16 @@ const SIZES: [PageSize; 4] = [
 
 /// Takes pages of all sizes, soils them, gives them back, and takes them again.
 fn upholds_its_contract(memory: &impl TableMemory) {
+    for is_zeroed in [false, true, true, false] {
+        let pages = SIZES.map(|size| Taken::new(memory, size, 7).unwrap());
+        for page in pages {
+            if is_zeroed {
+                page.give_zeroed(memory);
+            } else {
+                page.give(memory, 7);
+            }
+        }
+    }
     for round in 0..2 {
         let mut pages: Vec<(Oa, PageSize)> = Vec::new();
         for size in SIZES {
@@ -77,26 +188,20 @@ fn a_limited_memory_counts_and_refuses() {
 #[test]
 fn a_region_upholds_its_contract_and_ends_at_its_end() {
     let len = 4 << 20;
-    let layout = core::alloc::Layout::from_size_align(len, 1 << 20).unwrap();
-    // SAFETY: the layout is not empty.
-    let memory = NonNull::new(unsafe { alloc::alloc::alloc(layout) }).unwrap();
-    // SAFETY: the memory is `len` bytes and used by the region alone until it is freed below.
-    let region = unsafe { Region::new(memory, len as u64, Oa::new(0x1_2340_0000)) }.unwrap();
-    upholds_its_contract(&region);
-    assert_eq!(
-        region.usage(),
-        Usage {
-            len: len as u64,
-            used_len: 0
-        }
-    );
-    let mut count = 0;
-    while region.alloc(PageSize::KIB_64).is_ok() {
-        count += 1;
-    }
-    assert!((16..64).contains(&count), "{count}");
-    // SAFETY: allocated above with this layout; the region is not used any more.
-    unsafe { alloc::alloc::dealloc(memory.as_ptr(), layout) };
+    let region = Soiled::new(len, Oa::new(0x1_2340_0000));
+    upholds_its_contract(&*region);
+    assert_eq!(region.usage().len, len as u64);
+    assert_eq!(region.usage().used_len, 0);
+    let count = core::iter::from_fn(|| Taken::new(&*region, PageSize::KIB_64, 1)).count();
+    assert_eq!(count, len / (64 << 10));
+    assert_eq!(region.usage().used_len, len as u64);
+}
+
+#[test]
+fn a_region_without_room_for_a_page_has_none() {
+    let region = Soiled::new(4095, Oa::new(0));
+    assert_eq!(region.usage().len, 0);
+    assert!(region.alloc(PageSize::KIB_4).is_err());
 }
 
 #[test]
@@ -108,20 +213,4 @@ fn a_region_refuses_what_it_cannot_align_or_address() {
     // SAFETY: as above.
     let wide = unsafe { Region::new(memory, 2 << 20, Oa::new((1 << 52) - (1 << 20))) };
     assert!(matches!(wide, Err(RegionError::TooWide { .. })));
-}
-
-#[cfg(feature = "std")]
-#[test]
-fn an_arena_upholds_its_contract_and_counts() {
-    let arena = Arena::with_base(8 << 20, Oa::new(0x4000_0000)).unwrap();
-    upholds_its_contract(&alloc::sync::Arc::new(&arena));
-    assert_eq!(arena.usage().used_len, 0);
-    let page = arena.alloc(PageSize::KIB_4).unwrap();
-    assert!(page.get() >= 0x4000_0000);
-    assert_eq!(arena.usage().used_len, 4096);
-    // SAFETY: allocated above with this size, freed once, not used any more.
-    unsafe { arena.free(page, PageSize::KIB_4) };
-    assert!(Arena::new(4095).is_err());
-    assert!(Arena::with_base(4096, Oa::new(4096)).is_err());
-    assert!(Arena::with_base(4096, Oa::new(1 << 52)).is_err());
 }

@@ -324,11 +324,11 @@ impl<'m, F: Format, M: TableMemory> Supply<'m, F, M> {
 impl<F: Format, M: TableMemory> Drop for Supply<'_, F, M> {
     fn drop(&mut self) {
         while let Some(page) = self.head {
-            let link = self.first_item(page).load(Ordering::Relaxed);
+            let link = self.first_item(page).swap(0, Ordering::Relaxed);
             self.head = (link & LINKED != 0).then_some(Oa::new(link & !LINKED));
             // SAFETY: the page came from `alloc` with this size, was never linked and left the
-            // chain just now.
-            unsafe { self.memory.free(page, F::GRANULE) };
+            // chain just now, with its link, the one thing that was written to it.
+            unsafe { self.memory.free_zeroed(page, F::GRANULE) };
         }
     }
 }
