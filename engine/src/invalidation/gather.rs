@@ -5,6 +5,7 @@ use iopt_formats::walk::Root;
 
 use crate::invalidation::{Changes, Invalidate, Kind, SyncError, TableId};
 use crate::reclaim::Operation;
+use crate::sync::SYNC;
 
 /// What an operation removed and the hardware may still use.
 ///
@@ -88,10 +89,9 @@ impl Gather {
         }
         // A copy, so that the gather itself need not be in memory.
         let changes = self.changes.copied();
-        match hardware
-            .submit(&changes)
-            .and_then(|ticket| hardware.wait(ticket))
-        {
+        let ticket = hardware.submit(&changes);
+        let _waiting = SYNC.waiting();
+        match ticket.and_then(|ticket| hardware.wait(ticket)) {
             Ok(()) => Ok(Flushed { gather: self }),
             Err(error) => Err(self.quarantine(error)),
         }
@@ -131,6 +131,7 @@ impl<I: Invalidate> Pending<'_, I> {
     /// [`Quarantined`] if the hardware fails or does not answer.
     #[inline]
     pub fn wait(self) -> Result<Flushed, Quarantined> {
+        let _waiting = SYNC.waiting();
         let done = match self.ticket {
             Ok(Some(ticket)) => self.hardware.wait(ticket),
             Ok(None) => Ok(()),

@@ -1,10 +1,72 @@
-//! Every class of locks, outermost first.
+//! Every class of locks of the engine, declared once: the order, its table, its checks.
 
-use crate::sync::Class;
+use crate::sync::lockdep::{Class, Kind};
 
-/// The claims of a registry, by stripe.
-pub static CLAIMS: Class = Class::ranked("claims", 100);
-/// Unlinked tables that wait to be freed.
-pub static QUARANTINE: Class = Class::ranked("quarantine", 140);
-/// A thread's table pages.
-pub static MAGAZINE: Class = Class::ranked("magazine", 160);
+/// Declares the classes, outermost first, and writes their table.
+macro_rules! classes {
+    ($($name:ident = $rank:literal, $kind:ident $text:literal: $guards:literal;)*) => {
+        $(
+            #[doc = concat!("Rank ", $rank, ", ", describe!($kind), ": ", $guards, ".")]
+            pub static $name: Class = Class::ranked($text, Kind::$kind, $rank);
+        )*
+
+        /// Every class of the engine, outermost first: a thread takes locks in rising order of
+        /// rank, and of several of one class in rising order of their index.
+        ///
+        /// Ranks in between are free for what is to come.
+        ///
+        /// | rank | class | kind | guards |
+        /// |---:|---|---|---|
+        $(
+            #[doc = concat!(
+                "| ", $rank, " | [`", stringify!($name), "`] | ", describe!($kind), " | ", $guards, " |"
+            )]
+        )*
+        ///
+        /// A pseudo-lock's rank says which locks may be held by who waits for it (those above),
+        /// and which may be taken by what is waited for (those below).
+        pub static CLASSES: [&Class; [$($rank),*].len()] = [$(&$name),*];
+
+        const _: () = {
+            let ranks = [$($rank),*];
+            let mut next = 1;
+            while next < ranks.len() {
+                assert!(ranks[next - 1] < ranks[next], "ranks rise");
+                next += 1;
+            }
+        };
+    };
+}
+
+macro_rules! describe {
+    (Lock) => {
+        "lock"
+    };
+    (Indexed) => {
+        "locks by index"
+    };
+    (Wait) => {
+        "pseudo-lock"
+    };
+}
+
+classes! {
+    EPOCH = 100, Wait "epoch":
+        "grace periods: readers run in it, and may do so around anything";
+    BUS_WALK = 200, Wait "bus_walk":
+        "walks over a bus that probe devices";
+    ACCESS_UNMAP = 300, Wait "access_unmap":
+        "callbacks into accesses whose pages are unmapped";
+    DOMAIN = 800, Lock "domain":
+        "the set of domains of an IO address space, a [`DomainLock`](crate::sync::DomainLock)";
+    SYNC = 900, Wait "sync":
+        "invalidations that hardware has not finished";
+    AREA_SHARD = 1000, Indexed "area shard":
+        "one stripe of an address space's areas";
+    CLAIMS = 1300, Indexed "claims":
+        "one stripe of a registry's claims";
+    QUARANTINE = 1500, Lock "quarantine":
+        "unlinked tables that wait to be freed";
+    TABLE_POOL = 1900, Lock "table pool":
+        "the search for the last table pages, and pages that nobody may take for a moment";
+}

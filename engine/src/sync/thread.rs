@@ -1,17 +1,22 @@
 //! Small numbers for threads.
 
+use core::marker::PhantomData;
+
 /// Threads that have a number of their own at one time.
 pub(crate) const MAX_THREADS: usize = if cfg!(loom) { 4 } else { 256 };
 
 #[cfg(all(feature = "std", not(loom)))]
 mod imp {
     use core::cell::Cell;
-    use core::sync::atomic::{AtomicU64, Ordering};
+    use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
     use super::MAX_THREADS;
 
     /// The numbers in use.
     static USED: [AtomicU64; MAX_THREADS / 64] = [const { AtomicU64::new(0) }; MAX_THREADS / 64];
+
+    /// All numbers that were ever given are below it.
+    static LIMIT: AtomicUsize = AtomicUsize::new(0);
 
     const UNKNOWN: usize = usize::MAX;
 
@@ -45,7 +50,11 @@ mod imp {
                     Ordering::Acquire,
                     Ordering::Relaxed,
                 ) {
-                    Ok(_) => return index * 64 + free as usize,
+                    Ok(_) => {
+                        let index = index * 64 + free as usize;
+                        LIMIT.fetch_max(index + 1, Ordering::Relaxed);
+                        return index;
+                    }
                     Err(now) => used = now,
                 }
             }
@@ -68,6 +77,10 @@ mod imp {
         INDEX.set(index);
         index
     }
+
+    pub(crate) fn thread_index_limit() -> usize {
+        LIMIT.load(Ordering::Relaxed)
+    }
 }
 
 #[cfg(all(not(feature = "std"), not(loom)))]
@@ -75,33 +88,57 @@ mod imp {
     pub(crate) fn thread_index() -> usize {
         super::MAX_THREADS
     }
+
+    pub(crate) fn thread_index_limit() -> usize {
+        0
+    }
 }
 
 #[cfg(loom)]
 mod imp {
     use core::sync::atomic::{AtomicUsize, Ordering};
 
-    /// Not of the model: threads get their numbers in the order in which they first ask, which a
-    /// model repeats.
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    loom::lazy_static! {
+        /// One of each execution. Threads get their numbers in the order in which they first ask,
+        /// which a model repeats.
+        static ref NEXT: AtomicUsize = AtomicUsize::new(0);
+    }
 
     loom::thread_local! {
         static INDEX: usize = NEXT.fetch_add(1, Ordering::Relaxed).min(super::MAX_THREADS);
     }
 
+    /// To be called before threads are: what is made on demand would give them an order.
     #[cfg(test)]
     pub(crate) fn start_model() {
-        NEXT.store(0, Ordering::Relaxed);
+        thread_index();
     }
 
     pub(crate) fn thread_index() -> usize {
         INDEX.with(|index| *index)
     }
+
+    pub(crate) fn thread_index_limit() -> usize {
+        super::MAX_THREADS
+    }
+}
+
+/// Keeps what contains it on its thread.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NotSend(PhantomData<*const ()>);
+
+impl NotSend {
+    pub(crate) const NEW: Self = Self(PhantomData);
 }
 
 /// Returns a number that no other living thread has, or [`MAX_THREADS`] if there are none left.
 /// Programs without the standard library get that always.
 pub(crate) use self::imp::thread_index;
+
+/// Returns a number above all that threads got so far.
+///
+/// A thread that gets its number makes it visible by whatever makes visible what it does next.
+pub(crate) use self::imp::thread_index_limit;
 
 #[cfg(all(test, loom))]
 pub(super) use self::imp::start_model;

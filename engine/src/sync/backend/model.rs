@@ -1,8 +1,9 @@
 //! The locks of `loom`.
 
 use core::ops::{Deref, DerefMut};
+use core::time::Duration;
 
-pub(crate) use loom::sync::MutexGuard;
+use crate::sync::backend::pause;
 
 #[derive(Debug)]
 pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
@@ -13,11 +14,35 @@ impl<T> Mutex<T> {
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
-        self.0.lock().expect("no model panics and goes on")
+        MutexGuard {
+            mutex: self,
+            inner: self.0.lock().expect("no model panics and goes on"),
+        }
     }
 
     pub(crate) fn get_mut(&mut self) -> &mut T {
         self.0.get_mut().expect("no model panics and goes on")
+    }
+}
+
+/// Knows its mutex, so that a timed wait can take it again.
+#[derive(Debug)]
+pub(crate) struct MutexGuard<'a, T> {
+    mutex: &'a Mutex<T>,
+    inner: loom::sync::MutexGuard<'a, T>,
+}
+
+impl<T> Deref for MutexGuard<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.inner
+    }
+}
+
+impl<T> DerefMut for MutexGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.inner
     }
 }
 
@@ -30,7 +55,22 @@ impl Condvar {
     }
 
     pub(crate) fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
-        self.0.wait(guard).expect("no model panics and goes on")
+        let MutexGuard { mutex, inner } = guard;
+        let inner = self.0.wait(inner).expect("no model panics and goes on");
+        MutexGuard { mutex, inner }
+    }
+
+    /// Lets others run and wakes.
+    #[expect(clippy::unused_self, reason = "the interface of the other backends")]
+    pub(crate) fn wait_for<'a, T>(
+        &self,
+        guard: MutexGuard<'a, T>,
+        _limit: Duration,
+    ) -> MutexGuard<'a, T> {
+        let mutex = guard.mutex;
+        drop(guard);
+        pause(0);
+        mutex.lock()
     }
 
     pub(crate) fn notify_one(&self) {

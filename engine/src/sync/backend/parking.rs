@@ -1,6 +1,6 @@
 //! The locks of `parking_lot`.
 
-use std::time::Duration;
+use core::time::Duration;
 
 pub(crate) use parking_lot::MutexGuard;
 

@@ -1,7 +1,7 @@
 //! The locks of the standard library.
 
+use core::time::Duration;
 use std::sync::PoisonError;
-use std::time::Duration;
 
 pub(crate) use std::sync::MutexGuard;
 
