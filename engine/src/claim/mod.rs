@@ -24,37 +24,39 @@
 //!
 //! - **C1** No two living claims of a registry share an address.
 //! - **C2** A living claim is an entry, with exactly its range, of every shard of its stripes.
-//! - **C3** Entries are compared, added and removed only while the locks of all shards of the
-//!   ranges in question are held together, and those are taken in rising order. So each operation
-//!   is one step for the others, and no two threads wait for each other.
+//! - **C3** Who adds entries holds the locks of all shards of all ranges in question together,
+//!   from the search for overlaps to the last entry. Locks are taken in rising order, so no two
+//!   threads wait for each other.
 //! - **C4** The shards of a part are among the shards of the whole.
 //! - **C5** Every claim comes out of [`Registry::claim`], [`Claim::split_at`] or [`Claim::join`]:
 //!   claims are not `Clone`, and nothing outside this module can write their fields.
 //!
 //! No sequence of safe calls breaks C1, whatever the order, the threads and the addresses:
 //!
-//! - *claim* adds an entry after it has found no other that overlaps. Two claims that share an
-//!   address share its stripe, hence a shard, where the second finds the entry of the first (C2),
-//!   and nothing comes between finding and adding (C3).
+//! - *claim* adds an entry after it has found none that overlaps. Two claims that share an address
+//!   share its stripe, hence a shard, where the second finds the entry of the first (C2), and
+//!   nothing comes between finding and adding (C3).
 //! - *split* replaces an entry by two that do not overlap and together are as large, under the
-//!   locks of the whole (C4): what was free stays free, and what was claimed never looks free.
-//! - *join* replaces two entries by their union under the locks of the union (C4). The two are
+//!   locks of the whole (C4): what was claimed never looks free.
+//! - *join* replaces two entries by their union, under the locks of the union (C4). The two are
 //!   neighbours, so the union has no address that was not claimed by one of them. Above the last
 //!   address of the 64-bit space there is none: the claim that ends there has no upper neighbour.
-//! - *drop* removes one entry, found by its last address, which no other has (C1).
+//! - *drop* removes the entry, found by its last address, which no other has (C1), from one shard
+//!   after the other. Meanwhile it refuses what overlaps it wherever it still stands, and what is
+//!   granted has found it gone from every shard of its own.
 //! - *forget* leaves the entry: the range stays claimed for ever.
 //! - *a refusal* changes no entry and gives every claim back.
 //! - *a panic* beside claims drops or leaks them, see above. No foreign code runs under the locks;
 //!   only want of memory can stop an operation half-way, and the claims that went into it are then
 //!   dropped: entries may be left over, which refuse; none is missing that a living claim needs.
-//! - *the last handle of a registry* may go before its claims do: they keep it alive.
+//! - *the last handle of a registry* may go before its claims do: they keep the shards.
 //!
 //! # Memory order
 //!
 //! What the holder of a claim did happens before what the next holder of one of its addresses
 //! does: the first unlocks the shard of that address when it drops the claim, the second locks it
-//! afterwards. A claim that moves to another thread by a split or a join needs no more than that
-//! thread's own synchronization, as any value that is sent.
+//! afterwards. A claim that moves to another thread, split or joined, needs no more than what moves
+//! any value there.
 
 #[cfg(all(test, loom))]
 mod models;
@@ -67,12 +69,23 @@ use core::fmt;
 
 use iopt_formats::{Iova, IovaRange};
 
-use crate::claim::shards::Shards;
+use crate::claim::shards::{Keeper, Shards};
 
 /// A handle to one set of claims. Clones are handles to the same set.
 #[derive(Clone)]
 pub struct Registry {
+    root: Arc<Root>,
+}
+
+/// What all handles share, apart from the claims.
+struct Root {
     shards: Arc<Shards>,
+}
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        self.shards.close();
+    }
 }
 
 impl Default for Registry {
@@ -85,7 +98,9 @@ impl Registry {
     /// Creates a set without claims.
     pub fn new() -> Self {
         let shards = Arc::new(Shards::new());
-        Self { shards }
+        Self {
+            root: Arc::new(Root { shards }),
+        }
     }
 
     /// Claims `range` until the result is dropped.
@@ -94,32 +109,24 @@ impl Registry {
     ///
     /// [`ClaimError::Overlap`] if a byte of it is claimed; nothing changes then.
     pub fn claim(&self, range: IovaRange) -> Result<Claim, ClaimError> {
-        let mut shards = self.shards.lock(range);
-        if let Some(with) = shards.overlap(range) {
-            return Err(ClaimError::Overlap { range, with });
+        match self.root.shards.claim(range) {
+            Ok(keeper) => Ok(Claim {
+                keeper: Some(keeper),
+                range,
+            }),
+            Err(with) => Err(ClaimError::Overlap { range, with }),
         }
-        shards.insert(range);
-        drop(shards);
-        Ok(Claim {
-            registry: Some(self.clone()),
-            range,
-        })
     }
 
     /// Returns whether `claim` belongs to this set.
     pub fn issued(&self, claim: &Claim) -> bool {
-        self.is(claim.registry())
-    }
-
-    /// Returns whether both are handles to the same set.
-    fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.shards, &other.shards)
+        Arc::ptr_eq(&self.root.shards, claim.shards())
     }
 }
 
 impl fmt::Debug for Registry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let claim_count = self.shards.lock(IovaRange::FULL).count();
+        let claim_count = self.root.shards.count();
         f.debug_struct("Registry")
             .field("claim_count", &claim_count)
             .finish_non_exhaustive()
@@ -145,7 +152,7 @@ impl fmt::Debug for Registry {
 #[must_use = "a claim ends when it is dropped"]
 pub struct Claim {
     /// `None` only in what went into another claim and has no entry any more.
-    registry: Option<Registry>,
+    keeper: Option<Arc<Keeper>>,
     range: IovaRange,
 }
 
@@ -167,15 +174,10 @@ impl Claim {
         let Some((lower, upper)) = parts(whole, iova) else {
             return Err(SplitError::Outside { claim: self, iova });
         };
-        let registry = self.registry().clone();
-        let mut shards = registry.shards.lock(whole);
-        shards.remove(whole);
-        shards.insert(lower);
-        shards.insert(upper);
-        drop(shards);
+        self.shards().replace(whole, &[whole], &[lower, upper]);
         self.range = lower;
         let upper = Self {
-            registry: Some(registry),
+            keeper: self.keeper.clone(),
             range: upper,
         };
         Ok((self, upper))
@@ -192,7 +194,7 @@ impl Claim {
     /// - [`JoinError::Apart`] if there are addresses between their ranges.
     pub fn join(mut self, mut other: Self) -> Result<Self, JoinError> {
         let (first, second) = (self.range, other.range);
-        if !self.registry().is(other.registry()) {
+        if !Arc::ptr_eq(self.shards(), other.shards()) {
             return Err(JoinError::Foreign {
                 first: self,
                 second: other,
@@ -204,19 +206,17 @@ impl Claim {
                 second: other,
             });
         };
-        let mut shards = self.registry().shards.lock(union);
-        shards.remove(first);
-        shards.remove(second);
-        shards.insert(union);
-        drop(shards);
-        other.registry = None;
+        self.shards().replace(union, &[first, second], &[union]);
+        other.keeper = None;
         self.range = union;
         Ok(self)
     }
 
-    fn registry(&self) -> &Registry {
-        let registry = self.registry.as_ref();
-        registry.expect("only a claim that went into another has none, and that is unreachable")
+    fn shards(&self) -> &Arc<Shards> {
+        let keeper = self.keeper.as_ref();
+        keeper
+            .expect("what went into another claim is out of reach")
+            .shards()
     }
 }
 
@@ -252,8 +252,8 @@ impl fmt::Debug for Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        if let Some(registry) = &self.registry {
-            registry.shards.lock(self.range).remove(self.range);
+        if let Some(keeper) = &self.keeper {
+            keeper.shards().release(self.range);
         }
     }
 }

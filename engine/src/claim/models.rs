@@ -39,6 +39,20 @@ fn of_two_claims_that_overlap_one_is_granted() {
     });
 }
 
+#[test]
+fn of_two_claims_of_one_page_one_is_granted() {
+    model(|| {
+        let registry = Registry::new();
+        let other = {
+            let registry = registry.clone();
+            thread::spawn(move || registry.claim(range(0, 0xfff)))
+        };
+        let ours = registry.claim(range(0, 0xfff));
+        let theirs = other.join().unwrap();
+        assert!(ours.is_ok() != theirs.is_ok(), "{ours:?} {theirs:?}");
+    });
+}
+
 /// They stand in the same shards and share no address.
 #[test]
 fn claims_side_by_side_are_both_granted_divided_and_joined() {
@@ -142,10 +156,10 @@ fn nobody_gets_in_while_claims_are_joined() {
             let registry = registry.clone();
             thread::spawn(move || {
                 registry.claim(range(1, 1)).unwrap_err();
-                registry.claim(range(STRIPE, 2 * STRIPE)).unwrap_err();
+                registry.claim(range(STRIPE, STRIPE)).unwrap_err();
             })
         };
-        let whole = upper.join(lower).unwrap();
+        let whole = lower.join(upper).unwrap();
         other.join().unwrap();
         drop(whole);
     });

@@ -2,10 +2,15 @@
 //!
 //! The space is cut into stripes, and each stripe belongs to one shard. The module's head says
 //! what stands in which shard (C2) and under which locks it changes (C3).
+//!
+//! Many threads keep the shards alive, by their claims. One count of these would be a cache line
+//! that all of them write, so each shard has a [`Keeper`] with a count of its own, made for the
+//! first claim that needs it.
 
 use alloc::collections::BTreeMap;
-use core::array;
+use alloc::sync::Arc;
 use core::ops::DerefMut;
+use core::{array, iter};
 
 use iopt_formats::{Iova, IovaRange};
 
@@ -13,10 +18,10 @@ use crate::sync::{self, CachePadded, Mutex};
 
 /// Shards of a registry, a power of two up to 16. Each has cache lines of its own, so that threads
 /// that claim far from each other rarely meet.
-pub(super) const COUNT: usize = if cfg!(loom) { 2 } else { 16 };
+const COUNT: usize = if cfg!(loom) { 2 } else { 16 };
 
-/// Bytes of a stripe: what one leaf table of most formats translates, so that a claim over one
-/// buffer seldom needs a second lock.
+/// Bytes of a stripe, as a power of two: what one leaf table of most formats translates, so that a
+/// claim over one buffer seldom needs a second lock.
 const STRIPE_LG2: u32 = 21;
 
 /// The shards that hold one range.
@@ -36,13 +41,21 @@ impl ShardSet {
         (first..=last).fold(Self(0), |set, stripe| Self(set.0 | 1 << shard(stripe)))
     }
 
-    const fn has(self, shard: usize) -> bool {
-        self.0 >> shard & 1 == 1
+    /// Returns the shard of a set of one.
+    fn only(self) -> Option<usize> {
+        self.0
+            .is_power_of_two()
+            .then_some(self.0.trailing_zeros() as usize)
     }
 
     /// Returns the shards in rising order.
     fn iter(self) -> impl Iterator<Item = usize> {
-        (0..COUNT).filter(move |&shard| self.has(shard))
+        let mut rest = self.0;
+        iter::from_fn(move || {
+            let lowest = rest.trailing_zeros() as usize;
+            rest &= rest.checked_sub(1)?;
+            Some(lowest)
+        })
     }
 }
 
@@ -62,8 +75,8 @@ const fn shard(stripe: u64) -> usize {
 
 /// The ranges of one shard, by their last address: a closed interval has one even at the top of
 /// the space.
-#[derive(Debug, Default)]
-pub(super) struct Ranges(BTreeMap<Iova, Iova>);
+#[derive(Default)]
+struct Ranges(BTreeMap<Iova, Iova>);
 
 impl Ranges {
     /// Returns the lowest range that shares an address with `range`.
@@ -71,78 +84,144 @@ impl Ranges {
         let (&last, &start) = self.0.range(range.start()..).next()?;
         IovaRange::new(start, last).filter(|claimed| claimed.overlaps(range))
     }
+
+    fn insert(&mut self, range: IovaRange) {
+        let shadowed = self.0.insert(range.last(), range.start());
+        debug_assert_eq!(shadowed, None, "C1: one claim ends at an address");
+    }
+
+    fn remove(&mut self, range: IovaRange) {
+        let start = self.0.remove(&range.last());
+        debug_assert_eq!(start, Some(range.start()), "C2: a claim is in its shards");
+    }
+}
+
+#[derive(Default)]
+struct Shard {
+    ranges: Ranges,
+    /// Made for the first claim that starts here; taken when no more can come.
+    keeper: Option<Arc<Keeper>>,
 }
 
 /// All shards of a registry.
-pub(super) struct Shards([CachePadded<Mutex<Ranges>>; COUNT]);
+pub(super) struct Shards([CachePadded<Mutex<Shard>>; COUNT]);
+
+/// What a claim holds of its registry: the shards, kept alive by a count that only claims of the
+/// same shard share.
+pub(super) struct Keeper(CachePadded<Arc<Shards>>);
+
+impl Keeper {
+    pub(super) fn shards(&self) -> &Arc<Shards> {
+        &self.0
+    }
+}
 
 impl Shards {
     pub(super) fn new() -> Self {
-        let shard = |_| CachePadded::new(Mutex::new(&sync::CLAIMS, Ranges::default()));
+        let shard = |_| CachePadded::new(Mutex::new(&sync::CLAIMS, Shard::default()));
         Self(array::from_fn(shard))
     }
 
-    /// Locks the shards of `range`, in rising order.
-    pub(super) fn lock(&self, range: IovaRange) -> Locked<impl DerefMut<Target = Ranges>> {
+    /// Enters `range` in its shards, unless it shares an address with an entry, the lowest of
+    /// which is the error.
+    pub(super) fn claim(self: &Arc<Self>, range: IovaRange) -> Result<Arc<Keeper>, IovaRange> {
         let set = ShardSet::of(range);
+        // The claim over one buffer, without the room for many guards.
+        if let Some(only) = set.only() {
+            let mut shard = self.0[only].lock();
+            if let Some(with) = shard.ranges.overlap(range) {
+                return Err(with);
+            }
+            shard.ranges.insert(range);
+            return Ok(self.keeper(&mut shard));
+        }
+        let mut shards = self.lock(set);
+        let found = set
+            .iter()
+            .filter_map(|index| shards.at(index).ranges.overlap(range));
+        if let Some(with) = found.min_by_key(|entry| entry.start()) {
+            return Err(with);
+        }
+        shards.insert(range);
+        Ok(self.keeper(shards.at(shard(stripe(range.start())))))
+    }
+
+    /// Replaces the `old` entries by `new` ones. All shards of these are shards of `whole`.
+    pub(super) fn replace(&self, whole: IovaRange, old: &[IovaRange], new: &[IovaRange]) {
+        let mut shards = self.lock(ShardSet::of(whole));
+        for &range in old {
+            shards.remove(range);
+        }
+        for &range in new {
+            shards.insert(range);
+        }
+    }
+
+    /// Takes an entry out of its shards, one after the other.
+    pub(super) fn release(&self, range: IovaRange) {
+        for index in ShardSet::of(range).iter() {
+            self.0[index].lock().ranges.remove(range);
+        }
+    }
+
+    /// Returns the number of entries, each counted in one of its shards.
+    pub(super) fn count(&self) -> usize {
+        let counts = self.0.iter().enumerate().map(|(index, lock)| {
+            let guard = lock.lock();
+            let lasts = guard.ranges.0.keys();
+            lasts.filter(|&&last| shard(stripe(last)) == index).count()
+        });
+        counts.sum()
+    }
+
+    /// Lets go of what keeps the shards alive for further claims, of which there will be none.
+    pub(super) fn close(&self) {
+        for shard in &self.0 {
+            let keeper = shard.lock().keeper.take();
+            drop(keeper);
+        }
+    }
+
+    fn keeper(self: &Arc<Self>, shard: &mut Shard) -> Arc<Keeper> {
+        let new = || Arc::new(Keeper(CachePadded::new(Arc::clone(self))));
+        Arc::clone(shard.keeper.get_or_insert_with(new))
+    }
+
+    /// Locks the shards of a set, in rising order.
+    fn lock(&self, set: ShardSet) -> Locked<impl DerefMut<Target = Shard>> {
         let mut guards = [const { None }; COUNT];
-        for shard in set.iter() {
-            guards[shard] = Some(self.0[shard].lock_nested(shard));
+        for index in set.iter() {
+            guards[index] = Some(self.0[index].lock_nested(index));
         }
         Locked(guards)
     }
 }
 
 /// Shards whose locks are held.
-pub(super) struct Locked<G>([Option<G>; COUNT]);
+struct Locked<G>([Option<G>; COUNT]);
 
-impl<G: DerefMut<Target = Ranges>> Locked<G> {
-    /// Returns the lowest entry that shares an address with `range`, all of whose shards are
-    /// locked.
-    pub(super) fn overlap(&self, range: IovaRange) -> Option<IovaRange> {
-        let shards = ShardSet::of(range).iter();
-        let found = shards.filter_map(|shard| self.ranges(shard).overlap(range));
-        found.min_by_key(|entry| entry.start())
+impl<G: DerefMut<Target = Shard>> Locked<G> {
+    fn at(&mut self, index: usize) -> &mut Shard {
+        self.0[index].as_mut().expect("C3: its lock is held")
     }
 
-    /// Enters `range` in all of its shards, which are locked.
-    pub(super) fn insert(&mut self, range: IovaRange) {
-        for shard in ShardSet::of(range).iter() {
-            let shadowed = self.ranges_mut(shard).0.insert(range.last(), range.start());
-            debug_assert_eq!(shadowed, None, "C1: one claim ends at an address");
+    fn insert(&mut self, range: IovaRange) {
+        for index in ShardSet::of(range).iter() {
+            self.at(index).ranges.insert(range);
         }
     }
 
-    /// Takes `range` out of all of its shards, which are locked.
-    pub(super) fn remove(&mut self, range: IovaRange) {
-        for shard in ShardSet::of(range).iter() {
-            let start = self.ranges_mut(shard).0.remove(&range.last());
-            debug_assert_eq!(start, Some(range.start()), "C2: a claim is in its shards");
+    fn remove(&mut self, range: IovaRange) {
+        for index in ShardSet::of(range).iter() {
+            self.at(index).ranges.remove(range);
         }
-    }
-
-    /// Returns the number of entries, each counted once, in the locked shards.
-    pub(super) fn count(&self) -> usize {
-        let shards = self.0.iter().enumerate();
-        let homes = shards.map(|(home, guard)| {
-            let entries = guard.iter().flat_map(|ranges| ranges.0.keys());
-            // An entry counts in one of its shards.
-            entries.filter(|&&last| shard(stripe(last)) == home).count()
-        });
-        homes.sum()
-    }
-
-    fn ranges(&self, shard: usize) -> &Ranges {
-        self.0[shard].as_ref().expect("C3: its lock is held")
-    }
-
-    fn ranges_mut(&mut self, shard: usize) -> &mut Ranges {
-        self.0[shard].as_mut().expect("C3: its lock is held")
     }
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use alloc::vec::Vec;
+
     use super::*;
 
     const STRIPE: u64 = 1 << STRIPE_LG2;
@@ -215,14 +294,31 @@ mod tests {
 
     #[test]
     fn an_entry_of_many_shards_counts_once() {
-        let shards = Shards::new();
+        let shards = Arc::new(Shards::new());
         for entry in [
             range(0, 0),
             range(STRIPE, 5 * STRIPE),
             range(1 << 40, u64::MAX),
         ] {
-            shards.lock(entry).insert(entry);
+            shards.claim(entry).map(drop).expect("they do not overlap");
         }
-        assert_eq!(shards.lock(IovaRange::FULL).count(), 3);
+        assert_eq!(shards.count(), 3);
+        shards.close();
+    }
+
+    #[test]
+    fn claims_of_one_shard_share_a_count_and_the_last_frees_the_shards() {
+        let shards = Arc::new(Shards::new());
+        let keepers: Vec<_> = (0..100)
+            .map(|index| shards.claim(range(index * STRIPE, index * STRIPE)))
+            .map(|claim| claim.expect("they do not overlap"))
+            .collect();
+        assert_eq!(Arc::strong_count(&shards), 1 + COUNT);
+        shards.close();
+        let weak = Arc::downgrade(&shards);
+        drop(shards);
+        assert!(weak.upgrade().is_some());
+        drop(keepers);
+        assert!(weak.upgrade().is_none());
     }
 }

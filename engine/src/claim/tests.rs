@@ -1,5 +1,9 @@
 //! Claims of one thread, at the corners of stripes and of the space.
 
+use alloc::format;
+use alloc::string::ToString as _;
+use alloc::vec::Vec;
+
 use super::*;
 
 const STRIPE: u64 = 0x20_0000;
