@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier, mpsc};
-use std::thread;
+use std::thread::{self, ScopedJoinHandle};
 
 use iopt::invalidation::{Gather, NoHardware};
 use iopt::radix::{BreakBeforeMake, Mapper, Table, TableConfig, TablePolicy, UnmapPolicy};
@@ -30,7 +30,7 @@ fn range(start: u64, len: u64) -> IovaRange {
 /// The output address of an IOVA never changes, so that readers know what to expect; it is out of
 /// step, so that pages stay pages, or in step, so that blocks may be made.
 fn oa_of(iova: u64) -> u64 {
-    let in_step = iova / BLOCK % 2 == 0;
+    let in_step = (iova / BLOCK).is_multiple_of(2);
     iova + 64 * BLOCK + if in_step { 0 } else { PAGE }
 }
 
@@ -208,11 +208,11 @@ fn all_at_once<F: Format>(format: F) {
         for seed in 1..=2 {
             scope.spawn(move || read(table, seed, done));
         }
-        let results: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
+        let results: Vec<_> = workers.into_iter().map(ScopedJoinHandle::join).collect();
         done.store(true, Ordering::Release);
-        results
-            .into_iter()
-            .for_each(|result| result.expect("a worker panicked"));
+        for result in results {
+            result.expect("a worker panicked");
+        }
     });
     let all = range(0, 1 << 30);
     let mut claim = table.claim(all).expect("nobody claims it");

@@ -218,7 +218,7 @@ fn a_write_while_an_entry_changes_its_size_is_kept() {
     fn check<F: Format>(format: F) {
         let rule = format.dirty_rule().expect("dirty pages are tracked");
         let memory = Arc::new(TestMemory::new(2));
-        let mut table = Table::new(format, Arc::clone(&memory)).expect("a root");
+        let table = Table::new(format, Arc::clone(&memory)).expect("a root");
         let block = range(BLOCK, BLOCK);
         let mut claim = table.claim(block).expect("nobody claims it");
         let turns = if cfg!(miri) { 1 } else { TURNS / 4 };

@@ -234,8 +234,8 @@ impl<F: Format, M: TableMemory> Table<F, M> {
 /// Frees a page that the quarantine gave out.
 #[expect(unsafe_code, reason = "frees table pages")]
 fn free_page<F: Format, M: TableMemory>(memory: &M, page: Oa) {
-    // SAFETY: the page was linked in this tree with this size. Q1: no item points to it any more,
-    // and this is its one free; Q2 and Q3: neither hardware nor a reader of this program is inside.
+    // SAFETY: the page was linked in this tree with this size. R1: no item points to it any more,
+    // and this is its one free; R2 and R3: neither hardware nor a reader of this program is inside.
     unsafe { memory.free(page, F::GRANULE) };
 }
 
@@ -247,7 +247,7 @@ impl<F: Format, M: TableMemory> Drop for Table<F, M> {
         let Self {
             quarantine, memory, ..
         } = self;
-        // Whoever drops the table took it out of the device contexts, which stands for Q2.
+        // Whoever drops the table took it out of the device contexts, which stands for R2.
         quarantine.drain(|page| free_page::<F, M>(memory, page));
     }
 }

@@ -40,10 +40,11 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
         let mut retiring = table.quarantine.begin();
         retiring.reserve(count).ok()?;
         for at in spans() {
-            // It is there, because its leaf table was found.
-            let item = self.large_item(at, Level(1))?;
-            let leaf_table = table.child_oa(item.load(Ordering::Acquire), Level(1))?;
-            // Readers that come later find nothing; those inside stay until they leave (Q3).
+            let item = self.large_item(at, Level(1));
+            let item = item.expect("the leaf table was found through it");
+            let leaf_table = table.child_oa(item.load(Ordering::Acquire), Level(1));
+            let leaf_table = leaf_table.expect("the claim keeps it linked (T4)");
+            // Readers that come later find nothing; those inside stay until they leave (R3).
             item.store(0, Ordering::Release);
             flush_items(&table.memory, core::slice::from_ref(item));
             retiring.push(leaf_table);

@@ -107,24 +107,7 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
         mut each: impl FnMut(IovaRange),
     ) -> Result<Gather, DirtyError> {
         let table = self.table;
-        let rule = table.format.dirty_rule().ok_or(DirtyError::NotTracked)?;
-        if !self.claims(range.start().get(), range.last().get()) {
-            return Err(DirtyError::OutsideClaim {
-                range,
-                claim: self.range(),
-            });
-        }
-        // Only the entries at the edges can reach out of the claim.
-        for edge in [range.start().get(), range.last().get()] {
-            if let Some(live) = table.next_live(edge, edge)
-                && !self.claims(live.start, live.last())
-            {
-                return Err(DirtyError::OutsideClaim {
-                    range: live.range(),
-                    claim: self.range(),
-                });
-            }
-        }
+        let rule = self.check_dirty(range)?;
         let mut open = None;
         let mut changes = Changes::none(Kind::Removed);
         let mut skip_to = Some(range.start().get());
@@ -151,6 +134,30 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
         fence(Ordering::Release);
         open.into_iter().for_each(each);
         Ok(Gather::new(changes, table.id, Operation::NONE))
+    }
+
+    /// Checks that the dirty state of `range` can be taken; returns how it is recorded.
+    pub(super) fn check_dirty(&self, range: IovaRange) -> Result<DirtyRule, DirtyError> {
+        let table = self.table;
+        let rule = table.format.dirty_rule().ok_or(DirtyError::NotTracked)?;
+        if !self.claims(range.start().get(), range.last().get()) {
+            return Err(DirtyError::OutsideClaim {
+                range,
+                claim: self.range(),
+            });
+        }
+        // Only the entries at the edges can reach out of the claim.
+        for edge in [range.start().get(), range.last().get()] {
+            if let Some(live) = table.next_live(edge, edge)
+                && !self.claims(live.start, live.last())
+            {
+                return Err(DirtyError::OutsideClaim {
+                    range: live.range(),
+                    claim: self.range(),
+                });
+            }
+        }
+        Ok(rule)
     }
 }
 

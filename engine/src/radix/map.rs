@@ -11,7 +11,7 @@
 //! meanwhile. T3 and T4 keep what was checked true until it is filled: nobody else stores a leaf
 //! there, and no table that was counted as there goes away.
 
-use iopt_formats::{Format, Iova, IovaRange, Oa, PageSize, PageSizes, Prot};
+use iopt_formats::{Format, Iova, IovaRange, Oa, PageSizes, Prot};
 
 use crate::invalidation::{Changes, Kind, MapSync};
 use crate::mem::TableMemory;
@@ -178,7 +178,7 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
     }
 
     /// Links every table that mappings of `range` with the smallest pages need, so that maps
-    /// inside it cannot run out of memory until [`Table::compact`] unlinks them or a larger leaf
+    /// inside it cannot run out of memory until [`compact`](Self::compact) unlinks them or a larger leaf
     /// takes their place. Where a larger leaf is mapped now, nothing is linked below it, so mapping
     /// smaller pages there later, or cutting it, needs memory still.
     ///
@@ -221,15 +221,11 @@ impl<F: Format, M: TableMemory> Table<F, M> {
     /// leaves that stand in it or below. Everywhere else alignment sees to it that a leaf is
     /// smaller than what the root spans.
     pub(super) fn beside_roots(&self, job: Job) -> impl Iterator<Item = Job> {
-        let geometry = self.geometry;
-        let is_at_roots = job.iova == 0 && geometry.top < geometry.max_top;
-        let reach = self.span(geometry.top).reach;
-        let (first, rest) = if is_at_roots {
-            let last = job.last.min(reach);
-            let largest = PageSize::from_lg2(reach.trailing_ones() as u8 - 1);
-            let first = job.part(0, last, job.sizes.up_to(largest));
+        let (first, rest) = if job.iova == 0 {
+            let last = job.last.min(self.fast_reach(self.geometry.top));
+            let sizes = job.sizes.up_to(self.largest_at_roots());
             let rest = (last < job.last).then(|| job.part(last + 1, job.last, job.sizes));
-            (first, rest)
+            (job.part(0, last, sizes), rest)
         } else {
             (job, None)
         };

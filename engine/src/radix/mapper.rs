@@ -56,7 +56,7 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
             } else {
                 table.fast_reach(top)
             },
-            table_policy: table.table_policy,
+            table_policy: table.policy,
             position: Position::NOWHERE,
         }
     }
@@ -99,7 +99,7 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
     /// Devices may use the range once the result is synced. Rights that the format cannot express
     /// are widened as [`Format::effective`] says. Where an empty table stands in the way of a larger
     /// leaf, the leaf takes its place; formats with [`Format::BREAK_BEFORE_MAKE`] use the table, and
-    /// smaller pages, until [`Table::compact`] unlinks it or [`merge`](Self::merge) is asked for.
+    /// smaller pages, until [`compact`](Self::compact) unlinks it or [`merge`](Self::merge) is asked for.
     ///
     /// # Errors
     ///

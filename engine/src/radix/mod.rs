@@ -51,14 +51,19 @@ mod map;
 mod mapper;
 mod merge;
 mod node;
+#[cfg(feature = "parallel")]
+mod parallel;
 mod position;
 mod protect;
 mod read;
+mod split;
 mod unmap;
 
-#[cfg(all(test, loom))]
+#[cfg(loom)]
+#[cfg(test)]
 mod models;
-#[cfg(all(test, not(loom)))]
+#[cfg(not(loom))]
+#[cfg(test)]
 mod tests;
 
 use core::fmt;
@@ -196,7 +201,7 @@ pub struct Table<F: Format, M: TableMemory> {
     map_side: MapSide,
     id: TableId,
     registry: Registry,
-    table_policy: TablePolicy,
+    policy: TablePolicy,
     quarantine: Quarantine,
     page_count: Count,
     top: Top,
@@ -234,7 +239,9 @@ impl<F: Format, M: TableMemory> Table<F, M> {
                 }
             }
         }
-        let geometry = format.geometry();
+        let mut geometry = format.geometry();
+        // The smallest leaves stand in the first root, or below.
+        geometry.top = geometry.top.max(F::level_of(smallest));
         let quarantine_limit = config.quarantine_len / F::GRANULE.bytes();
         let quarantine_limit = usize::try_from(quarantine_limit).unwrap_or(usize::MAX);
         let root = alloc_page(&memory, &format, Self::root_page(&format, geometry.top))?;
@@ -250,7 +257,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
             map_side: config.map_side,
             id: TableId::next(),
             registry: config.registry,
-            table_policy: config.table_policy,
+            policy: config.table_policy,
             quarantine: Quarantine::new(quarantine_limit),
             page_count: Count::default(),
             top: Top::new(Root {
@@ -298,6 +305,12 @@ impl<F: Format, M: TableMemory> Table<F, M> {
     /// wait for [`reclaim`](Self::reclaim).
     pub fn table_count(&self) -> usize {
         self.page_count.get()
+    }
+
+    /// Returns how many of them are unlinked and wait, those included that running operations made
+    /// room for; at most what [`TableConfig::with_quarantine_limit`] allows.
+    pub fn quarantined_count(&self) -> usize {
+        self.quarantine.held_count()
     }
 
     /// Claims `range` from the table's registry.

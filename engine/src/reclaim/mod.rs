@@ -10,11 +10,11 @@
 //!            forgotten it           starts
 //! ```
 //!
-//! - **Q1** (once): a page enters after its one link is gone, and leaves once.
-//! - **Q2** (hardware): a page is settled only on proof that hardware walks it no more.
-//! - **Q3** (readers): the grace period of a page starts after the page was unlinked, and the page
+//! - **R1** (once): a page enters after its one link is gone, and leaves once.
+//! - **R2** (hardware): a page is settled only on proof that hardware walks it no more.
+//! - **R3** (readers): the grace period of a page starts after the page was unlinked, and the page
 //!   is freed after that period, or under `&mut`, where no reader is left.
-//! - **Q4** (bounded): no more pages are held than the limit allows. An operation asks for room
+//! - **R4** (bounded): no more pages are held than the limit allows. An operation asks for room
 //!   before it unlinks anything; where there is none it keeps its tables, so a reader that never
 //!   leaves costs memory up to the limit and delays nobody.
 //!
@@ -29,7 +29,8 @@ use iopt_formats::Oa;
 use crate::sync::epoch::Grace;
 use crate::sync::{self, Mutex};
 
-#[cfg(all(test, not(loom)))]
+#[cfg(not(loom))]
+#[cfg(test)]
 mod tests;
 
 /// Numbers the operation that retired tables, per table; 0 for one that retired none.
@@ -109,7 +110,7 @@ impl Quarantine {
         }
     }
 
-    /// Takes note that hardware walks the pages of an operation no more (Q2).
+    /// Takes note that hardware walks the pages of an operation no more (R2).
     pub(crate) fn settle(&self, operation: Operation) {
         if operation == Operation::NONE {
             return;
@@ -126,7 +127,7 @@ impl Quarantine {
     pub(crate) fn collect(&self, mut free: impl FnMut(Oa)) {
         let settled = mem::take(&mut self.state.lock().settled);
         if !settled.is_empty() {
-            // Q3: they were unlinked before they came here.
+            // R3: they were unlinked before they came here.
             let grace = Grace::start();
             self.state.lock().leaving.push_back((grace, settled));
         }
@@ -155,7 +156,7 @@ impl Quarantine {
         Some(batches)
     }
 
-    /// As [`collect`](Self::collect), where `&mut` shows that no reader is left (Q3).
+    /// As [`collect`](Self::collect), where `&mut` shows that no reader is left (R3).
     pub(crate) fn collect_exclusively(&mut self, mut free: impl FnMut(Oa)) {
         let state = self.state.get_mut();
         let leaving = mem::take(&mut state.leaving);
@@ -192,7 +193,7 @@ pub(crate) struct Retiring<'q> {
 }
 
 impl Retiring<'_> {
-    /// Makes room for `count` pages more, or says why there is none (Q4).
+    /// Makes room for `count` pages more, or says why there is none (R4).
     pub(crate) fn reserve(&mut self, count: usize) -> Result<(), NoRoom> {
         let needed = self.batch.count().saturating_add(count);
         let Some(more) = needed.checked_sub(self.room).filter(|&more| more > 0) else {
@@ -219,7 +220,7 @@ impl Retiring<'_> {
         Ok(())
     }
 
-    /// Adds a page that was unlinked (Q1) and that room was made for.
+    /// Adds a page that was unlinked (R1) and that room was made for.
     pub(crate) fn push(&mut self, page: Oa) {
         debug_assert!(self.batch.count() < self.room, "room is asked for first");
         if self.batch.first.is_none() {

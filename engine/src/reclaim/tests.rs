@@ -14,7 +14,9 @@ fn pages(numbers: impl IntoIterator<Item = u64>) -> Vec<Oa> {
 fn retire(quarantine: &Quarantine, pages: &[Oa]) -> Operation {
     let mut retiring = quarantine.begin();
     retiring.reserve(pages.len()).unwrap();
-    pages.iter().for_each(|&page| retiring.push(page));
+    for &page in pages {
+        retiring.push(page);
+    }
     retiring.finish()
 }
 

@@ -153,7 +153,7 @@ fn run_steps<F: Format>(
     shared: &Shared<'_>,
     ledger: &mut Ledger,
 ) -> Result<(), EngineFault> {
-    let mut table = Table::new(format, shared.tables.arena())?;
+    let table = Table::new(format, shared.tables.arena())?;
     let windows = windows(format.geometry()).into_iter();
     let mut claims = windows
         .map(|window| table.claim(window))

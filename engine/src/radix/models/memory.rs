@@ -52,7 +52,7 @@ impl ModelMemory {
         };
         Self {
             pages: (0..count).map(page).collect(),
-            free: Mutex::new(&sync::MAGAZINE, (0..count).rev().collect()),
+            free: Mutex::new(&sync::TABLE_POOL, (0..count).rev().collect()),
         }
     }
 
@@ -125,7 +125,7 @@ impl Shadow {
         let seen = alloc::vec![[JUNK; 4]; memory.pages.len()];
         Self {
             memory,
-            seen: Arc::new(Mutex::new(&sync::MAGAZINE, seen)),
+            seen: Arc::new(Mutex::new(&sync::TABLE_POOL, seen)),
         }
     }
 

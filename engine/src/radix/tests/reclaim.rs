@@ -123,11 +123,11 @@ fn a_reader_keeps_the_tables_that_it_may_be_inside() {
     for _ in 0..4 {
         table.reclaim(&flushed);
     }
-    assert_eq!(table.table_count(), 4);
+    assert_eq!((table.table_count(), table.quarantined_count()), (4, 1));
     reader.renew();
     drop(reader);
     table.trim();
-    assert_eq!(table.table_count(), 3);
+    assert_eq!((table.table_count(), table.quarantined_count()), (3, 0));
 }
 
 #[test]
