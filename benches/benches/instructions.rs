@@ -14,7 +14,7 @@
 
 use gungraun::prelude::*;
 use gungraun::{Callgrind, EventKind};
-use iopt_benches::instructions::Operation::{Lookup, Map, Unmap};
+use iopt_benches::instructions::Operation::{Lookup, LookupAlone, LookupOwn, Map, Unmap};
 use iopt_benches::instructions::Pages::{Hot, Random};
 use iopt_benches::instructions::{Operation, Work, prepare};
 use iopt_formats::catalog::FormatName::{self, AmdV1, ArmS1_4k, RiscvSv48, VtdSs};
@@ -59,6 +59,14 @@ fn lookup_random(format: FormatName) -> Work {
     prepare(format, Lookup, Random, COUNT as usize)
 }
 
+fn lookup_alone_hot(format: FormatName) -> Work {
+    prepare(format, LookupAlone, Hot, COUNT as usize)
+}
+
+fn lookup_own_hot(format: FormatName) -> Work {
+    prepare(format, LookupOwn, Hot, COUNT as usize)
+}
+
 #[library_benchmark(config = limit(Map))]
 #[benches::hot(args = [ArmS1_4k, VtdSs, AmdV1, RiscvSv48], setup = map_hot)]
 #[benches::random(args = [ArmS1_4k, VtdSs, AmdV1, RiscvSv48], setup = map_random)]
@@ -83,5 +91,22 @@ fn lookup(mut work: Work) -> Work {
     work
 }
 
-library_benchmark_group!(name = pages_of_4k, benchmarks = [map, unmap, lookup]);
+#[library_benchmark(config = limit(LookupAlone))]
+#[benches::hot(args = [ArmS1_4k, VtdSs, AmdV1, RiscvSv48], setup = lookup_alone_hot)]
+fn lookup_alone(mut work: Work) -> Work {
+    work();
+    work
+}
+
+#[library_benchmark(config = limit(LookupOwn))]
+#[benches::hot(args = [ArmS1_4k, VtdSs, AmdV1, RiscvSv48], setup = lookup_own_hot)]
+fn lookup_own(mut work: Work) -> Work {
+    work();
+    work
+}
+
+library_benchmark_group!(
+    name = pages_of_4k,
+    benchmarks = [map, unmap, lookup, lookup_alone, lookup_own]
+);
 main!(library_benchmark_groups = pages_of_4k);

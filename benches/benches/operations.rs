@@ -1,4 +1,5 @@
-//! How long do a map, an unmap (gather and an empty sync included) and a lookup take?
+//! How long do a map, an unmap (gather and an empty sync included) and a lookup take, a lookup
+//! through a reader, on its own, and inside a claim?
 //!
 //! ```text
 //! cargo bench -p iopt-benches --bench operations [-- OPERATION/FORMAT/CASE/STATE]
@@ -45,7 +46,10 @@ impl Visitor for Bench<'_> {
         } = self;
         let states: &[State] = match operation {
             Operation::Map => &[State::Warm, State::Cold, State::New],
-            Operation::Unmap | Operation::Lookup => &[State::Warm, State::Cold],
+            Operation::Unmap
+            | Operation::Lookup
+            | Operation::LookupAlone
+            | Operation::LookupOwn => &[State::Warm, State::Cold],
         };
         let mut group = criterion.benchmark_group(operation.as_str());
         group.sample_size(15);

@@ -18,41 +18,25 @@
 //! RUSTFLAGS=-Cllvm-args=-align-all-functions=6 cargo bench -p iopt-benches --bench promises
 //! ```
 
+use std::env;
 use std::io::{self, Write};
 use std::process::ExitCode;
-use std::{env, fmt};
 
+use iopt_benches::command::{self, Args};
 use iopt_benches::paired::{Comparison, quantile};
 use iopt_benches::promises::{MAX_REGION_RATIO, Measured, ROWS, Row, measure, region_ratio};
-use iopt_benches::subject::MakeSubject;
+use iopt_benches::verdict::Verdict;
 use iopt_benches::workload::WorkloadName;
 use iopt_benches::{cpu, formats, promises};
 use iopt_formats::Format;
 use iopt_formats::catalog::{FormatName, Visitor};
 
 fn main() -> ExitCode {
-    let options = match Options::parse(env::args().skip(1)) {
-        Ok(options) => options,
-        Err(error) => {
-            let _ = writeln!(io::stderr(), "promises: {error}");
-            return ExitCode::from(2);
-        }
-    };
-    if !options.is_bench {
-        return ExitCode::SUCCESS; // a test run builds benches, but measures nothing
-    }
-    match run(&options) {
-        Ok(code) => code,
-        Err(error) => {
-            let _ = writeln!(io::stderr(), "promises: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    command::main("promises", Options::parse, run)
 }
 
 /// What the command line asks for.
 struct Options {
-    is_bench: bool,
     rows: Option<Vec<String>>,
     formats: Vec<FormatName>,
     round_count: usize,
@@ -68,9 +52,8 @@ enum Output {
 }
 
 impl Options {
-    fn parse(mut args: impl Iterator<Item = String>) -> Result<Self, String> {
+    fn parse(args: &mut Args<env::Args>) -> Result<Self, String> {
         let mut options = Self {
-            is_bench: false,
             rows: None,
             formats: formats::NAMES.to_vec(),
             round_count: 3,
@@ -78,18 +61,17 @@ impl Options {
             margin: None,
             output: Output::Table,
         };
-        while let Some(arg) = args.next() {
-            let mut value = || args.next().ok_or_else(|| format!("{arg} needs a value"));
-            match arg.as_str() {
-                "--bench" => options.is_bench = true,
-                "--rows" => options.rows = Some(rows(&value()?)?),
-                "--format" => options.formats = format_names(&value()?)?,
-                "--rounds" => options.round_count = number::<usize>(&value()?)?.max(1),
-                "--cpu" => options.cpu = Some(number(&value()?)?),
-                "--margin" => options.margin = Some(number(&value()?)?),
+        while let Some(option) = args.option() {
+            match option.as_str() {
+                "--bench" => {}
+                "--rows" => options.rows = Some(known_rows(args.list()?)?),
+                "--format" => options.formats = args.formats()?,
+                "--rounds" => options.round_count = args.number::<usize>()?.max(1),
+                "--cpu" => options.cpu = Some(args.number()?),
+                "--margin" => options.margin = Some(args.number()?),
                 "--json" => options.output = Output::Json,
                 "--yardsticks" => options.output = Output::Yardsticks,
-                other => return Err(format!("unknown option {other}")),
+                _ => return args.unknown(),
             }
         }
         Ok(options)
@@ -102,31 +84,12 @@ impl Options {
     }
 }
 
-fn rows(list: &str) -> Result<Vec<String>, String> {
-    let known = |id: &str| ROWS.iter().any(|row| row.id == id);
-    list.split(',')
-        .map(|id| {
-            known(id)
-                .then(|| id.to_owned())
-                .ok_or_else(|| format!("no row {id}"))
-        })
-        .collect()
-}
-
-fn format_names(list: &str) -> Result<Vec<FormatName>, String> {
-    let parse = |name: &str| {
-        let format: FormatName = name.parse().map_err(|error| format!("{name}: {error}"))?;
-        if formats::NAMES.contains(&format) {
-            Ok(format)
-        } else {
-            Err(format!("{name} is not among the measured formats"))
-        }
-    };
-    list.split(',').map(parse).collect()
-}
-
-fn number<T: std::str::FromStr>(text: &str) -> Result<T, String> {
-    text.parse().map_err(|_| format!("{text} is no number"))
+fn known_rows(ids: Vec<String>) -> Result<Vec<String>, String> {
+    let is_known = |id: &String| ROWS.iter().any(|row| row.id == id);
+    match ids.iter().find(|&id| !is_known(id)) {
+        Some(id) => Err(format!("no row {id}")),
+        None => Ok(ids),
+    }
 }
 
 fn run(options: &Options) -> io::Result<ExitCode> {
@@ -178,7 +141,6 @@ impl Visitor for MeasureFormat<'_, '_> {
             options,
             report,
         } = self;
-        let subject = MakeSubject(format);
         let mut left: &[Row] = ROWS;
         while let Some(first) = left.first() {
             // Rows of one workload are measured together.
@@ -197,7 +159,7 @@ impl Visitor for MeasureFormat<'_, '_> {
                 continue;
             }
             let rounds: Vec<Vec<Measured>> = (0..options.round_count)
-                .map(|_| measure(&subject, first.workload, &wanted))
+                .map(|_| measure(format, first.workload, &wanted))
                 .collect();
             for (index, measured) in rounds[0].iter().enumerate() {
                 let comparisons: Vec<Comparison> =
@@ -206,7 +168,7 @@ impl Visitor for MeasureFormat<'_, '_> {
             }
             if first.workload == WorkloadName::W2 {
                 let ratios: Vec<f64> = (0..options.round_count)
-                    .map(|_| region_ratio(&subject))
+                    .map(|_| region_ratio(format))
                     .collect();
                 report.regions(name, quantile(&ratios, 0.5))?;
             }
@@ -262,8 +224,14 @@ impl<'o> Report<'o> {
         let Measured {
             row, bar, decides, ..
         } = *measured;
-        let verdict = Verdict::of(median.ratio, bar.at_most, median.is_noisy);
-        self.judge(decides, median.ratio, bar.at_most, median.is_noisy);
+        let verdict = bar.at_most.map(|at_most| {
+            self.judge(decides, median.ratio, at_most, median.is_noisy);
+            if median.is_noisy {
+                Verdict::TooNoisy
+            } else {
+                Verdict::at_most(median.ratio, at_most)
+            }
+        });
         let Comparison {
             ratio,
             min_ratio,
@@ -273,27 +241,35 @@ impl<'o> Report<'o> {
         } = median;
         if self.is_json {
             let mark = self.separator();
+            let at_most = bar
+                .at_most
+                .map_or("null".to_owned(), |at_most| at_most.to_string());
+            let verdict = verdict.map_or("null".to_owned(), |verdict| format!("\"{verdict}\""));
             return write!(
                 self.out,
                 "{mark}{{\"row\":\"{}\",\"what\":\"{}\",\"format\":\"{format}\",\
-                 \"yardstick\":\"{}\",\"decides\":{decides},\"bar\":{},\"ratio\":{ratio:.4},\
+                 \"yardstick\":\"{}\",\"decides\":{decides},\"bar\":{at_most},\"ratio\":{ratio:.4},\
                  \"min_ratio\":{min_ratio:.4},\"ns\":{subject_ns:.4},\
-                 \"yardstick_ns\":{yardstick_ns:.4},\"verdict\":\"{verdict}\"}}",
-                row.id, row.what, bar.yardstick, bar.at_most
+                 \"yardstick_ns\":{yardstick_ns:.4},\"verdict\":{verdict}}}",
+                row.id, row.what, bar.yardstick
             );
         }
         let mark = if decides { ' ' } else { '~' };
         let format = format.as_str();
+        let at_most = bar
+            .at_most
+            .map_or("-".to_owned(), |at_most| format!("{at_most:.2}"));
+        let verdict = verdict.map_or("", Verdict::as_str);
         writeln!(
             self.out,
-            "{:4} {format:10} {:26} {subject_ns:9.3} {mark} {:20} {yardstick_ns:9.3} {:6.2} \
+            "{:4} {format:10} {:26} {subject_ns:9.3} {mark} {:20} {yardstick_ns:9.3} {at_most:>6} \
              {ratio:6.2} {min_ratio:6.2} {verdict}",
-            row.id, row.what, bar.yardstick, bar.at_most
+            row.id, row.what, bar.yardstick
         )
     }
 
     fn regions(&mut self, format: FormatName, ratio: f64) -> io::Result<()> {
-        let verdict = Verdict::of(ratio, MAX_REGION_RATIO, false);
+        let verdict = Verdict::at_most(ratio, MAX_REGION_RATIO);
         self.judge(true, ratio, MAX_REGION_RATIO, false);
         let what = "slowest to fastest region";
         if self.is_json {
@@ -336,33 +312,6 @@ impl<'o> Report<'o> {
             ExitCode::FAILURE
         } else {
             ExitCode::SUCCESS
-        })
-    }
-}
-
-/// What a ratio says about its bar.
-enum Verdict {
-    Met,
-    NotMet,
-    TooNoisy,
-}
-
-impl Verdict {
-    fn of(ratio: f64, bar: f64, is_noisy: bool) -> Self {
-        match (is_noisy, ratio <= bar) {
-            (true, _) => Self::TooNoisy,
-            (false, true) => Self::Met,
-            (false, false) => Self::NotMet,
-        }
-    }
-}
-
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Met => "met",
-            Self::NotMet => "NOT MET",
-            Self::TooNoisy => "too noisy",
         })
     }
 }

@@ -127,10 +127,9 @@ impl Case {
     ) -> Duration {
         let calls = self.calls(state);
         let probes = self.probes(&calls);
-        let timed_count = if operation == Operation::Lookup {
-            probes.len()
-        } else {
-            calls.len()
+        let timed_count = match operation {
+            Operation::Map | Operation::Unmap => calls.len(),
+            Operation::Lookup | Operation::LookupAlone | Operation::LookupOwn => probes.len(),
         };
         let round_count = call_count.div_ceil(timed_count as u64).max(1);
         let make = MakeSubject(format);
@@ -148,8 +147,8 @@ impl Case {
                     mapped
                 }
                 Operation::Unmap => clock::time(|| self.unmap(subject, &calls)),
-                Operation::Lookup => {
-                    let found = clock::time(|| lookup(subject, &probes));
+                Operation::Lookup | Operation::LookupAlone | Operation::LookupOwn => {
+                    let found = clock::time(|| lookup(operation, subject, &probes));
                     self.unmap(subject, &calls);
                     found
                 }
@@ -207,12 +206,8 @@ impl Case {
 }
 
 #[inline(never)]
-fn lookup<F: Format>(subject: &Subject<'_, F>, probes: &[u64]) {
-    let mut sum = 0_u64;
-    for &iova in probes {
-        sum = sum.wrapping_add(subject.lookup(iova).unwrap_or(0));
-    }
-    black_box(sum);
+fn lookup<F: Format>(operation: Operation, subject: &Subject<'_, F>, probes: &[u64]) {
+    black_box(operation.look_up(subject, probes));
 }
 
 /// Fills the core's own caches with something else.

@@ -11,7 +11,7 @@ use iopt_formats::catalog::{FormatName, Visitor};
 
 use crate::formats;
 use crate::subject::Subject;
-use crate::workload::{Workload, WorkloadName};
+use crate::workload::{Tables, Workload, WorkloadName, sum};
 
 const PAGE_LEN: u64 = 4096;
 
@@ -22,13 +22,23 @@ pub enum Operation {
     Map,
     /// Unmap, gather and sync.
     Unmap,
-    /// Look up.
+    /// Look up, many at a time.
     Lookup,
+    /// Look up one address on its own.
+    LookupAlone,
+    /// Look up what nobody else may change, many at a time.
+    LookupOwn,
 }
 
 impl Operation {
     /// Every operation.
-    pub const ALL: [Self; 3] = [Self::Map, Self::Unmap, Self::Lookup];
+    pub const ALL: [Self; 5] = [
+        Self::Map,
+        Self::Unmap,
+        Self::Lookup,
+        Self::LookupAlone,
+        Self::LookupOwn,
+    ];
 
     /// Returns the name as text.
     pub const fn as_str(self) -> &'static str {
@@ -36,6 +46,8 @@ impl Operation {
             Self::Map => "map",
             Self::Unmap => "unmap",
             Self::Lookup => "lookup",
+            Self::LookupAlone => "lookup-alone",
+            Self::LookupOwn => "lookup-own",
         }
     }
 
@@ -44,7 +56,24 @@ impl Operation {
         match self {
             Self::Map => 80,
             Self::Unmap => 90,
-            Self::Lookup => 50,
+            Self::Lookup | Self::LookupOwn => 50,
+            // An epoch is entered and left, which is a locked instruction and some loads.
+            Self::LookupAlone => 110,
+        }
+    }
+
+    /// Looks `iovas` up in this operation's way and returns the sum of what they translate to.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the operation is no lookup.
+    #[inline(always)]
+    pub fn look_up<T: Tables>(self, tables: &T, iovas: &[u64]) -> u64 {
+        match self {
+            Self::Map | Self::Unmap => panic!("{} is no lookup", self.as_str()),
+            Self::Lookup => tables.translate_batch(iovas),
+            Self::LookupAlone => sum(iovas, |iova| tables.translate(iova)),
+            Self::LookupOwn => tables.translate_own(iovas),
         }
     }
 }
@@ -121,7 +150,9 @@ impl Visitor for Prepare {
         match operation {
             Operation::Map => Box::new(move || map(&mut subject, &workload.iovas()[..count])),
             Operation::Unmap => Box::new(move || unmap(&mut subject, &workload.iovas()[..count])),
-            Operation::Lookup => Box::new(move || lookup(&subject, &workload.iovas()[..count])),
+            Operation::Lookup | Operation::LookupAlone | Operation::LookupOwn => {
+                Box::new(move || lookup(operation, &subject, &workload.iovas()[..count]))
+            }
         }
     }
 }
@@ -141,10 +172,6 @@ fn unmap<F: Format>(subject: &mut Subject<'_, F>, iovas: &[u64]) {
 }
 
 #[inline(never)]
-fn lookup<F: Format>(subject: &Subject<'_, F>, iovas: &[u64]) {
-    let mut sum = 0_u64;
-    for &iova in iovas {
-        sum = sum.wrapping_add(subject.lookup(iova).unwrap_or(0));
-    }
-    black_box(sum);
+fn lookup<F: Format>(operation: Operation, subject: &Subject<'_, F>, iovas: &[u64]) {
+    black_box(operation.look_up(subject, iovas));
 }

@@ -2,7 +2,11 @@
 //!
 //! | question | command |
 //! |---|---|
-//! | Are the promises kept? | `cargo bench -p iopt-benches --bench promises` |
+//! | Are the promises about one thread kept? | `cargo bench -p iopt-benches --bench promises` |
+//! | Do several threads on one table do several times as much as one? | `cargo bench -p iopt-benches --bench scaling` |
+//! | What does the shared side of a domain's lock cost? | `cargo bench -p iopt-benches --bench locks` |
+//! | How long does attaching take while other threads map? | `cargo bench -p iopt-benches --bench attach` |
+//! | How close to the bare loop is a map of 12 TiB? | `cargo bench -p iopt-benches --bench large` |
 //! | How long does a map, an unmap, a lookup take? | `cargo bench -p iopt-benches --bench operations` |
 //! | How many instructions do they take? | `cargo run --release -p iopt-benches --bin count`, or with `gungraun`: `cargo bench -p iopt-benches --features instructions --bench instructions` |
 //!
@@ -15,6 +19,10 @@
 //! for a few milliseconds, then the next one, on one core; a ratio is taken inside each turn
 //! ([`paired`]).
 //!
+//! Several threads are compared with one of them, and with other locks and other ways to guard a
+//! table ([`designs`]), in many trials of less than a millisecond, of which those count whose
+//! threads ran side by side ([`trials`]).
+//!
 //! Numbers need a quiet machine. Instruction counts do not, and gate changes.
 
 #![expect(
@@ -26,17 +34,27 @@
     reason = "what is compared has to be compiled alike on both sides"
 )]
 
+pub mod areas;
+pub mod attach;
 pub mod cases;
 pub mod clock;
+pub mod command;
 pub mod cpu;
+pub mod designs;
 pub mod formats;
+pub mod histogram;
 pub mod instructions;
+pub mod large;
+pub mod locks;
 pub mod loops;
 pub mod paired;
 pub mod peers;
 pub mod pool;
 pub mod promises;
 pub mod random;
+pub mod scaling;
 pub mod subject;
+pub mod trials;
+pub mod verdict;
 pub mod workload;
 pub mod yardstick;

@@ -143,12 +143,7 @@ impl<K: Copy + Eq> Turns<K> {
 
     /// Returns the median of each phase of a side.
     pub fn medians(&self, key: K) -> Times {
-        let median = |phase| quantile(&self.series(key, phase), 0.5);
-        Times {
-            map: median(Phase::Map),
-            translate: median(Phase::Translate),
-            unmap: median(Phase::Unmap),
-        }
+        Times::of_phases(|phase| quantile(&self.series(key, phase), 0.5))
     }
 
     /// Compares a side with a yardstick.

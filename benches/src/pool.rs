@@ -162,6 +162,34 @@ pub fn with_cold_pages<R>(work: impl FnOnce() -> R) -> R {
     result
 }
 
+/// Runs `work` with `count` pages of zeroes of `memory`, in the order in which it hands them out.
+///
+/// # Panics
+///
+/// Panics if there are not so many.
+pub fn with_pages_of<R>(
+    memory: &impl TableMemory,
+    count: u64,
+    work: impl FnOnce(&[&Page]) -> R,
+) -> R {
+    let size = PageSize::KIB_4;
+    let taken: Result<Vec<Oa>, _> = (0..count).map(|_| memory.alloc(size)).collect();
+    let taken = taken.expect("the memory has as many pages as are asked for");
+    let page_at = |&oa: &Oa| {
+        let page = NonNull::new(memory.ptr(oa)).expect("no page is at address 0");
+        // SAFETY: M1, M2: the page is 4 KiB long, aligned to that, and ours until it is freed
+        // below, and it holds zeroes, which are valid atomics.
+        unsafe { page.cast::<Page>().as_ref() }
+    };
+    let result = work(&taken.iter().map(page_at).collect::<Vec<_>>());
+    for oa in taken {
+        // SAFETY: the page was taken above with this size, and `work`, which can keep no
+        // reference, has returned.
+        unsafe { memory.free(oa, size) };
+    }
+    result
+}
+
 /// The pool of the calling thread as memory for the engine's tables.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PoolMemory;
@@ -195,6 +223,10 @@ unsafe impl TableMemory for PoolMemory {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering::Relaxed;
+
+    use iopt::mem::Arena;
+
     use super::*;
 
     #[test]
@@ -210,6 +242,19 @@ mod tests {
         // SAFETY: the page is ours and 4 KiB long.
         let last = unsafe { memory.ptr(second).wrapping_add(PAGE_LEN - 1).read() };
         assert_eq!(last, 0);
+    }
+
+    #[test]
+    fn pages_of_a_memory_are_zeroed_and_given_back() {
+        let arena = Arena::new(1 << 20).unwrap();
+        for _ in 0..2 {
+            with_pages_of(&arena, 16, |pages| {
+                for page in pages {
+                    assert_eq!(page.0[511].swap(7, Relaxed), 0);
+                }
+            });
+        }
+        assert_eq!(arena.usage().used_len, 0);
     }
 
     #[test]

@@ -2,33 +2,41 @@
 //!
 //! The first yardstick of a row decides; the second is of another kind and says whether the first
 //! can be believed; the others measure the core rather than memory. A bar is what a ratio to the
-//! first yardstick may be at most.
+//! yardstick may be at most; a row without one is there to compare with.
+//!
+//! Lookups are measured in three ways: through a reader, which holds an epoch for many of them and
+//! which the promise is about; alone, each with an epoch of its own; and by the holder of the claim,
+//! who needs none. P7b takes pages that are zeroed beforehand from an arena, P13 unlinks the leaf
+//! tables and frees them between rounds. P11, about several threads, is the bench `scaling`.
+
+use iopt_formats::Format;
 
 use crate::loops::{Rounds, Yardstick, rounds};
 use crate::paired::{Comparison, Side, Turns, quantile};
 use crate::peers::aarch64::Stage2Tables;
 #[cfg(target_arch = "x86_64")]
 use crate::peers::{multiarch::MultiarchTables, x86::OffsetTables};
+use crate::subject::{MakeDetaching, MakeSubject, MakeZeroed};
 use crate::workload::{Make, MakeDefault, Phase, Tables, Times, Workload, WorkloadName, map_pages};
 use crate::{clock, pool};
 
-use Phase::{Map, Translate, Unmap};
-use WorkloadName::{W1, W2, W3, W5, W6, W7, W8, W9, W10Fifo, W10Lifo};
-use Yardstick::{Y1, Y2, Y3, Y4a, Y4b, Y5a, Y5c, Y6, Y8, Y9, Y10};
+use Phase::{Map, Translate, TranslateAlone, TranslateOwn, Unmap};
+use WorkloadName::{W1, W2, W3, W5, W6, W7, W8, W9, W10Fifo, W10Lifo, W10b, W13};
+use Yardstick::{Y1, Y2, Y3, Y4a, Y4b, Y5a, Y5c, Y6, Y8, Y9, Y10, Y12};
 
 /// What a ratio to one yardstick may be.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Bar {
     /// The yardstick.
     pub yardstick: Yardstick,
-    /// The largest ratio that keeps the promise.
-    pub at_most: f64,
+    /// The largest ratio that keeps the promise, if there is one.
+    pub at_most: Option<f64>,
 }
 
 /// One promise about one workload.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Row {
-    /// Its name, `P1` to `P10`; several rows may share one.
+    /// Its name, `P1` to `P13`; several rows may share one.
     pub id: &'static str,
     /// What is promised.
     pub what: &'static str,
@@ -41,7 +49,18 @@ pub struct Row {
 }
 
 const fn bar(yardstick: Yardstick, at_most: f64) -> Bar {
-    Bar { yardstick, at_most }
+    Bar {
+        yardstick,
+        at_most: Some(at_most),
+    }
+}
+
+/// Compares without a promise.
+const fn beside(yardstick: Yardstick) -> Bar {
+    Bar {
+        yardstick,
+        at_most: None,
+    }
 }
 
 const fn row(
@@ -104,6 +123,20 @@ pub const ROWS: &[Row] = &[
         &[bar(Y5a, 2.0), bar(Y8, 1.3), bar(Y9, 0.16)],
     ),
     row(
+        "P4",
+        "look up alone, hot",
+        W1,
+        TranslateAlone,
+        &[beside(Y5a), beside(Y8), beside(Y9)],
+    ),
+    row(
+        "P4",
+        "look up one's own, hot",
+        W1,
+        TranslateOwn,
+        &[beside(Y5a), beside(Y8), beside(Y9)],
+    ),
+    row(
         "P5",
         "map 2M of 4K",
         W8,
@@ -130,6 +163,13 @@ pub const ROWS: &[Row] = &[
         W10Fifo,
         Map,
         &[bar(Y4b, 1.3)],
+    ),
+    row(
+        "P7b",
+        "map 4K, new zeroed table",
+        W10b,
+        Map,
+        &[bar(Y12, 0.70), bar(Y9, 0.35)],
     ),
     row(
         "P8",
@@ -180,6 +220,13 @@ pub const ROWS: &[Row] = &[
         Unmap,
         &[bar(Y9, 0.66), bar(Y8, 5.1)],
     ),
+    row(
+        "P13",
+        "unlink 2M of 4K",
+        W13,
+        Unmap,
+        &[bar(Y12, 1.6), bar(Y9, 3.0)],
+    ),
 ];
 
 /// How much slower than the fastest 2 MiB region the slowest may be (P2).
@@ -205,15 +252,18 @@ pub struct Measured {
     pub comparison: Comparison,
 }
 
-/// Measures `rows`, all of the workload `name`, for tables that `subject` makes; one round.
+/// Measures `rows`, all of the workload `name`, for tables of `format`; one round.
 ///
 /// Yardsticks that do not exist on this processor are left out.
-pub fn measure(subject: &impl Make, name: WorkloadName, rows: &[Row]) -> Vec<Measured> {
+pub fn measure<F: Format>(format: F, name: WorkloadName, rows: &[Row]) -> Vec<Measured> {
     let workload = Workload::new(name);
+    let subject = MakeSubject(format);
     let turns = match name {
-        W10Fifo => pool::with_cold_pages(|| new_tables(subject, &workload, rows)),
-        W10Lifo => new_tables(subject, &workload, rows),
-        _ => used_tables(subject, &workload, rows),
+        W10Fifo => pool::with_cold_pages(|| new_tables(&subject, &workload, rows)),
+        W10Lifo => new_tables(&subject, &workload, rows),
+        W10b => new_tables(&MakeZeroed(format), &workload, rows),
+        W13 => used_tables(&MakeDetaching(format), &workload, rows),
+        W1 | W2 | W3 | W5 | W6 | W7 | W8 | W9 => used_tables(&subject, &workload, rows),
     };
     let mut measured = Vec::new();
     for &row in rows {
@@ -296,11 +346,11 @@ fn run<'a>(
 }
 
 /// Returns how much slower the slowest 2 MiB region of W2 is mapped than the fastest (P2).
-pub fn region_ratio(subject: &impl Make) -> f64 {
+pub fn region_ratio<F: Format>(format: F) -> f64 {
     const ROUND_COUNT: usize = 101;
     const PAGES_OF_REGION: usize = 512;
     let workload = Workload::new(W2);
-    subject.with(|tables| {
+    MakeSubject(format).with(|tables| {
         workload.round(tables);
         let regions = workload.iovas().chunks_exact(PAGES_OF_REGION);
         let mut fastest = vec![f64::INFINITY; regions.len()];

@@ -14,8 +14,10 @@
 //! | W8 | 4 KiB, 128 leaf tables | 128 of 2 MiB |
 //! | W9 | 4 KiB, 512 leaf tables | one of 1 GiB |
 //! | W10a | as W8, into a table without any page | 128 of 2 MiB |
+//! | W10b | 4 KiB, 512 leaf tables, into a table without any page | 512 of one page |
+//! | W13 | as W8; an unmap may drop the leaf table | 128 of 2 MiB |
 //!
-//! Times are nanoseconds an entry: a page, or a block of W6 and W7.
+//! Times are nanoseconds an entry: a page, a block of W6 and W7, or 2 MiB of W13.
 
 use std::hint::black_box;
 use std::marker::PhantomData;
@@ -45,8 +47,30 @@ pub trait Tables {
     /// Unmaps what one [`map_run`](Self::map_run) mapped.
     fn unmap_run(&mut self, iova: u64, len: u64);
 
-    /// Returns what `iova` translates to, or `None` if it is not mapped.
+    /// Returns what `iova` translates to, or `None` if it is not mapped: one lookup on its own.
     fn translate(&self, iova: u64) -> Option<u64>;
+
+    /// Translates all of `iovas` and returns the [`sum`]: many lookups at a time.
+    #[inline(always)]
+    fn translate_batch(&self, iovas: &[u64]) -> u64 {
+        sum(iovas, |iova| self.translate(iova))
+    }
+
+    /// The same, by who alone may change these addresses.
+    #[inline(always)]
+    fn translate_own(&self, iovas: &[u64]) -> u64 {
+        sum(iovas, |iova| self.translate(iova))
+    }
+
+    /// Frees what the calls before left to be freed; not timed.
+    fn tidy(&mut self) {}
+}
+
+/// Returns the sum of what `iovas` translate to, so that no translation is left out.
+#[inline(always)]
+pub fn sum(iovas: &[u64], translate: impl Fn(u64) -> Option<u64>) -> u64 {
+    let add = |sum: u64, &iova| sum.wrapping_add(translate(iova).unwrap_or(0));
+    iovas.iter().fold(0, add)
 }
 
 /// Makes empty tables.
@@ -82,8 +106,12 @@ impl<T: Tables + Default + 'static> Make for MakeDefault<T> {
 pub enum Phase {
     /// Mapping, with the sync that a new mapping may need.
     Map,
-    /// Looking an address up.
+    /// Looking addresses up, many at a time.
     Translate,
+    /// Looking one address up.
+    TranslateAlone,
+    /// Looking addresses up that nobody else may change.
+    TranslateOwn,
     /// Unmapping, with gather and sync.
     Unmap,
 }
@@ -95,6 +123,10 @@ pub struct Times {
     pub map: f64,
     /// [`Phase::Translate`].
     pub translate: f64,
+    /// [`Phase::TranslateAlone`].
+    pub translate_alone: f64,
+    /// [`Phase::TranslateOwn`].
+    pub translate_own: f64,
     /// [`Phase::Unmap`].
     pub unmap: f64,
 }
@@ -105,31 +137,33 @@ impl Times {
         match phase {
             Phase::Map => self.map,
             Phase::Translate => self.translate,
+            Phase::TranslateAlone => self.translate_alone,
+            Phase::TranslateOwn => self.translate_own,
             Phase::Unmap => self.unmap,
         }
     }
 
-    /// Returns the time of all phases.
-    pub fn total(self) -> f64 {
-        self.map + self.translate + self.unmap
+    /// Returns the times that `time` returns for each phase.
+    pub fn of_phases(mut time: impl FnMut(Phase) -> f64) -> Self {
+        Self {
+            map: time(Phase::Map),
+            translate: time(Phase::Translate),
+            translate_alone: time(Phase::TranslateAlone),
+            translate_own: time(Phase::TranslateOwn),
+            unmap: time(Phase::Unmap),
+        }
     }
 
     /// Returns each time divided by `count`.
     #[must_use]
     pub fn divided_by(self, count: f64) -> Self {
-        Self {
-            map: self.map / count,
-            translate: self.translate / count,
-            unmap: self.unmap / count,
-        }
+        Self::of_phases(|phase| self.get(phase) / count)
     }
 }
 
 impl AddAssign for Times {
     fn add_assign(&mut self, other: Self) {
-        self.map += other.map;
-        self.translate += other.translate;
-        self.unmap += other.unmap;
+        *self = Self::of_phases(|phase| self.get(phase) + other.get(phase));
     }
 }
 
@@ -156,11 +190,15 @@ pub enum WorkloadName {
     W10Lifo,
     /// W8 into new tables, whose pages are in no cache.
     W10Fifo,
+    /// 4 KiB pages of a new leaf table each.
+    W10b,
+    /// W8 where an unmap may drop the leaf table.
+    W13,
 }
 
 impl WorkloadName {
     /// Every workload.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::W1,
         Self::W2,
         Self::W3,
@@ -171,6 +209,8 @@ impl WorkloadName {
         Self::W9,
         Self::W10Lifo,
         Self::W10Fifo,
+        Self::W10b,
+        Self::W13,
     ];
 }
 
@@ -200,9 +240,11 @@ impl Workload {
             WorkloadName::W5 => (Shape::Run { len: 16 * KIB_4 }, 16 * KIB_4, 31),
             WorkloadName::W6 => (Shape::Block2M, MIB_2, 511),
             WorkloadName::W7 => (Shape::Block1G, GIB_1, 255),
-            WorkloadName::W8 | WorkloadName::W10Lifo | WorkloadName::W10Fifo => {
-                (Shape::Run { len: MIB_2 }, MIB_2, 128)
-            }
+            WorkloadName::W8
+            | WorkloadName::W10Lifo
+            | WorkloadName::W10Fifo
+            | WorkloadName::W13 => (Shape::Run { len: MIB_2 }, MIB_2, 128),
+            WorkloadName::W10b => (Shape::Page4K, MIB_2, 512),
             WorkloadName::W9 => (Shape::Run { len: GIB_1 }, GIB_1, 1),
         };
         let mut iovas: Vec<u64> = (0..count).map(|i| FIRST_IOVA + i * stride).collect();
@@ -220,8 +262,8 @@ impl Workload {
     /// Returns how many entries a round maps.
     pub fn entry_count(&self) -> f64 {
         let entries_of_call = match self.shape {
-            Shape::Page4K | Shape::Block2M | Shape::Block1G => 1,
-            Shape::Run { len } => len / KIB_4,
+            Shape::Run { len } if self.name != WorkloadName::W13 => len / KIB_4,
+            Shape::Run { .. } | Shape::Page4K | Shape::Block2M | Shape::Block1G => 1,
         };
         self.iovas.len() as f64 * entries_of_call as f64
     }
@@ -233,15 +275,18 @@ impl Workload {
 
     /// Does one round and returns the time an entry.
     pub fn round<T: Tables>(&self, tables: &mut T) -> Times {
+        let looks_up = self.name == WorkloadName::W1;
+        let look_up = |work: &dyn Fn()| if looks_up { clock::time(work) } else { 0.0 };
+        let iovas = &self.iovas;
+        let map = clock::time(|| self.map(tables));
         let times = Times {
-            map: clock::time(|| self.map(tables)),
-            translate: if self.name == WorkloadName::W1 {
-                clock::time(|| self.translate(tables))
-            } else {
-                0.0
-            },
+            map,
+            translate: look_up(&|| translate_batch(tables, iovas)),
+            translate_alone: look_up(&|| translate_alone(tables, iovas)),
+            translate_own: look_up(&|| translate_own(tables, iovas)),
             unmap: clock::time(|| self.unmap(tables)),
         };
+        tables.tidy();
         times.divided_by(self.entry_count())
     }
 
@@ -267,12 +312,6 @@ impl Workload {
         }
     }
 
-    /// Looks up the first address of every call.
-    #[inline(always)]
-    pub fn translate<T: Tables>(&self, tables: &T) {
-        translate_all(tables, &self.iovas);
-    }
-
     /// Checks one round: the first and the last page of each call are translated while it is
     /// mapped, and not before or after.
     ///
@@ -290,6 +329,9 @@ impl Workload {
             for &iova in &self.iovas {
                 for probe in [iova, iova + len - KIB_4, iova + len - 1] {
                     assert_eq!(tables.translate(probe), expected(probe), "at {probe:#x}");
+                    let sum = expected(probe).unwrap_or(0);
+                    assert_eq!(tables.translate_batch(&[probe]), sum, "at {probe:#x}");
+                    assert_eq!(tables.translate_own(&[probe]), sum, "at {probe:#x}");
                 }
             }
         };
@@ -331,10 +373,16 @@ fn unmap_runs<T: Tables>(tables: &mut T, iovas: &[u64], len: u64) {
 }
 
 #[inline(never)]
-fn translate_all<T: Tables>(tables: &T, iovas: &[u64]) {
-    let mut sum = 0_u64;
-    for &iova in iovas {
-        sum = sum.wrapping_add(tables.translate(iova).unwrap_or(0));
-    }
-    black_box(sum);
+fn translate_batch<T: Tables>(tables: &T, iovas: &[u64]) {
+    black_box(tables.translate_batch(iovas));
+}
+
+#[inline(never)]
+fn translate_alone<T: Tables>(tables: &T, iovas: &[u64]) {
+    black_box(sum(iovas, |iova| tables.translate(iova)));
+}
+
+#[inline(never)]
+fn translate_own<T: Tables>(tables: &T, iovas: &[u64]) {
+    black_box(tables.translate_own(iovas));
 }

@@ -55,8 +55,19 @@ pub fn store(page: &Page, mut word: u64) {
 ///
 /// [`Unexpected`] if something stands there; lines before it are stored.
 #[inline(never)]
-pub fn check_and_store(page: &Page, mut word: u64) -> Result<(), Unexpected> {
-    for line in page.0.chunks_exact(LINE) {
+pub fn check_and_store(page: &Page, word: u64) -> Result<(), Unexpected> {
+    check_and_store_items(&page.0, word)
+}
+
+/// As [`check_and_store`], for some items of a page.
+///
+/// # Errors
+///
+/// As for [`check_and_store`].
+#[inline(always)]
+pub fn check_and_store_items(items: &[AtomicU64], mut word: u64) -> Result<(), Unexpected> {
+    let mut lines = items.chunks_exact(LINE);
+    for line in &mut lines {
         if line.iter().fold(0, |seen, item| seen | item.load(Relaxed)) != 0 {
             return Err(Unexpected);
         }
@@ -64,6 +75,13 @@ pub fn check_and_store(page: &Page, mut word: u64) -> Result<(), Unexpected> {
             item.store(word + i as u64 * PAGE, Relaxed);
         }
         word += LINE as u64 * PAGE;
+    }
+    for item in lines.remainder() {
+        if item.load(Relaxed) != 0 {
+            return Err(Unexpected);
+        }
+        item.store(word, Relaxed);
+        word += PAGE;
     }
     Ok(())
 }
@@ -75,7 +93,18 @@ pub fn check_and_store(page: &Page, mut word: u64) -> Result<(), Unexpected> {
 /// [`Unexpected`] if one has not; lines before it are cleared.
 #[inline(never)]
 pub fn check_and_clear(page: &Page) -> Result<(), Unexpected> {
-    for line in page.0.chunks_exact(LINE) {
+    check_and_clear_items(&page.0)
+}
+
+/// As [`check_and_clear`], for some items of a page.
+///
+/// # Errors
+///
+/// As for [`check_and_clear`].
+#[inline(always)]
+pub fn check_and_clear_items(items: &[AtomicU64]) -> Result<(), Unexpected> {
+    let mut lines = items.chunks_exact(LINE);
+    for line in &mut lines {
         if line
             .iter()
             .fold(VALID, |seen, item| seen & item.load(Relaxed))
@@ -86,6 +115,12 @@ pub fn check_and_clear(page: &Page) -> Result<(), Unexpected> {
         for item in line {
             item.store(0, Relaxed);
         }
+    }
+    for item in lines.remainder() {
+        if item.load(Relaxed) & VALID == 0 {
+            return Err(Unexpected);
+        }
+        item.store(0, Relaxed);
     }
     Ok(())
 }
@@ -240,6 +275,23 @@ mod tests {
         assert_eq!(words(page), rising);
         zero(page);
         assert_eq!(words(page), [0; 512]);
+    }
+
+    #[test]
+    fn some_items_of_a_page_are_stored_and_cleared_alone() {
+        let page = &leak_pages(1)[0];
+        let items = &page.0[16..27];
+        check_and_store_items(items, 0x5000 | VALID).unwrap();
+        let stored: Vec<u64> = (0..11).map(|i| 0x5001 + i * 0x1000).collect();
+        assert_eq!(words(page)[16..27], stored);
+        assert_eq!(words(page).iter().filter(|&&word| word != 0).count(), 11);
+        for occupied in [20, 26] {
+            let around = &page.0[occupied..=occupied];
+            assert_eq!(check_and_store_items(around, VALID), Err(Unexpected));
+        }
+        check_and_clear_items(items).unwrap();
+        assert_eq!(words(page), [0; 512]);
+        assert_eq!(check_and_clear_items(&page.0[26..27]), Err(Unexpected));
     }
 
     #[test]

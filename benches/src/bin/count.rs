@@ -46,7 +46,7 @@ fn count_all() -> Result<ExitCode, Box<dyn Error>> {
     writeln!(out, "instructions an operation, 4 KiB pages, loop included")?;
     writeln!(
         out,
-        "{:10} {:8} {:8} {:>8} {:>7}",
+        "{:10} {:12} {:8} {:>8} {:>7}",
         "table", "", "pages", "counted", "budget"
     )?;
     let mut is_over = false;
@@ -65,7 +65,7 @@ fn count_all() -> Result<ExitCode, Box<dyn Error>> {
                 let pages = pages.as_str();
                 writeln!(
                     out,
-                    "{format:10} {operation:8} {pages:8} {counted:8.1} {budget:7} {verdict}"
+                    "{format:10} {operation:12} {pages:8} {counted:8.1} {budget:7} {verdict}"
                 )?;
             }
         }
