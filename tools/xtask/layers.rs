@@ -55,11 +55,25 @@ const LAYERS: &[&[&str]] = &[
     &["device", "firmware", "ioas"],
 ];
 
-/// Crates that only the engine's `sync` names.
-const SYNC_CRATES: &[&str] = &["crossbeam_utils", "loom", "parking_lot", "spin"];
+/// Crates that one of the engine's modules names, and no other; by its path.
+const HOMES: &[(&str, &[&str])] = &[
+    ("crossbeam_epoch", &["sync"]),
+    ("crossbeam_utils", &["sync"]),
+    ("loom", &["sync"]),
+    ("parking_lot", &["sync"]),
+    ("rayon", &["radix", "parallel"]),
+    ("spin", &["sync"]),
+];
 
 /// Crates whose module `sync` only the engine's `sync` names.
 const STANDARD_CRATES: &[&str] = &["core", "std"];
+
+/// Modules of this name hold the models of the code beside them, and start threads of
+/// [`MODEL_CRATE`].
+const MODELS: &str = "models";
+
+/// What models are made of.
+const MODEL_CRATE: &str = "loom";
 
 /// Checks the dependencies of one `Cargo.toml`.
 pub(crate) fn manifest(path: &str, text: &str) -> Vec<Finding> {
@@ -125,9 +139,10 @@ pub(crate) fn engine(path: &str, source: &Source<'_>) -> Vec<Finding> {
             findings.push(Finding::new(path, line, Rule::Layers, text));
         }
     }
-    if module != "sync" {
-        for (line, named) in locks_named(source) {
-            let text = format!("only `sync` names `{named}`");
+    for (line, named, home) in homed_names(source) {
+        let is_model = named == MODEL_CRATE && file.contains(&MODELS);
+        if !file.starts_with(home) && !is_model {
+            let text = format!("only `{}` names `{named}`", home.join("::"));
             findings.push(Finding::new(path, line, Rule::Layers, text));
         }
     }
@@ -184,22 +199,20 @@ fn modules_named<'a>(file: &[&'a str], source: &Source<'a>) -> Vec<(usize, &'a s
     named
 }
 
-/// Returns the names of `std::sync` and its kin in the code, with lines.
-fn locks_named<'a>(source: &Source<'a>) -> Vec<(usize, &'a str)> {
+/// Returns the crates and modules of [`HOMES`] and [`STANDARD_CRATES`] that the code names, with
+/// lines and the only module that may name them.
+fn homed_names<'a>(source: &Source<'a>) -> Vec<(usize, &'a str, &'static [&'static str])> {
     let mut named = Vec::new();
     for (index, token) in source.tokens.iter().enumerate() {
         let Some(word) = source.word(index).filter(|_| source.marks(index + 1, "::")) else {
             continue;
         };
-        if SYNC_CRATES.contains(&word) {
-            named.push((token.line, word));
+        if let Some((_, home)) = HOMES.iter().find(|(name, _)| *name == word) {
+            named.push((token.line, word, *home));
         } else if STANDARD_CRATES.contains(&word) {
-            let segments = first_segments(source, index + 3);
-            named.extend(
-                segments
-                    .into_iter()
-                    .filter(|(_, segment)| *segment == "sync"),
-            );
+            let segments = first_segments(source, index + 3).into_iter();
+            let sync = segments.filter(|(_, segment)| *segment == "sync");
+            named.extend(sync.map(|(line, segment)| (line, segment, &["sync"][..])));
         }
     }
     named
@@ -325,14 +338,41 @@ mod tests {
             "use std::sync::Mutex;",
             "use core::{fmt, sync::atomic};",
             "fn f() { spin::Mutex::new(0) }",
+            "use crossbeam_epoch::{self as epoch, Guard};",
+            "use crossbeam_utils::CachePadded;",
+            "static A: parking_lot::Mutex<u8> = parking_lot::Mutex::new(0);",
+            "use loom::thread;",
         ] {
-            assert_eq!(in_engine("radix/map.rs", code).len(), 1, "{code}");
+            assert_ne!(in_engine("radix/map.rs", code), [""; 0], "{code}");
             assert_eq!(in_engine("sync/facade.rs", code), [""; 0], "{code}");
         }
         assert_eq!(
             in_engine("radix/map.rs", "use crate::sync::Mutex;"),
             [""; 0]
         );
+    }
+
+    #[test]
+    fn models_name_what_they_are_made_of_and_no_locks() {
+        for file in [
+            "claim/models.rs",
+            "mem/pool/models.rs",
+            "mem/models/pool.rs",
+        ] {
+            assert_eq!(in_engine(file, "use loom::thread;"), [""; 0], "{file}");
+            assert_eq!(in_engine(file, "use std::sync::Mutex;").len(), 1, "{file}");
+        }
+    }
+
+    #[test]
+    fn a_crate_with_one_user_is_named_there_alone() {
+        let code = "use rayon::prelude::*;";
+        assert_eq!(in_engine("radix/parallel.rs", code), [""; 0]);
+        assert_eq!(
+            in_engine("radix/map.rs", code),
+            ["engine/src/radix/map.rs:1: layers: only `radix::parallel` names `rayon`"]
+        );
+        assert_eq!(in_engine("sync/thread.rs", code).len(), 1);
     }
 
     #[test]

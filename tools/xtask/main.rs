@@ -1,7 +1,8 @@
-//! Chores of the workspace: `cargo xtask lint`.
+//! Chores of the workspace: `cargo xtask lint`, `cargo xtask mutants`.
 
 mod layers;
 mod lints;
+mod mutants;
 mod source;
 
 use std::env;
@@ -11,9 +12,16 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: cargo xtask lint
+       cargo xtask mutants [FILTER]
 
-  lint   check what rustc and clippy cannot know: layers, file length, foreign
-         paths, unsafe code without reason or proof, ASCII
+  lint      check what rustc and clippy cannot know: layers, file length,
+            foreign paths, unsafe code without reason or proof, ASCII
+  mutants   run the engine's models under loom, then plant the bugs listed in
+            tools/xtask/mutants.txt one by one (those whose name, file or test
+            contains FILTER): each must make its model fail
+
+The models alone, and the searches that they make:
+  RUSTFLAGS='--cfg loom' cargo test -p iopt --lib --release -- models
 
 exit status: 0 nothing found, 1 findings, 2 bad usage or unreadable files";
 
@@ -24,6 +32,7 @@ const TEXT: &[&str] = &[
     ".rs",
     ".toml",
     ".md",
+    ".txt",
     ".yml",
     ".yaml",
     ".sh",
@@ -36,6 +45,8 @@ fn main() -> ExitCode {
     let arguments: Vec<_> = env::args().skip(1).collect();
     let outcome = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["lint"] => lint(),
+        ["mutants"] => workspace().and_then(|root| mutants::run(&root, "")),
+        ["mutants", filter] => workspace().and_then(|root| mutants::run(&root, filter)),
         _ => Err(io::Error::other(USAGE)),
     };
     outcome.unwrap_or_else(|error| {

@@ -1,0 +1,175 @@
+//! `cargo xtask mutants`: do the models find the bugs that they are there for?
+//!
+//! A model that passes says nothing until it has failed once. For each race of the engine the list
+//! holds bugs (an ordering weakened, a check dropped) and the model that must find them; here each
+//! is planted in a copy of the engine, and the model must fail. A mutant that does not apply any
+//! more, does not compile or does not end counts as an error too: it shows nothing.
+
+mod list;
+mod workshop;
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use self::list::Mutant;
+use self::workshop::{Build, Outcome, Workshop};
+
+/// The list, from the root of the workspace.
+pub(crate) const LIST: &str = "tools/xtask/mutants.txt";
+/// Time for all models without a bug. Generous: it only ends what would not end.
+const SOUND_LIMIT: Duration = Duration::from_secs(900);
+/// The same for one model with a bug.
+const MUTANT_LIMIT: Duration = Duration::from_secs(300);
+/// Lines shown of a long output.
+const SHOWN_LINES: usize = 40;
+
+/// What became of a mutant.
+#[derive(Clone, Debug, Eq, PartialEq)]
+enum Verdict {
+    /// The model failed, as it must.
+    Killed,
+    /// The model passed.
+    Survived,
+    /// The model neither passed nor failed in its time.
+    Stopped,
+    /// There was nothing to run, for the reason given.
+    Broken(String),
+}
+
+/// Plants the bugs of the list, or of those entries that contain `filter`, one after the other.
+pub(crate) fn run(root: &Path, filter: &str) -> io::Result<ExitCode> {
+    let list = fs::read_to_string(root.join(LIST))?;
+    let mut mutants = list::parse(&list).map_err(|error| other(&format!("{LIST}: {error}")))?;
+    mutants.retain(|mutant| mutant.matches(filter));
+    if mutants.is_empty() {
+        return Err(other(&format!("{LIST} has no mutant with `{filter}`")));
+    }
+    let workshop = Workshop::new(root)?;
+    let mut out = io::stdout().lock();
+    let Some(tests) = sound(&workshop, &mutants, filter, &mut out)? else {
+        return Ok(ExitCode::FAILURE);
+    };
+    let began = Instant::now();
+    let mut killed = 0;
+    for mutant in &mutants {
+        let began = Instant::now();
+        let verdict = if tests.contains(&mutant.test) {
+            judge(&workshop, mutant)?
+        } else {
+            Verdict::Broken("there is no such test".to_owned())
+        };
+        let (word, reason) = match &verdict {
+            Verdict::Killed => ("killed", ""),
+            Verdict::Survived => ("SURVIVED", ""),
+            Verdict::Stopped => ("DID NOT END", ""),
+            Verdict::Broken(reason) => ("BROKEN", reason.as_str()),
+        };
+        killed += usize::from(verdict == Verdict::Killed);
+        let seconds = began.elapsed().as_secs_f64();
+        let Mutant { name, test, .. } = mutant;
+        writeln!(out, "{word:<11} {seconds:5.1} s  {test}: {name}")?;
+        if !reason.is_empty() {
+            writeln!(out, "{}", indented(reason))?;
+        }
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    let count = mutants.len();
+    writeln!(out, "{killed} of {count} mutants killed in {seconds:.1} s")?;
+    Ok(if killed == count {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Builds and runs the models without a bug: all of them, or with a filter those of the `mutants`.
+/// Returns the names of all tests, or nothing if one fails.
+fn sound(
+    workshop: &Workshop,
+    mutants: &[Mutant],
+    filter: &str,
+    out: &mut impl io::Write,
+) -> io::Result<Option<Vec<String>>> {
+    let began = Instant::now();
+    let program = match workshop.build()? {
+        Build::Tests(program) => program,
+        Build::Errors(text) => {
+            writeln!(out, "the models do not compile:\n{}", indented(&text))?;
+            return Ok(None);
+        }
+    };
+    let built = began.elapsed().as_secs_f64();
+    let tests = names(workshop, &program)?;
+    let mut arguments = Vec::new();
+    if !filter.is_empty() {
+        arguments.push("--exact");
+        arguments.extend(mutants.iter().map(|mutant| mutant.test.as_str()));
+    }
+    let outcome = workshop.run(&program, &arguments, SOUND_LIMIT)?;
+    if outcome != Outcome::Passed {
+        let failure = match outcome {
+            Outcome::Stopped => "do not end",
+            Outcome::Failed | Outcome::Passed => "fail",
+        };
+        let text = indented(&workshop.output()?);
+        writeln!(out, "the models {failure} without a bug:\n{text}")?;
+        return Ok(None);
+    }
+    let ran = began.elapsed().as_secs_f64() - built;
+    writeln!(
+        out,
+        "the models without a bug pass: {built:.1} s to build, {ran:.1} s to run"
+    )?;
+    Ok(Some(tests))
+}
+
+/// Returns the names of the tests in a program.
+fn names(workshop: &Workshop, program: &Path) -> io::Result<Vec<String>> {
+    workshop.run(program, &["--list"], SOUND_LIMIT)?;
+    let output = workshop.output()?;
+    let names = output
+        .lines()
+        .filter_map(|line| line.strip_suffix(": test"));
+    Ok(names.map(str::to_owned).collect())
+}
+
+/// Plants one bug, runs its model and takes the bug out again.
+fn judge(workshop: &Workshop, mutant: &Mutant) -> io::Result<Verdict> {
+    let file = &mutant.file;
+    let source = match workshop.read(file) {
+        Ok(source) => source,
+        Err(error) => return Ok(Verdict::Broken(format!("{file}: {error}"))),
+    };
+    let changed = match mutant.apply(&source) {
+        Ok(changed) => changed,
+        Err(reason) => return Ok(Verdict::Broken(reason)),
+    };
+    workshop.write(file, &changed)?;
+    let verdict = match workshop.build()? {
+        Build::Errors(text) => Verdict::Broken(format!("it does not compile:\n{text}")),
+        Build::Tests(program) => {
+            let arguments = ["--exact", &mutant.test];
+            match workshop.run(&program, &arguments, MUTANT_LIMIT)? {
+                Outcome::Passed => Verdict::Survived,
+                Outcome::Failed => Verdict::Killed,
+                Outcome::Stopped => Verdict::Stopped,
+            }
+        }
+    };
+    workshop.write(file, &source)?;
+    Ok(verdict)
+}
+
+fn other(text: &str) -> io::Error {
+    io::Error::other(text)
+}
+
+/// Returns the last lines of `text`, each with a margin.
+fn indented(text: &str) -> String {
+    let lines: Vec<_> = text.lines().collect();
+    let shown = &lines[lines.len().saturating_sub(SHOWN_LINES)..];
+    format!("    {}", shown.join("\n    "))
+}
