@@ -31,15 +31,36 @@
 //! ```text
 //! radix          one table of any format: map, unmap, look up, dirty, cut, compact
 //! invalidation   what changed -> hardware told -> proof
-//! claim   mem    who may change which range; where table pages come from
-//! sync           locks and atomics; the only module that names std::sync or spin
+//! claim          who may change which range
+//! reclaim        unlinked tables, until neither hardware nor a reader can meet them
+//! mem            where table pages come from
+//! sync           locks, atomics, epochs; the only module that names std::sync or its kin
 //! ```
+//!
+//! # Threads
+//!
+//! All of it works from `&Table`:
+//!
+//! | operation | needs | runs beside |
+//! |---|---|---|
+//! | map, unmap, protect, cut, merge, take dirty, compact | a claim over the range | everything outside of the range, and every reader |
+//! | look up, dump, dirty | nothing; a [`Reader`](radix::Reader) makes many of them cheap | everything |
+//! | reclaim | a proof | everything |
+//!
+//! Mappers of disjoint ranges write no common cache line, but for the entries that link new tables and
+//! the leaves of a table that they share. No operation waits for another.
+//!
+//! Who owns a set of tables together, as an IO address space does, keeps it under a
+//! [`DomainLock`](sync::DomainLock). The locks of the engine, their order, and how debug builds check
+//! it, that of yours included, stand in [`sync`].
 //!
 //! # Features
 //!
 //! | feature | adds |
 //! |---|---|
-//! | `std` (default) | [`mem::Arena`] over anonymous memory, locks that block |
+//! | `std` (default) | [`mem::Arena`], locks that block, epochs: without it tables are freed under `&mut` only |
+//! | `parking_lot` | locks of `parking_lot` instead of the standard library's |
+//! | `parallel` | maps, unmaps, scans and dumps of large ranges on all cores, with `rayon` |
 //!
 //! Without `std` the crate needs `core` and `alloc` only. It refuses to build for targets whose
 //! pointers are not 64 bits wide.
