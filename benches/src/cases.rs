@@ -148,7 +148,7 @@ impl Case {
                 }
                 Operation::Unmap => clock::time(|| self.unmap(subject, &calls)),
                 Operation::Lookup | Operation::LookupAlone | Operation::LookupOwn => {
-                    let found = clock::time(|| lookup(operation, subject, &probes));
+                    let found = clock::time(|| operation.look_up(subject, &probes));
                     self.unmap(subject, &calls);
                     found
                 }
@@ -203,11 +203,6 @@ impl Case {
             subject.unmap(iova, self.len);
         }
     }
-}
-
-#[inline(never)]
-fn lookup<F: Format>(operation: Operation, subject: &Subject<'_, F>, probes: &[u64]) {
-    black_box(operation.look_up(subject, probes));
 }
 
 /// Fills the core's own caches with something else.

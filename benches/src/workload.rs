@@ -372,17 +372,20 @@ fn unmap_runs<T: Tables>(tables: &mut T, iovas: &[u64], len: u64) {
     }
 }
 
+/// Looks all of `iovas` up, many at a time.
 #[inline(never)]
-fn translate_batch<T: Tables>(tables: &T, iovas: &[u64]) {
+pub fn translate_batch<T: Tables>(tables: &T, iovas: &[u64]) {
     black_box(tables.translate_batch(iovas));
 }
 
+/// Looks each of `iovas` up on its own.
 #[inline(never)]
-fn translate_alone<T: Tables>(tables: &T, iovas: &[u64]) {
+pub fn translate_alone<T: Tables>(tables: &T, iovas: &[u64]) {
     black_box(sum(iovas, |iova| tables.translate(iova)));
 }
 
+/// Looks all of `iovas` up as who alone may change them.
 #[inline(never)]
-fn translate_own<T: Tables>(tables: &T, iovas: &[u64]) {
+pub fn translate_own<T: Tables>(tables: &T, iovas: &[u64]) {
     black_box(tables.translate_own(iovas));
 }

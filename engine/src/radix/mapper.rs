@@ -201,7 +201,11 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
             if usable.bits() == F::GRANULE.bytes() && is_linear::<F>(oa, len_minus_one) {
                 let attributes = table.attributes[0][prot.index()];
                 let piece = Piece { range, oa };
-                if attributes != 0 && self.map_pages(piece, attributes) {
+                if attributes != 0
+                    && (self.map_pages(piece, attributes)
+                        || is_in_one_leaf_table::<F>(iova, last)
+                            && self.map_new_table(piece, attributes))
+                {
                     return Ok(MapSync::none(table.id));
                 }
             } else if let Some(size) = usable.largest()

@@ -17,7 +17,8 @@
 //!   compare-exchange.
 //! - **T4** (no vanishing path): a table is unlinked only under a claim over its whole span. A
 //!   mapper may therefore keep pointers to the tables on the paths of its range.
-//! - **T5** (zeroed): a page is all zeroes when it is linked.
+//! - **T5** (zeroed): a page is all zeroes when it is linked, but for leaves that the claim of who
+//!   links it covers.
 //! - **T6** (growth): the root only ever moves up, and the old root stays linked as the first item
 //!   of the new one for good: device contexts may point to it until the growth is synced.
 //! - **T7** (who walks): every walk of this program runs inside a reader's epoch; or towards an
@@ -50,6 +51,7 @@ mod job;
 mod map;
 mod mapper;
 mod merge;
+mod new_table;
 mod node;
 #[cfg(feature = "parallel")]
 mod parallel;

@@ -68,21 +68,30 @@ fn found(table: &Small, iova: u64) -> Option<u64> {
 /// Neither finds the leaf table; one links it, and the other uses that one.
 #[test]
 fn two_threads_install_one_table() {
-    model(|| {
-        let table = table(tiny(), 4);
-        let [mut one, mut two] = claims(table.registry(), [(0, PAGE), (PAGE, PAGE)]);
-        let other = {
-            let table = Arc::clone(&table);
-            thread::spawn(move || map(&mut table.mapper(&mut one).unwrap(), 0, PAGE))
-        };
-        map(&mut table.mapper(&mut two).unwrap(), PAGE, PAGE);
-        assert_eq!(found(&table, PAGE), Some(oa_of(PAGE)));
-        other.join().unwrap();
-        for iova in [0, PAGE] {
-            assert_eq!(found(&table, iova), Some(oa_of(iova)));
-        }
-        assert_eq!((table.table_count(), table.memory().used_count()), (2, 2));
-    });
+    model(|| install_together(tiny(), 2));
+}
+
+/// As above, with a table in between that both have to link first.
+#[test]
+fn two_threads_install_one_path() {
+    bounded_model(3, || install_together(Tiny::new(3).unwrap(), 3));
+}
+
+fn install_together(format: Tiny, table_count: usize) {
+    let table = table(format, 2 * table_count);
+    let [mut one, mut two] = claims(table.registry(), [(0, PAGE), (PAGE, PAGE)]);
+    let other = {
+        let table = Arc::clone(&table);
+        thread::spawn(move || map(&mut table.mapper(&mut one).unwrap(), 0, PAGE))
+    };
+    map(&mut table.mapper(&mut two).unwrap(), PAGE, PAGE);
+    assert_eq!(found(&table, PAGE), Some(oa_of(PAGE)));
+    other.join().unwrap();
+    for iova in [0, PAGE] {
+        assert_eq!(found(&table, iova), Some(oa_of(iova)));
+    }
+    let counts = (table.table_count(), table.memory().used_count());
+    assert_eq!(counts, (table_count, table_count));
 }
 
 /// One thread takes its tables out while another one links and fills one that it owns a part of.
