@@ -58,6 +58,11 @@ impl Leaves {
         }
     }
 
+    /// Returns where the memory starts: one leaf off, so that the next larger one does not fit.
+    const fn oa(self) -> u64 {
+        FIRST_IOVA + self.len()
+    }
+
     /// Returns how many there are.
     pub const fn count(self) -> u64 {
         LEN / self.len()
@@ -106,10 +111,8 @@ fn table_round<F: Format>(format: F, arena: &Arena, leaves: Leaves) -> Times {
     let mut claim = claim.expect("nothing is claimed in a new table");
     let mapper = table.mapper(&mut claim);
     let mut mapper = mapper.expect("the claim is of this table and inside it");
-    // One leaf off, so that the next larger one does not fit.
-    let oa = FIRST_IOVA + leaves.len();
     Times {
-        map: clock::time(|| map_synced(&mut mapper, FIRST_IOVA, oa, LEN)),
+        map: clock::time(|| map_synced(&mut mapper, FIRST_IOVA, leaves.oa(), LEN)),
         unmap: clock::time(|| {
             unmap_synced(&mut mapper, FIRST_IOVA, LEN);
         }),
@@ -162,7 +165,7 @@ mod tests {
             let table = Table::new(format, &arena).unwrap();
             let mut claim = table.claim(range(FIRST_IOVA, LEN)).unwrap();
             let mut mapper = table.mapper(&mut claim).unwrap();
-            map_synced(&mut mapper, FIRST_IOVA, FIRST_IOVA + leaves.len(), LEN);
+            map_synced(&mut mapper, FIRST_IOVA, leaves.oa(), LEN);
             let last = table.lookup(Iova::new(FIRST_IOVA + LEN - 1)).unwrap();
             assert_eq!(last.size().bytes(), leaves.len());
             // Above the lowest tables only those that point to them, 24 at most, and the root.

@@ -389,3 +389,39 @@ pub fn translate_alone<T: Tables>(tables: &T, iovas: &[u64]) {
 pub fn translate_own<T: Tables>(tables: &T, iovas: &[u64]) {
     black_box(tables.translate_own(iovas));
 }
+
+#[cfg(test)]
+#[expect(clippy::float_cmp, reason = "the values have exact representations")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_is_a_page_a_block_or_what_an_unmap_may_unlink_at_once() {
+        let count_of = |name| Workload::new(name).entry_count();
+        assert_eq!(count_of(WorkloadName::W5), 31.0 * 16.0);
+        assert_eq!(count_of(WorkloadName::W6), 511.0);
+        assert_eq!(count_of(WorkloadName::W8), 65_536.0);
+        assert_eq!(count_of(WorkloadName::W10b), 512.0);
+        assert_eq!(count_of(WorkloadName::W13), 128.0);
+    }
+
+    #[test]
+    fn times_are_added_and_divided_phase_by_phase() {
+        let mut next = 0.0;
+        let mut times = Times::of_phases(|_| {
+            next += 1.0;
+            next
+        });
+        times += times;
+        let halves = times.divided_by(4.0);
+        let phases = [
+            Phase::Map,
+            Phase::Translate,
+            Phase::TranslateAlone,
+            Phase::TranslateOwn,
+            Phase::Unmap,
+        ];
+        let halves = phases.map(|phase| halves.get(phase));
+        assert_eq!(halves, [0.5, 1.0, 1.5, 2.0, 2.5]);
+    }
+}

@@ -168,7 +168,11 @@ impl<F: Format, M: TableMemory> Table<F, M> {
     }
 
     /// As [`lookup`](Self::lookup), for callers that T7 allows to walk.
-    #[inline]
+    #[expect(
+        clippy::inline_always,
+        reason = "several callers share it, and a call costs half of what it does"
+    )]
+    #[inline(always)]
     pub(super) fn translate(&self, iova: Iova) -> Option<Translation<'_, F>> {
         let address = iova.get();
         // Straight through the four levels of a 48-bit table; other shapes in a function of their
