@@ -183,6 +183,12 @@ fn write_to_page(table: &Small, iova: u64) -> bool {
             .is_ok()
 }
 
+/// Starts hardware that writes to page 0.
+fn write_beside(table: &Arc<Small>) -> thread::JoinHandle<bool> {
+    let table = Arc::clone(table);
+    thread::spawn(move || write_to_page(&table, 0))
+}
+
 /// A table with a mapped page that is not dirty, and a claim over it and its neighbour, which keeps
 /// the leaf table in use.
 fn clean_page() -> (Arc<Small>, Claim) {
@@ -200,10 +206,7 @@ fn clean_page() -> (Arc<Small>, Claim) {
 fn a_write_beside_the_taking_of_dirty_state_is_not_lost() {
     model(|| {
         let (table, mut claim) = clean_page();
-        let hardware = {
-            let table = Arc::clone(&table);
-            thread::spawn(move || write_to_page(&table, 0))
-        };
+        let hardware = write_beside(&table);
         let mut mapper = table.mapper(&mut claim).unwrap();
         let mut taken = 0;
         let gather = mapper.take_dirty(range(0, PAGE), |_| taken += 1).unwrap();
@@ -220,10 +223,7 @@ fn a_write_beside_the_taking_of_dirty_state_is_not_lost() {
 fn a_write_beside_a_change_of_rights_is_not_lost() {
     model(|| {
         let (table, mut claim) = clean_page();
-        let hardware = {
-            let table = Arc::clone(&table);
-            thread::spawn(move || write_to_page(&table, 0))
-        };
+        let hardware = write_beside(&table);
         let mut mapper = table.mapper(&mut claim).unwrap();
         let read_only = Prot::new(Rights::READ, Memory::default());
         let protected = mapper.protect(range(0, PAGE), read_only).unwrap();
@@ -237,10 +237,7 @@ fn a_write_beside_a_change_of_rights_is_not_lost() {
 fn a_write_beside_an_unmap_is_reported_or_did_not_find_the_page() {
     model(|| {
         let (table, mut claim) = clean_page();
-        let hardware = {
-            let table = Arc::clone(&table);
-            thread::spawn(move || write_to_page(&table, 0))
-        };
+        let hardware = write_beside(&table);
         let mut mapper = table.mapper(&mut claim).unwrap();
         mapper.set_table_policy(TablePolicy::Keep);
         let mut dirty = false;
