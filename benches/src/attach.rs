@@ -9,7 +9,8 @@
 //! back. Of a thread that the system took off its processor in the middle nothing can be promised:
 //! such sections are counted apart. They are told by the time that the thread was ready to run but
 //! did not, which is looked at every 256 sections; all sections of a burst that waited
-//! count as interrupted. Time that a hypervisor takes does not show there.
+//! count as interrupted. Time that a hypervisor takes does not show there, so the same threads also
+//! time nothing at all, as often and as long: what interrupts that interrupts read sections, too.
 
 use core::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -139,6 +140,40 @@ impl<F: Format> Rig<F> {
         })
     }
 
+    /// Lets threads on the processors of `crowd` time nothing for its duration, and returns how long
+    /// that took them.
+    ///
+    /// # Errors
+    ///
+    /// Fails if a thread cannot be pinned.
+    pub fn measure_nothing(&self, crowd: &Crowd<'_>) -> io::Result<Histogram> {
+        let is_over = &AtomicBool::new(false);
+        let cpus = crowd.mapper_cpus.iter().chain(&crowd.filler_cpu);
+        thread::scope(|scope| {
+            let time = |&cpu: &usize| {
+                scope.spawn(move || {
+                    cpu::pin(Some(cpu))?;
+                    let mut sections = Sections::new();
+                    while !is_over.load(Ordering::Relaxed) {
+                        sections.add(Instant::now());
+                    }
+                    Ok(sections.end())
+                })
+            };
+            let threads: Vec<_> = cpus.map(time).collect();
+            let start = Instant::now();
+            while start.elapsed() < crowd.duration {
+                thread::sleep(PAUSE);
+            }
+            is_over.store(true, Ordering::Relaxed);
+            let mut whole = Histogram::default();
+            for thread in threads {
+                whole.merge(&joined(thread)?.whole);
+            }
+            Ok(whole)
+        })
+    }
+
     /// Maps and unmaps in the range of the mapper `index`.
     fn map_until(&self, index: usize, cpu: usize, is_over: &AtomicBool) -> io::Result<Sections> {
         cpu::pin(Some(cpu))?;
@@ -240,6 +275,12 @@ impl Sections {
         let start = Instant::now();
         work();
         drop(guard);
+        self.add(start);
+    }
+
+    /// Adds a section that began at `start` and ends now.
+    #[inline(always)]
+    fn add(&mut self, start: Instant) {
         self.burst.push(start.elapsed().as_nanos() as u64);
         if self.burst.len() == BURST_LEN {
             self.end_burst();
@@ -296,6 +337,18 @@ mod tests {
         assert_eq!(measured.waits.count(), *rig.lock.read());
         assert_eq!(rig.table.lookup(Iova::new(FIRST_IOVA)), None);
         assert_eq!(rig.table.lookup(Iova::new(FILLED_IOVA)), None);
+    }
+
+    #[test]
+    fn threads_that_time_nothing_end_in_time() {
+        let cpus = cpu::cores().unwrap();
+        let crowd = Crowd {
+            mapper_cpus: &cpus[..1],
+            filler_cpu: None,
+            duration: Duration::from_millis(1),
+        };
+        let rig = Rig::new(SecondStage::new(48).unwrap());
+        assert!(rig.measure_nothing(&crowd).unwrap().count() > 0 || cfg!(miri));
     }
 
     #[test]

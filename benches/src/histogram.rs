@@ -57,6 +57,11 @@ impl Histogram {
         self.max
     }
 
+    /// Returns how many times were longer than `ns`, which the bucket of `ns` hides some of.
+    pub fn count_above(&self, ns: u64) -> u64 {
+        self.counts[bucket_of(ns) + 1..].iter().sum()
+    }
+
     /// Returns the time that a part `part`, 0 to 1, of all times did not exceed, or 0.
     pub fn quantile(&self, part: f64) -> u64 {
         #[expect(clippy::cast_sign_loss, reason = "a part of a count is not negative")]

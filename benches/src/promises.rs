@@ -9,6 +9,7 @@
 //! who needs none. P7b takes pages that are zeroed beforehand from an arena, P13 unlinks the leaf
 //! tables and frees them between rounds. P11, about several threads, is the bench `scaling`.
 
+use iopt::radix::UnmapPolicy;
 use iopt_formats::Format;
 
 use crate::loops::{Rounds, Yardstick, rounds};
@@ -21,7 +22,7 @@ use crate::workload::{Make, MakeDefault, Phase, Tables, Times, Workload, Workloa
 use crate::{clock, pool};
 
 use Phase::{Map, Translate, TranslateAlone, TranslateOwn, Unmap};
-use WorkloadName::{W1, W2, W3, W5, W6, W7, W8, W9, W10Fifo, W10Lifo, W10b, W13};
+use WorkloadName::{W1, W2, W3, W5, W6, W7, W8, W9, W10Fifo, W10Lifo, W10b, W13Exact, W13Sparse};
 use Yardstick::{Y1, Y2, Y3, Y4a, Y4b, Y5a, Y5c, Y6, Y8, Y9, Y10, Y12};
 
 /// What a ratio to one yardstick may be.
@@ -223,9 +224,16 @@ pub const ROWS: &[Row] = &[
     row(
         "P13",
         "unlink 2M of 4K",
-        W13,
+        W13Sparse,
         Unmap,
         &[bar(Y12, 1.6), bar(Y9, 3.0)],
+    ),
+    row(
+        "P13",
+        "the same, looked at",
+        W13Exact,
+        Unmap,
+        &[beside(Y12), beside(Y9)],
     ),
 ];
 
@@ -262,7 +270,14 @@ pub fn measure<F: Format>(format: F, name: WorkloadName, rows: &[Row]) -> Vec<Me
         W10Fifo => pool::with_cold_pages(|| new_tables(&subject, &workload, rows)),
         W10Lifo => new_tables(&subject, &workload, rows),
         W10b => new_tables(&MakeZeroed(format), &workload, rows),
-        W13 => used_tables(&MakeDetaching(format), &workload, rows),
+        W13Exact => {
+            let make = MakeDetaching(format, UnmapPolicy::Exact);
+            used_tables(&make, &workload, rows)
+        }
+        W13Sparse => {
+            let make = MakeDetaching(format, UnmapPolicy::Sparse);
+            used_tables(&make, &workload, rows)
+        }
         W1 | W2 | W3 | W5 | W6 | W7 | W8 | W9 => used_tables(&subject, &workload, rows),
     };
     let mut measured = Vec::new();

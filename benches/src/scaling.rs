@@ -239,6 +239,9 @@ pub struct SpeedUp {
     pub p25: f64,
 }
 
+/// How much longer than at its fastest one thread may take for what more are compared with.
+const SLOW_ALONE: f64 = 1.03;
+
 /// One row, measured.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Measured {
@@ -250,6 +253,26 @@ pub struct Measured {
 }
 
 impl Measured {
+    /// Returns the best of several measurements of one row, of which there is one at least. Those in
+    /// which one thread was slow do not count: they would make more threads look better.
+    pub fn best_of(passes: &[Self]) -> &Self {
+        let alone = |pass: &Self| pass.alone_ns.iter().sum::<f64>();
+        let fastest = passes.iter().map(alone).fold(f64::INFINITY, f64::min);
+        let fair = passes
+            .iter()
+            .filter(|pass| alone(pass) <= SLOW_ALONE * fastest);
+        let worst_of = |pass: &Self| {
+            let outcomes = pass.outcomes.iter();
+            let best = outcomes.map(|outcome| {
+                let per_thread = |speed_up: SpeedUp| speed_up.best / outcome.thread_count as f64;
+                outcome.speed_up.map_or(0.0, per_thread)
+            });
+            best.fold(f64::INFINITY, f64::min)
+        };
+        fair.max_by(|a, b| worst_of(a).total_cmp(&worst_of(b)))
+            .expect("there is a measurement")
+    }
+
     /// Returns the speed-up of the best trial of `thread_count` threads.
     pub fn best(&self, thread_count: usize) -> Option<f64> {
         let mut outcomes = self.outcomes.iter();

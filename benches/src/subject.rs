@@ -41,9 +41,9 @@ impl<F: Format> Make for MakeSubject<F> {
     }
 }
 
-/// Makes tables of one format that unlink leaf tables which an unmap covers.
+/// Makes tables of one format that unlink leaf tables which an unmap by a policy covers.
 #[derive(Clone, Copy, Debug)]
-pub struct MakeDetaching<F>(pub F);
+pub struct MakeDetaching<F>(pub F, pub UnmapPolicy);
 
 impl<F: Format> Make for MakeDetaching<F> {
     type Tables<'a> = Detaching<'a, F>;
@@ -53,6 +53,7 @@ impl<F: Format> Make for MakeDetaching<F> {
         let mut claim = new_claim(&table);
         work(&mut Detaching {
             subject: Subject::new(&table, &mut claim),
+            policy: self.1,
             flushed: Vec::with_capacity(MAX_UNMAP_COUNT),
         })
     }
@@ -170,8 +171,18 @@ pub(crate) fn unmap_synced<F: Format, M: TableMemory>(
     iova: u64,
     len: u64,
 ) -> Flushed {
+    unmap_by(mapper, iova, len, UnmapPolicy::Exact)
+}
+
+#[inline(always)]
+fn unmap_by<F: Format, M: TableMemory>(
+    mapper: &mut Mapper<'_, F, M>,
+    iova: u64,
+    len: u64,
+    policy: UnmapPolicy,
+) -> Flushed {
     mapper
-        .unmap(range(iova, len), UnmapPolicy::Exact)
+        .unmap(range(iova, len), policy)
         .expect("all of it is mapped")
         .gather
         .sync(&CalledHardware)
@@ -231,6 +242,7 @@ impl<F: Format, M: TableMemory> Tables for Subject<'_, F, M> {
 /// A table that unlinks leaf tables which an unmap covers, and frees them between rounds.
 pub struct Detaching<'t, F: Format> {
     subject: Subject<'t, F>,
+    policy: UnmapPolicy,
     /// The proofs of the unmaps of a round.
     flushed: Vec<Flushed>,
 }
@@ -254,13 +266,12 @@ impl<F: Format> Tables for Detaching<'_, F> {
 
     #[inline(always)]
     fn unmap_page<const SIZE_LG2: u8>(&mut self, iova: u64) {
-        let flushed = self.subject.unmap(iova, 1 << SIZE_LG2);
-        self.flushed.push(flushed);
+        self.unmap_run(iova, 1 << SIZE_LG2);
     }
 
     #[inline(always)]
     fn unmap_run(&mut self, iova: u64, len: u64) {
-        let flushed = self.subject.unmap(iova, len);
+        let flushed = unmap_by(&mut self.subject.mapper, iova, len, self.policy);
         self.flushed.push(flushed);
     }
 
@@ -314,7 +325,14 @@ mod tests {
             MakeSubject(format).with(|subject| workload.check(subject));
             match self.0 {
                 WorkloadName::W10b => MakeZeroed(format).with(|subject| workload.check(subject)),
-                WorkloadName::W13 => MakeDetaching(format).with(|subject| workload.check(subject)),
+                WorkloadName::W13Exact => {
+                    let make = MakeDetaching(format, UnmapPolicy::Exact);
+                    make.with(|subject| workload.check(subject));
+                }
+                WorkloadName::W13Sparse => {
+                    let make = MakeDetaching(format, UnmapPolicy::Sparse);
+                    make.with(|subject| workload.check(subject));
+                }
                 _ => {}
             }
         }
@@ -335,8 +353,8 @@ mod tests {
         type Output = ();
 
         fn visit<F: Format>(self, format: F) {
-            let workload = Workload::new(WorkloadName::W13);
-            MakeDetaching(format).with(|detaching| {
+            let workload = Workload::new(WorkloadName::W13Exact);
+            MakeDetaching(format, UnmapPolicy::Exact).with(|detaching| {
                 let table = detaching.subject.table;
                 workload.map(detaching);
                 let mapped_count = table.table_count();

@@ -15,7 +15,7 @@
 //! | W9 | 4 KiB, 512 leaf tables | one of 1 GiB |
 //! | W10a | as W8, into a table without any page | 128 of 2 MiB |
 //! | W10b | 4 KiB, 512 leaf tables, into a table without any page | 512 of one page |
-//! | W13 | as W8; an unmap may drop the leaf table | 128 of 2 MiB |
+//! | W13 | as W8; an unmap may drop the leaf table, with a look at what it holds or without | 128 of 2 MiB |
 //!
 //! Times are nanoseconds an entry: a page, a block of W6 and W7, or 2 MiB of W13.
 
@@ -192,13 +192,15 @@ pub enum WorkloadName {
     W10Fifo,
     /// 4 KiB pages of a new leaf table each.
     W10b,
-    /// W8 where an unmap may drop the leaf table.
-    W13,
+    /// W8 where an unmap may drop the leaf table, if all of it is mapped.
+    W13Exact,
+    /// W8 where an unmap may drop the leaf table, whatever it holds.
+    W13Sparse,
 }
 
 impl WorkloadName {
     /// Every workload.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::W1,
         Self::W2,
         Self::W3,
@@ -210,7 +212,8 @@ impl WorkloadName {
         Self::W10Lifo,
         Self::W10Fifo,
         Self::W10b,
-        Self::W13,
+        Self::W13Exact,
+        Self::W13Sparse,
     ];
 }
 
@@ -243,7 +246,8 @@ impl Workload {
             WorkloadName::W8
             | WorkloadName::W10Lifo
             | WorkloadName::W10Fifo
-            | WorkloadName::W13 => (Shape::Run { len: MIB_2 }, MIB_2, 128),
+            | WorkloadName::W13Exact
+            | WorkloadName::W13Sparse => (Shape::Run { len: MIB_2 }, MIB_2, 128),
             WorkloadName::W10b => (Shape::Page4K, MIB_2, 512),
             WorkloadName::W9 => (Shape::Run { len: GIB_1 }, GIB_1, 1),
         };
@@ -259,10 +263,14 @@ impl Workload {
         self.name
     }
 
+    const fn drops_tables(&self) -> bool {
+        matches!(self.name, WorkloadName::W13Exact | WorkloadName::W13Sparse)
+    }
+
     /// Returns how many entries a round maps.
     pub fn entry_count(&self) -> f64 {
         let entries_of_call = match self.shape {
-            Shape::Run { len } if self.name != WorkloadName::W13 => len / KIB_4,
+            Shape::Run { len } if !self.drops_tables() => len / KIB_4,
             Shape::Run { .. } | Shape::Page4K | Shape::Block2M | Shape::Block1G => 1,
         };
         self.iovas.len() as f64 * entries_of_call as f64
@@ -402,7 +410,7 @@ mod tests {
         assert_eq!(count_of(WorkloadName::W6), 511.0);
         assert_eq!(count_of(WorkloadName::W8), 65_536.0);
         assert_eq!(count_of(WorkloadName::W10b), 512.0);
-        assert_eq!(count_of(WorkloadName::W13), 128.0);
+        assert_eq!(count_of(WorkloadName::W13Exact), 128.0);
     }
 
     #[test]

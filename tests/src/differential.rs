@@ -15,8 +15,9 @@ use crate::model::{Model, halves, windows};
 use crate::op::Op;
 use crate::place::Places;
 use crate::referee::Judged;
-use crate::session::{Context, Outcome, Session, expect_told_tables};
+use crate::session::{Context, Outcome, Session};
 use crate::shadow::Watched;
+use crate::told::expect_told_tables;
 
 /// Largest pages (1 MiB) of table memory.
 const MEMORY_COUNT: u64 = 48;

@@ -16,3 +16,4 @@ pub mod referee;
 pub mod refusal;
 pub mod session;
 pub mod shadow;
+mod told;

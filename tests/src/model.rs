@@ -293,15 +293,20 @@ impl<F: Format> Model<F> {
     /// Returns why `range` is no sequence of whole entries: its first hole, the entry that its
     /// start divides and the entry that its end divides.
     pub fn exact_refusals(&self, range: IovaRange) -> Vec<Refusal> {
-        let entries = self.overlapping(range);
-        let mut refusals = Vec::new();
-        for entry in &entries {
-            if !range.contains(entry.range()) {
-                refusals.push(Refusal::Splits(entry.start, entry.size));
-            }
-        }
+        let mut refusals = self.split_refusals(range);
         refusals.extend(self.first_hole(range).map(Refusal::Hole));
         refusals
+    }
+
+    /// Returns why `range` does not consist of whole entries and holes.
+    pub fn split_refusals(&self, range: IovaRange) -> Vec<Refusal> {
+        let entries = self.overlapping(range);
+        let split = entries
+            .iter()
+            .filter(|entry| !range.contains(entry.range()));
+        split
+            .map(|entry| Refusal::Splits(entry.start, entry.size))
+            .collect()
     }
 
     /// Returns the first address of `range` that is not mapped.

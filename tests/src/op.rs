@@ -29,6 +29,15 @@ pub enum Op {
     Unmap {
         /// The IOVA.
         target: Target,
+        /// Whether tables go that the range covers.
+        detach: bool,
+    },
+    /// Unmap what there is in a range.
+    Clear {
+        /// The IOVA.
+        target: Target,
+        /// Whether tables go that the range covers.
+        detach: bool,
     },
     /// Unmap every entry that a range touches.
     UnmapEntries {

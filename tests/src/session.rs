@@ -4,7 +4,7 @@ use iopt::invalidation::{Changes, Flushed, Gather, MapSync};
 use iopt::mem::TableMemory;
 use iopt::radix::{
     BreakBeforeMake, CutError, DirtyError, FaultWindow, MapError, MapSide, Mapper, ProtectError,
-    Removed, Table, UnmapError, UnmapPolicy,
+    Removed, Table, TablePolicy, UnmapError, UnmapPolicy,
 };
 use iopt_formats::walk;
 use iopt_formats::{Format, Iova, IovaRange, Level, Oa, PageSize, Prot};
@@ -17,6 +17,7 @@ use crate::place::{Len, Output, Places, Target};
 use crate::referee::Judged;
 use crate::refusal::{Refusal, expect_allowed, expect_refused, map_reason, unmap_reason};
 use crate::shadow::Watched;
+use crate::told::{expect_told, expect_told_tables};
 
 /// Entries that one operation makes at most; longer ones are skipped.
 const ENTRY_LIMIT: usize = if cfg!(miri) { 64 } else { 1500 };
@@ -108,7 +109,12 @@ impl<'t, F: Judged, M: Watched> Session<'t, F, M> {
             } => self.with(target, |this, at, range| {
                 this.map_runs(at, range.start(), runs, prot)
             }),
-            Op::Unmap { target } => self.with(target, Self::unmap),
+            Op::Unmap { target, detach } => {
+                self.with(target, |this, at, range| this.unmap(at, range, detach))
+            }
+            Op::Clear { target, detach } => {
+                self.with(target, |this, at, range| this.clear(at, range, detach))
+            }
             Op::UnmapEntries { target } => self.with(target, Self::unmap_entries),
             Op::Protect { target, prot } => {
                 self.with(target, |this, at, range| this.protect(at, range, prot))
@@ -237,16 +243,46 @@ impl<'t, F: Judged, M: Watched> Session<'t, F, M> {
         self.keep(flushed)
     }
 
-    fn unmap(&mut self, at: usize, range: IovaRange) -> Step {
-        let mut refusals = self.model.range_refusals(self.claim(at), range);
-        refusals.extend(self.model.exact_refusals(range));
-        match self.mappers[at].unmap(range, UnmapPolicy::Exact) {
+    fn unmap(&mut self, at: usize, range: IovaRange, detach: bool) -> Step {
+        let refusals = self.model.exact_refusals(range);
+        self.unmap_all(at, range, UnmapPolicy::Exact, refusals, detach)
+    }
+
+    fn clear(&mut self, at: usize, range: IovaRange, detach: bool) -> Step {
+        let refusals = self.model.split_refusals(range);
+        self.unmap_all(at, range, UnmapPolicy::Sparse, refusals, detach)
+    }
+
+    /// Unmaps all of `range`, or nothing.
+    fn unmap_all(
+        &mut self,
+        at: usize,
+        range: IovaRange,
+        policy: UnmapPolicy,
+        mut refusals: Vec<Refusal>,
+        detach: bool,
+    ) -> Step {
+        refusals.extend(self.model.range_refusals(self.claim(at), range));
+        let mapper = &mut self.mappers[at];
+        if detach {
+            mapper.set_table_policy(TablePolicy::Detach);
+        }
+        let unmapped = mapper.unmap(range, policy);
+        mapper.set_table_policy(TablePolicy::Keep);
+        match unmapped {
             Ok(unmapped) => {
                 expect_allowed("unmap", &refusals)?;
                 let removed = self.model.remove(range);
+                if detach {
+                    self.model.compact(range);
+                }
                 let len = range.len_minus_one().saturating_add(1);
                 ensure_eq("bytes unmapped", &unmapped.bytes, &len)?;
-                self.gathered(unmapped.gather, &removed)
+                let flushed = unmapped.gather.sync(&self.hardware);
+                let seen = self.hardware.take();
+                expect_told(&seen, &removed)?;
+                expect_told_tables(&seen, &self.model.take_unlinked())?;
+                self.keep(flushed)
             }
             Err(error) => self.refused(range, &error, &refusals),
         }
@@ -555,40 +591,4 @@ fn break_before_make(number: u8) -> BreakBeforeMake {
         2 => BreakBeforeMake::Marked,
         _ => BreakBeforeMake::Required(FaultWindow::Refuse),
     }
-}
-
-/// Checks that `seen` covers each of `entries` and names its size.
-fn expect_told(seen: &[Changes], entries: &[Entry]) -> Result<(), Mismatch> {
-    for entry in entries {
-        let covers = |changes: &Changes| {
-            changes
-                .range()
-                .is_some_and(|range| range.contains(entry.range()))
-                && changes.leaf_sizes().contains(entry.size)
-        };
-        if !seen.iter().any(covers) {
-            return Err(Mismatch::new(format!(
-                "hardware was not told of {entry:x?}: {seen:x?}"
-            )));
-        }
-    }
-    Ok(())
-}
-
-/// Checks that `seen` says of each unlinked table that the items which pointed to it are gone.
-pub(crate) fn expect_told_tables(
-    seen: &[Changes],
-    unlinked: &[(Level, IovaRange)],
-) -> Result<(), Mismatch> {
-    for &(level, span) in unlinked {
-        let covers = |changes: &Changes| {
-            changes.range().is_some_and(|range| range.contains(span))
-                && changes.has_table(Level(level.0 + 1))
-        };
-        if !seen.iter().any(covers) {
-            let text = format!("hardware was not told of the table at {span}: {seen:x?}");
-            return Err(Mismatch::new(text));
-        }
-    }
-    Ok(())
 }

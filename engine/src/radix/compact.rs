@@ -191,27 +191,17 @@ impl<F: Format, M: TableMemory> Table<F, M> {
             return;
         }
         self.quarantine.settle(flushed.retired());
-        self.quarantine.collect(|page| self.free_retired(page));
+        self.quarantine
+            .collect(|page| free_page::<F, M>(&self.memory, page));
     }
 
     /// Frees every unlinked table that no hardware walks any more: `&mut self` shows that no
     /// reader is left.
     pub fn trim(&mut self) {
         let Self {
-            quarantine,
-            memory,
-            page_count,
-            ..
+            quarantine, memory, ..
         } = self;
-        quarantine.collect_exclusively(|page| {
-            free_page::<F, M>(memory, page);
-            page_count.sub(1);
-        });
-    }
-
-    fn free_retired(&self, page: Oa) {
-        free_page::<F, M>(&self.memory, page);
-        self.page_count.sub(1);
+        quarantine.collect_exclusively(|page| free_page::<F, M>(memory, page));
     }
 
     /// Frees the tables below `oa`, of `level`, and then the page itself.

@@ -8,8 +8,9 @@ use iopt_formats::{
 
 use crate::invalidation::{Changes, Flushed, Gather, Invalidate, Kind};
 use crate::mem::{OutOfMemory, TableMemory};
-use crate::radix::node::{Node, Supply, flush_items};
+use crate::radix::node::{Node, flush_items};
 use crate::radix::protect::replace_item;
+use crate::radix::supply::Supply;
 use crate::radix::{CutError, Mapper, Table};
 use crate::reclaim::Operation;
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
@@ -411,7 +412,6 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         supply: &mut Supply<'_, F, M>,
     ) -> Result<Oa, OutOfMemory> {
         let page = supply.take().ok_or(OutOfMemory { size: F::GRANULE })?;
-        self.page_count.add(1);
         let items = self.node_at(page).items();
         let item_len = PageSize::from_lg2(F::item_lg2(level)).bytes();
         let piece = Self::largest_of(level, allowed);

@@ -7,7 +7,8 @@ use iopt_formats::{Format, Iova, Level, Oa, PageSize, PageSizes, Prot};
 use crate::invalidation::Changes;
 use crate::mem::{OutOfMemory, TableMemory};
 use crate::radix::job::{Chunk, Job};
-use crate::radix::node::{Node, Supply, TABLE_LIMIT, flush_items, summarize};
+use crate::radix::node::{Node, flush_items, summarize};
+use crate::radix::supply::{Supply, TABLE_LIMIT};
 use crate::radix::{MapError, Slot, Table};
 use crate::reclaim::Retiring;
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -24,7 +25,11 @@ pub(super) unsafe fn is_clear<F: Format>(format: &F, items: &[AtomicU64]) -> boo
 }
 
 /// Stores `word`, `word + step`, .. to `items`.
-#[inline]
+#[expect(
+    clippy::inline_always,
+    reason = "the step is a constant for most callers, and out of line the loop takes a third longer"
+)]
+#[inline(always)]
 pub(super) fn store_items(items: &[AtomicU64], mut word: u64, step: u64) {
     let (groups, rest) = items.as_chunks::<8>();
     for group in groups {
@@ -358,7 +363,6 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         let word = self.format.encode_table(page, level) | pending;
         match item.compare_exchange(0, word, Ordering::Release, Ordering::Acquire) {
             Ok(_) => {
-                self.page_count.add(1);
                 self.publish(item, word);
                 Ok(self.node_at(page))
             }

@@ -126,11 +126,8 @@ impl<F: Format, M: TableMemory> Table<F, M> {
             Ordering::Release,
             Ordering::Relaxed,
         );
-        let made = made.iter().copied().flatten();
-        if swapped.is_ok() {
-            self.page_count.add(made.count());
-        } else {
-            made.for_each(free);
+        if swapped.is_err() {
+            made.iter().copied().flatten().for_each(free);
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ use crate::invalidation::{Changes, Kind, MapSync};
 use crate::mem::TableMemory;
 use crate::radix::fill::{Filling, Need};
 use crate::radix::job::Job;
-use crate::radix::node::Supply;
+use crate::radix::supply::Supply;
 use crate::radix::{MapError, MapSide, Mapper, Table};
 use crate::reclaim::{Operation, Retiring};
 use crate::sync::atomic::{Ordering, fence};

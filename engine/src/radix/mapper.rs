@@ -15,7 +15,7 @@ use crate::mem::TableMemory;
 use crate::radix::fill::{is_clear, store_items};
 use crate::radix::job::{is_linear, usable_sizes};
 use crate::radix::map::Piece;
-use crate::radix::node::{Node, flush_items};
+use crate::radix::node::{Inner, Node, flush_items};
 use crate::radix::position::Position;
 use crate::radix::unmap::{clear_items, is_plain};
 use crate::radix::{
@@ -170,12 +170,17 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
         if attributes != 0
             && is_in_one_leaf_table::<F>(iova, last)
             && self.is_run_of_pages(Piece { range, oa })
-            && let Some(leaf_table) = self.recent_leaf_table(iova)
+            && let Some(item) = self.recent_large_item(iova, Level(1))
         {
+            let word = item.load(Ordering::Acquire);
+            let leaf_table = table.format.exact_child(word, Level(1));
+            let Some(leaf_table) = leaf_table.and_then(|oa| Inner::new(table.node_at(oa))) else {
+                return self.map_new_table(item, range, oa, prot);
+            };
             let (items, _) = leaf_table.span(iova, last);
             // SAFETY: T3: the range is claimed, and `&mut self` keeps other uses of the claim
             // away.
-            if unsafe { is_clear(&self.table.format, items) } {
+            if unsafe { is_clear(&table.format, items) } {
                 let step = table.format.encode_oa(Oa::new(F::GRANULE.bytes()));
                 store_items(items, attributes | table.format.encode_oa(oa), step);
                 fence(Ordering::Release);
@@ -188,7 +193,12 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
 
     /// Maps runs of pages and single blocks whose tables are there; everything else in general.
     #[inline(never)]
-    fn map_run(&mut self, range: IovaRange, oa: Oa, prot: Prot) -> Result<MapSync, MapError> {
+    pub(super) fn map_run(
+        &mut self,
+        range: IovaRange,
+        oa: Oa,
+        prot: Prot,
+    ) -> Result<MapSync, MapError> {
         let (iova, last) = (range.start().get(), range.last().get());
         let len_minus_one = range.len_minus_one();
         let table = self.table;
@@ -201,11 +211,7 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
             if usable.bits() == F::GRANULE.bytes() && is_linear::<F>(oa, len_minus_one) {
                 let attributes = table.attributes[0][prot.index()];
                 let piece = Piece { range, oa };
-                if attributes != 0
-                    && (self.map_pages(piece, attributes)
-                        || is_in_one_leaf_table::<F>(iova, last)
-                            && self.map_new_table(piece, attributes))
-                {
+                if attributes != 0 && self.map_pages(piece, attributes) {
                     return Ok(MapSync::none(table.id));
                 }
             } else if let Some(size) = usable.largest()
@@ -405,7 +411,7 @@ impl<'t, F: Format, M: TableMemory> Mapper<'t, F, M> {
             return Ok(self.removed(range, size));
         }
         if self.table_policy == TablePolicy::Detach {
-            if let Some(unmapped) = self.detach_leaf_tables(range) {
+            if let Some(unmapped) = self.detach_leaf_tables(range, policy) {
                 return Ok(unmapped);
             }
             return self.unmap_general(range, policy);

@@ -40,7 +40,6 @@
 //! another.
 
 mod compact;
-mod count;
 mod cut;
 mod detach;
 mod dirty;
@@ -59,6 +58,7 @@ mod position;
 mod protect;
 mod read;
 mod split;
+mod supply;
 mod unmap;
 
 #[cfg(loom)]
@@ -78,11 +78,11 @@ use iopt_formats::{
 use crate::claim::{Claim, ClaimError, Registry};
 use crate::invalidation::TableId;
 use crate::mem::{LARGEST, OutOfMemory, SMALLEST, TableMemory};
-use crate::radix::count::Count;
 use crate::radix::grow::Top;
 use crate::radix::node::{Node, flush_items};
 use crate::reclaim::Quarantine;
 use crate::sync::atomic::Ordering;
+use crate::sync::epoch;
 
 pub use crate::radix::cut::{BreakBeforeMake, FaultWindow};
 pub use crate::radix::error::{
@@ -205,7 +205,6 @@ pub struct Table<F: Format, M: TableMemory> {
     registry: Registry,
     policy: TablePolicy,
     quarantine: Quarantine,
-    page_count: Count,
     top: Top,
     memory: M,
 }
@@ -261,14 +260,12 @@ impl<F: Format, M: TableMemory> Table<F, M> {
             registry: config.registry,
             policy: config.table_policy,
             quarantine: Quarantine::new(quarantine_limit),
-            page_count: Count::default(),
             top: Top::new(Root {
                 oa: root,
                 level: geometry.top,
             }),
             memory,
         };
-        table.page_count.add(1);
         table.flush_root(root, geometry.top);
         Ok(table)
     }
@@ -304,9 +301,11 @@ impl<F: Format, M: TableMemory> Table<F, M> {
     }
 
     /// Returns the number of table pages in use: linked ones with the root, and unlinked ones that
-    /// wait for [`reclaim`](Self::reclaim).
+    /// wait for [`reclaim`](Self::reclaim). Walks the tree; exact while no thread changes it.
     pub fn table_count(&self) -> usize {
-        self.page_count.get()
+        let _pin = epoch::pin();
+        let (root, level) = self.root_node();
+        self.count_tables(root, level) + self.quarantine.held_count()
     }
 
     /// Returns how many of them are unlinked and wait, those included that running operations made
@@ -549,7 +548,6 @@ impl<F: Format, M: TableMemory> fmt::Debug for Table<F, M> {
         f.debug_struct("Table")
             .field("format", &self.format)
             .field("root", &self.root())
-            .field("table_count", &self.table_count())
             .finish_non_exhaustive()
     }
 }

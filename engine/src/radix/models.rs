@@ -12,7 +12,7 @@ use crate::claim::{Claim, Registry};
 use crate::invalidation::NoHardware;
 use crate::mem::NonSnooped;
 use crate::radix::models::memory::{ModelMemory, Shadow};
-use crate::radix::{Mapper, Table, TableConfig, TablePolicy, UnmapPolicy};
+use crate::radix::{Mapper, Table, TableConfig, TablePolicy, UnmapError, UnmapPolicy};
 use crate::sync::atomic::Ordering;
 use crate::sync::models::thread;
 use crate::sync::{bounded_model, model};
@@ -80,11 +80,23 @@ fn two_threads_install_one_path() {
 fn install_together(format: Tiny, table_count: usize) {
     let table = table(format, 2 * table_count);
     let [mut one, mut two] = claims(table.registry(), [(0, PAGE), (PAGE, PAGE)]);
+    // A look at what is there yet makes the mapper remember the table above, where there is one.
+    let map = |table: &Small, claim: &mut Claim, start| {
+        let mut mapper = table.mapper(claim).unwrap();
+        let hole = mapper.unmap(range(start, PAGE), UnmapPolicy::Exact);
+        assert_eq!(
+            hole.unwrap_err(),
+            UnmapError::Hole {
+                iova: Iova::new(start)
+            }
+        );
+        map(&mut mapper, start, PAGE);
+    };
     let other = {
         let table = Arc::clone(&table);
-        thread::spawn(move || map(&mut table.mapper(&mut one).unwrap(), 0, PAGE))
+        thread::spawn(move || map(&table, &mut one, 0))
     };
-    map(&mut table.mapper(&mut two).unwrap(), PAGE, PAGE);
+    map(&table, &mut two, PAGE);
     assert_eq!(found(&table, PAGE), Some(oa_of(PAGE)));
     other.join().unwrap();
     for iova in [0, PAGE] {

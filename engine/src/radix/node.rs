@@ -16,7 +16,6 @@ use core::slice;
 use iopt_formats::{Format, Level, Oa};
 
 use crate::mem::{LINE_LEN, TableMemory};
-use crate::radix::alloc_page;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// One table of a tree that is borrowed for `'t`.
@@ -250,85 +249,5 @@ pub(super) fn flush_items<M: TableMemory>(memory: &M, items: &[AtomicU64]) {
     while line.addr() < range.end.addr() {
         memory.flush_line(line);
         line = line.wrapping_add(LINE_LEN);
-    }
-}
-
-/// Pages that are allocated but not linked yet, chained through their first item.
-pub(super) struct Supply<'m, F: Format, M: TableMemory> {
-    format: &'m F,
-    memory: &'m M,
-    /// Address of the first page of the chain.
-    head: Option<Oa>,
-}
-
-/// Item 0 of an unlinked page holds the next page's address with this bit, so that address 0 is
-/// one, too.
-const LINKED: u64 = 1;
-
-/// More tables than this at once are out of memory without a try: 16 GiB of 4 KiB tables. It bounds
-/// the time that a hopeless request takes.
-pub(super) const TABLE_LIMIT: usize = 1 << 22;
-
-impl<'m, F: Format, M: TableMemory> Supply<'m, F, M> {
-    pub(super) const fn empty(format: &'m F, memory: &'m M) -> Self {
-        Self {
-            format,
-            memory,
-            head: None,
-        }
-    }
-
-    pub(super) const fn is_empty(&self) -> bool {
-        self.head.is_none()
-    }
-
-    /// Adds `count` pages; on failure the supply keeps what it has.
-    pub(super) fn add(&mut self, count: usize) -> Result<(), crate::mem::OutOfMemory> {
-        if count > TABLE_LIMIT {
-            return Err(crate::mem::OutOfMemory { size: F::GRANULE });
-        }
-        for _ in 0..count {
-            let page = alloc_page(self.memory, self.format, F::GRANULE)?;
-            let link = self.head.map_or(0, |next| next.get() | LINKED);
-            self.first_item(page).store(link, Ordering::Relaxed);
-            self.head = Some(page);
-        }
-        Ok(())
-    }
-
-    /// Takes a zeroed page, written back for walkers that do not snoop.
-    pub(super) fn take(&mut self) -> Option<Oa> {
-        let page = self.head?;
-        let link = self.first_item(page).swap(0, Ordering::Relaxed);
-        self.head = (link & LINKED != 0).then_some(Oa::new(link & !LINKED));
-        // SAFETY: the page is ours, allocated and not linked: nobody frees it meanwhile.
-        let node = unsafe { Node::<F>::child(self.memory, page) };
-        flush_items(self.memory, node.items());
-        Some(page)
-    }
-
-    /// Puts back a page that was taken and never linked.
-    pub(super) fn put_back(&mut self, page: Oa) {
-        let link = self.head.map_or(0, |next| next.get() | LINKED);
-        self.first_item(page).store(link, Ordering::Relaxed);
-        self.head = Some(page);
-    }
-
-    fn first_item(&self, page: Oa) -> &AtomicU64 {
-        // SAFETY: `page` is allocated by this supply and not linked yet, so it is alive and nobody
-        // else accesses it.
-        unsafe { Node::<F>::child(self.memory, page) }.item(0, Level::LEAF)
-    }
-}
-
-impl<F: Format, M: TableMemory> Drop for Supply<'_, F, M> {
-    fn drop(&mut self) {
-        while let Some(page) = self.head {
-            let link = self.first_item(page).swap(0, Ordering::Relaxed);
-            self.head = (link & LINKED != 0).then_some(Oa::new(link & !LINKED));
-            // SAFETY: the page came from `alloc` with this size, was never linked and left the
-            // chain just now, with its link, the one thing that was written to it.
-            unsafe { self.memory.free_zeroed(page, F::GRANULE) };
-        }
     }
 }

@@ -52,8 +52,9 @@ use crate::mem::{OutOfMemory, TableMemory};
 use crate::radix::fill::{Filling, Missing, Need};
 use crate::radix::job::Job;
 use crate::radix::map::Piece;
-use crate::radix::node::{Supply, TABLE_LIMIT, flush_items};
+use crate::radix::node::flush_items;
 use crate::radix::read::Joiner;
+use crate::radix::supply::{Supply, TABLE_LIMIT};
 use crate::radix::unmap::clear_items;
 use crate::radix::{
     DirtyError, MapError, Mapper, Run, Table, TablePolicy, UnmapError, UnmapPolicy, Unmapped,

@@ -10,7 +10,7 @@ use crate::invalidation::{Changes, Gather, Kind};
 use crate::mem::TableMemory;
 use crate::radix::node::{Summary, flush_items, summarize};
 use crate::radix::read::Joiner;
-use crate::radix::{Mapper, Run, Slot, Table, TablePolicy, UnmapError};
+use crate::radix::{Mapper, Run, Table, TablePolicy, UnmapError};
 use crate::reclaim::Operation;
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
 
@@ -24,6 +24,10 @@ pub enum UnmapPolicy {
     /// the range ends in whole. The start must not lie inside an entry, and an entry that reaches out
     /// of the claim refuses everything.
     WholeEntries,
+    /// Removes whatever the range holds, which may be nothing. An entry that reaches out of the
+    /// range at either end refuses everything. Where [`TablePolicy::Detach`] unlinks a leaf table,
+    /// nobody looks at what it held, and the gather asks for every leaf size that it could have held.
+    Sparse,
 }
 
 /// What an unmap removed.
@@ -32,7 +36,9 @@ pub enum UnmapPolicy {
 pub struct Unmapped {
     /// What the hardware has to be told.
     pub gather: Gather,
-    /// Bytes removed; `u64::MAX` stands for the whole 64-bit space.
+    /// Bytes from the start of the range on that translate nothing any more: those in front of the
+    /// first hole, whole entries, under [`UnmapPolicy::WholeEntries`], else all. `u64::MAX` stands
+    /// for the whole 64-bit space.
     pub bytes: u64,
 }
 
@@ -62,6 +68,19 @@ pub(super) unsafe fn is_plain<F: Format>(format: &F, items: &[AtomicU64]) -> boo
     // One bit common to all decides it nearly always; formats whose entries are present by one of
     // several bits need a second look.
     any & F::GROUPED == 0 && (all & F::PRESENT != 0 || items.iter().all(is_single::<F>))
+}
+
+/// Returns whether all `items` of one table are the same but for the bits of `address` and for being
+/// dirty.
+///
+/// # Safety
+///
+/// As for [`summarize`].
+unsafe fn are_alike<F: Format>(format: &F, items: &[AtomicU64], address: u64) -> bool {
+    // SAFETY: the caller's contract is the same.
+    let Summary { any, all } = unsafe { summarize(format, items) };
+    let dirty = format.dirty_rule().map_or(0, |rule| rule.mask);
+    (any ^ all) & !(address | dirty) == 0
 }
 
 /// Returns whether an item of a leaf table is a page of its own.
@@ -167,7 +186,8 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
         let start = range.start().get();
         self.check_range(range)?;
         let mut changes = Changes::none(Kind::Removed);
-        if let Some(last) = self.survey(range, policy)? {
+        let surveyed_last = self.survey(range, policy)?;
+        if let Some(last) = surveyed_last {
             table.each_stretch(start, last, |level, items, size, iova, stretch_last| {
                 clear(level, items, iova);
                 flush_items(&table.memory, items);
@@ -177,12 +197,13 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
             });
             fence(Ordering::Release);
         }
-        let removed = changes.range();
         let mut retired = Operation::NONE;
-        if let Some(removed) = removed.filter(|_| self.table_policy == TablePolicy::Detach) {
+        if let Some(last) = surveyed_last.filter(|_| self.table_policy == TablePolicy::Detach) {
+            let cleared = IovaRange::new(range.start(), Iova::new(last))
+                .expect("a survey comes to the start at least");
             let mut retiring = table.quarantine.begin();
             // Tables that find no room stay.
-            let _ = table.compact_range(removed, &mut changes, &mut retiring);
+            let _ = table.compact_range(cleared, &mut changes, &mut retiring);
             if !retiring.is_empty() {
                 self.forget();
             }
@@ -190,7 +211,7 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
         }
         Ok(Unmapped {
             gather: Gather::new(changes, table.id, retired),
-            bytes: removed.map_or(0, |range| range.len_minus_one().saturating_add(1)),
+            bytes: surveyed_last.map_or(0, |last| (last - start).saturating_add(1)),
         })
     }
 
@@ -221,7 +242,24 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
         let (start, last) = (range.start().get(), range.last().get());
         let mut at = start;
         let mut found = None;
-        while let Some(entry) = table.next_entries(at, last) {
+        loop {
+            let Some(entry) = table.next_entries(at, last) else {
+                match policy {
+                    UnmapPolicy::Exact => {
+                        return Err(UnmapError::Hole {
+                            iova: Iova::new(at),
+                        });
+                    }
+                    UnmapPolicy::WholeEntries => return Ok(found),
+                    UnmapPolicy::Sparse => {}
+                }
+                let hole_last = table.hole_last(at, last);
+                if hole_last == last {
+                    return Ok(Some(last));
+                }
+                at = hole_last + 1;
+                continue;
+            };
             if at & entry.size.offset_mask() != 0 {
                 return Err(UnmapError::Splits {
                     iova: Iova::new(at),
@@ -230,7 +268,7 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
             }
             if entry.last > last {
                 let (iova, size) = (Iova::new(at), entry.size);
-                if policy == UnmapPolicy::Exact {
+                if policy != UnmapPolicy::WholeEntries {
                     return Err(UnmapError::Splits { iova, size });
                 }
                 if entry.last > self.last {
@@ -248,12 +286,6 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
             }
             at = entry.last + 1;
         }
-        match policy {
-            UnmapPolicy::Exact => Err(UnmapError::Hole {
-                iova: Iova::new(at),
-            }),
-            UnmapPolicy::WholeEntries => Ok(found),
-        }
     }
 }
 
@@ -265,8 +297,8 @@ pub(super) struct Entries {
 }
 
 impl<F: Format, M: TableMemory> Table<F, M> {
-    /// Returns the entry that translates `iova`, together with the plain pages behind it up to
-    /// `last` in the same table, or `None` for a hole.
+    /// Returns the entry that translates `iova`, together with the entries of one item behind it that
+    /// are of the same size, in the same table, and end by `last`; or `None` for a hole.
     pub(super) fn next_entries(&self, iova: u64, last: u64) -> Option<Entries> {
         if !self.reaches(iova) {
             return None;
@@ -292,10 +324,55 @@ impl<F: Format, M: TableMemory> Table<F, M> {
             });
         }
         let size = self.leaf_size(slot.word, slot.level);
+        let entry_last = iova | size.offset_mask();
+        if entry_last >= last || slot.word & F::GROUPED != 0 {
+            return Some(Entries {
+                size,
+                last: entry_last,
+            });
+        }
+        // Leaves of the same kind behind it that end by `last`.
+        let whole_last = (last.wrapping_add(1) & !size.offset_mask()).wrapping_sub(1);
+        let (items, span_last) = slot.span(iova, whole_last);
+        let address = self
+            .format
+            .encode_oa(Oa::new(self.oa_last & !size.offset_mask()));
+        // SAFETY: T3, as above.
+        if unsafe { are_alike(&self.format, items, address) } {
+            return Some(Entries {
+                size,
+                last: span_last,
+            });
+        }
+        let is_leaf = |item: &&AtomicU64| {
+            is_single::<F>(item)
+                && self
+                    .child_oa(item.load(Ordering::Relaxed), slot.level)
+                    .is_none()
+        };
+        let more_count = items.iter().skip(1).take_while(is_leaf).count() as u64;
         Some(Entries {
             size,
-            last: iova | size.offset_mask(),
+            last: entry_last + (more_count << size.lg2()),
         })
+    }
+
+    /// Returns the last address of the hole around `iova`, as far as one table shows, up to `last`.
+    fn hole_last(&self, iova: u64, last: u64) -> u64 {
+        if !self.reaches(iova) {
+            return last;
+        }
+        let slot = self.descend(iova, Level::LEAF);
+        let (items, span_last) = slot.span(iova, last);
+        let is_empty = |item: &&AtomicU64| item.load(Ordering::Relaxed) & F::PRESENT == 0;
+        let empty_count = items.iter().take_while(is_empty).count();
+        if empty_count == items.len() {
+            return span_last;
+        }
+        let item_lg2 = F::item_lg2(slot.level);
+        let first = iova >> item_lg2 << item_lg2;
+        // The item of `iova` itself is empty: nobody else changes what the claim covers.
+        first + (((empty_count.max(1) as u64) << item_lg2) - 1)
     }
 
     /// Returns whether the current root decodes `iova`.
@@ -304,8 +381,8 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         iova.wrapping_add(self.bias) <= self.span(self.top.load().level).reach
     }
 
-    /// Calls `each` with level, items, entry size, first and last address of stretches that make
-    /// up `start..=last`, which is mapped without holes in whole entries.
+    /// Calls `each` with level, items, entry size, first and last address of the stretches that are
+    /// mapped of `start..=last`, which consists of whole entries and holes.
     pub(super) fn each_stretch(
         &self,
         start: u64,
@@ -313,21 +390,20 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         mut each: impl FnMut(Level, &[AtomicU64], PageSize, u64, u64),
     ) {
         let mut at = start;
-        while let Some(entries) = self.next_entries(at, last) {
-            let slot = self.descend(at, Level::LEAF);
-            let stretch_last = entries.last.min(last);
-            let Slot { node, level, .. } = slot;
-            let (items, _) = Slot {
-                node,
-                level,
-                word: slot.word,
-            }
-            .span(at, stretch_last);
-            each(level, items, entries.size, at, stretch_last);
-            if stretch_last == last {
+        loop {
+            let done_last = if let Some(entries) = self.next_entries(at, last) {
+                let stretch_last = entries.last.min(last);
+                let slot = self.descend(at, Level::LEAF);
+                let (items, _) = slot.span(at, stretch_last);
+                each(slot.level, items, entries.size, at, stretch_last);
+                stretch_last
+            } else {
+                self.hole_last(at, last)
+            };
+            if done_last == last {
                 return;
             }
-            at = stretch_last + 1;
+            at = done_last + 1;
         }
     }
 }

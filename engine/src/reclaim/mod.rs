@@ -34,7 +34,7 @@ use crate::sync::{self, Mutex};
 mod tests;
 
 /// Numbers the operation that retired tables, per table; 0 for one that retired none.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) struct Operation(u64);
 
 impl Operation {
@@ -57,12 +57,22 @@ struct State {
     held_count: usize,
     /// Running operations; `waiting` has room for a batch of each.
     running_count: usize,
-    /// Hardware may walk these.
-    waiting: Vec<(Operation, Batch)>,
+    /// Hardware may walk these; in the order of their numbers.
+    waiting: VecDeque<(Operation, Batch)>,
     /// Only readers may.
     settled: Vec<Batch>,
     /// The same, by the grace period that has started, in order.
     leaving: VecDeque<(Grace, Vec<Batch>)>,
+}
+
+impl State {
+    /// Numbers an operation that unlinked pages. Callers made room for it.
+    fn add(&mut self, batch: Batch) -> Operation {
+        self.last += 1;
+        let operation = Operation(self.last);
+        self.waiting.push_back((operation, batch));
+        operation
+    }
 }
 
 /// The pages that one operation unlinked. Most unlink one, which needs no memory.
@@ -110,15 +120,38 @@ impl Quarantine {
         }
     }
 
+    /// As an operation of its own that unlinks one page: calls `unlink`, which takes no lock, if there
+    /// is room for it, or says why there is none (R4).
+    pub(crate) fn retire(&self, page: Oa, unlink: impl FnOnce()) -> Result<Operation, NoRoom> {
+        let mut state = self.state.lock();
+        if state.held_count >= self.limit {
+            return Err(NoRoom::Limit);
+        }
+        let batch_count = state.running_count + 1;
+        state
+            .waiting
+            .try_reserve(batch_count)
+            .map_err(|_| NoRoom::Memory)?;
+        unlink();
+        state.held_count += 1;
+        let batch = Batch {
+            first: Some(page),
+            rest: Vec::new(),
+        };
+        Ok(state.add(batch))
+    }
+
     /// Takes note that hardware walks the pages of an operation no more (R2).
     pub(crate) fn settle(&self, operation: Operation) {
         if operation == Operation::NONE {
             return;
         }
         let mut state = self.state.lock();
-        let place = state.waiting.iter().position(|(by, _)| *by == operation);
-        if let Some(place) = place {
-            let (_, batch) = state.waiting.swap_remove(place);
+        let place = state
+            .waiting
+            .binary_search_by_key(&operation, |(by, _)| *by);
+        // Proofs come in nearly the order of the operations, so this moves few.
+        if let Some((_, batch)) = place.ok().and_then(|place| state.waiting.remove(place)) {
             state.settled.push(batch);
         }
     }
@@ -251,11 +284,7 @@ impl Retiring<'_> {
         if batch.first.is_none() {
             return Operation::NONE;
         }
-        state.last += 1;
-        let operation = Operation(state.last);
-        // `reserve` made room for it.
-        state.waiting.push((operation, batch));
-        operation
+        state.add(batch)
     }
 }
 

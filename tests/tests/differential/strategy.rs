@@ -21,7 +21,10 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(target, output, prot)| Op::Map { target, output, prot }),
         2 => (edge(), vec((output(), len()), 1..4), prot())
             .prop_map(|(target, runs, prot)| Op::MapRuns { target, runs, prot }),
-        5 => target().prop_map(|target| Op::Unmap { target }),
+        5 => (target(), any::<bool>())
+            .prop_map(|(target, detach)| Op::Unmap { target, detach }),
+        3 => (prop_oneof![2 => target(), 1 => half()], any::<bool>())
+            .prop_map(|(target, detach)| Op::Clear { target, detach }),
         3 => target().prop_map(|target| Op::UnmapEntries { target }),
         3 => (target(), prot()).prop_map(|(target, prot)| Op::Protect { target, prot }),
         5 => (prop_oneof![3 => large(), 1 => target()], cut_size(), rule())
