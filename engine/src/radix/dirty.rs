@@ -1,13 +1,13 @@
 //! Which pages devices wrote to.
 
-use core::ops::ControlFlow;
+use core::slice;
 
 use iopt_formats::{DirtyRule, Format, Iova, IovaRange, Level, PageSize};
 
 use crate::invalidation::{Changes, Gather, Kind};
 use crate::mem::TableMemory;
 use crate::radix::node::flush_items;
-use crate::radix::{DirtyError, Mapper, Slot, Table};
+use crate::radix::{DirtyError, Mapper, Table};
 use crate::reclaim::Operation;
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
 
@@ -40,44 +40,78 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         mut each: impl FnMut(IovaRange),
     ) -> Result<(), DirtyError> {
         let rule = self.format.dirty_rule().ok_or(DirtyError::NotTracked)?;
-        let mut open: Option<IovaRange> = None;
-        let mut skip_to = Some(range.start().get());
-        let flow = self.try_each_item(range, |level, word, iova, last| {
-            // The other items of an entry that was looked at with its first one.
-            if skip_to.is_none_or(|next| iova < next) {
-                return ControlFlow::Continue(());
-            }
-            let entry_last = iova | self.leaf_size(word, level).offset_mask();
-            if rule.is_dirty(word) || self.group_is_dirty(rule, word, level, iova) {
-                let part = IovaRange::new(Iova::new(iova), Iova::new(entry_last.min(last)))
-                    .expect("the item starts inside the range");
+        let mut open = None;
+        self.each_dirty_entry(range, rule, |dirty| {
+            let part = dirty.entry.intersection(range);
+            if let Some(part) = part {
                 extend(&mut open, part, &mut each);
             }
-            skip_to = entry_last.checked_add(1);
-            ControlFlow::Continue(())
         });
-        debug_assert!(flow.is_continue(), "the closure never breaks");
         open.into_iter().for_each(each);
         Ok(())
     }
 
-    /// Returns whether any item of the group that `word` belongs to is dirty: hardware marks one
-    /// of them, whichever it used.
-    fn group_is_dirty(&self, rule: DirtyRule, word: u64, level: Level, iova: u64) -> bool {
-        let size = self.leaf_size(word, level);
-        if size.lg2() <= F::item_lg2(level) {
-            return false;
+    /// Calls `each` with every dirty entry that translates a part of `range`, in rising order.
+    ///
+    /// Nearly all items are clean, and one comparison says so; nothing is decoded but what is dirty.
+    fn each_dirty_entry(&self, range: IovaRange, rule: DirtyRule, mut each: impl FnMut(Dirty<'_>)) {
+        // Hardware marks any item of a group, perhaps one outside of the range.
+        let (start, last) = (range.start().get(), range.last().get());
+        let first = self
+            .next_live(start, start)
+            .map_or(start, |live| live.start);
+        let highest = self.next_live(last, last).map_or(last, |live| live.last());
+        let mut next = Some((first.min(start), highest.max(last)));
+        let mut skip_to = first;
+        while let Some((at, last)) = next.and_then(|(at, last)| self.decoded_part(at, last)) {
+            let slot = self.descend(at, Level::LEAF);
+            let level = slot.level;
+            let (items, span_last) = slot.span(at, last);
+            let item_lg2 = F::item_lg2(level);
+            let base = at >> item_lg2 << item_lg2;
+            let mut seen_last = span_last;
+            for (index, item) in items.iter().enumerate() {
+                let word = item.load(Ordering::Acquire);
+                let iova = base + ((index as u64) << item_lg2);
+                if level != Level::LEAF {
+                    // The first one as the walk met it: by now it may be a table, cut out of a leaf
+                    // that must not be missed.
+                    let word = if index == 0 { slot.word } else { word };
+                    if self.child(word, level).is_some() {
+                        seen_last = iova - 1;
+                        break;
+                    }
+                }
+                if !rule.is_dirty(word) || word & F::PRESENT == 0 || iova < skip_to {
+                    continue;
+                }
+                let size = self.leaf_size(word, level);
+                let mask = size.offset_mask();
+                let (start, last) = (iova & !mask, iova | mask);
+                let entry = IovaRange::new(Iova::new(start), Iova::new(last));
+                each(Dirty {
+                    entry: entry.expect("an entry does not wrap"),
+                    level,
+                    size,
+                    item,
+                });
+                let Some(above) = last.checked_add(1) else {
+                    return;
+                };
+                skip_to = above;
+            }
+            next = Self::after(seen_last, highest.max(range.last().get()));
         }
-        let start = iova & !size.offset_mask();
-        let slot = self.descend(start, level);
-        if slot.level != level {
-            return false;
-        }
-        let (items, _) = Slot { ..slot }.span(start, start | size.offset_mask());
-        items
-            .iter()
-            .any(|item| rule.is_dirty(item.load(Ordering::Relaxed)))
     }
+}
+
+/// An entry that was met dirty.
+struct Dirty<'a> {
+    entry: IovaRange,
+    level: Level,
+    size: PageSize,
+    /// The item that says so.
+    item: &'a AtomicU64,
 }
 
 /// Joins `next` to the open range, or reports that one and opens another.
@@ -110,27 +144,25 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
         let rule = self.check_dirty(range)?;
         let mut open = None;
         let mut changes = Changes::none(Kind::Removed);
-        let mut skip_to = Some(range.start().get());
-        let flow = table.try_each_item(range, |level, word, iova, last| {
-            let size = table.leaf_size(word, level);
-            let entry_last = iova | size.offset_mask();
-            // Items of a group that was taken with its first item inside the range.
-            if skip_to.is_none_or(|next| iova < next) {
-                return ControlFlow::Continue(());
-            }
-            let start = iova & !size.offset_mask();
-            if table.take_entry(rule, level, start, size) {
-                let entry = IovaRange::new(Iova::new(start), Iova::new(entry_last))
-                    .expect("an entry does not wrap");
+        table.each_dirty_entry(range, rule, |dirty| {
+            let Dirty {
+                entry, level, size, ..
+            } = dirty;
+            let was_dirty = if size.lg2() == F::item_lg2(level) {
+                let word = clean_item(dirty.item, rule);
+                flush_items(&table.memory, slice::from_ref(dirty.item));
+                rule.is_dirty(word)
+            } else {
+                table.take_group(rule, level, entry)
+            };
+            if was_dirty {
                 changes.add_leaf(entry, size);
-                let part = IovaRange::new(Iova::new(iova), Iova::new(entry_last.min(last)))
-                    .expect("the item starts inside the range");
-                extend(&mut open, part, &mut each);
+                let part = entry.intersection(range);
+                if let Some(part) = part {
+                    extend(&mut open, part, &mut each);
+                }
             }
-            skip_to = entry_last.checked_add(1);
-            ControlFlow::Continue(())
         });
-        debug_assert!(flow.is_continue(), "the closure never breaks");
         fence(Ordering::Release);
         open.into_iter().for_each(each);
         Ok(Gather::new(changes, table.id, Operation::NONE))
@@ -162,19 +194,13 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
 }
 
 impl<F: Format, M: TableMemory> Table<F, M> {
-    /// Marks the entry of `size` at `start` clean; returns whether it was dirty.
-    fn take_entry(&self, rule: DirtyRule, level: Level, start: u64, size: PageSize) -> bool {
-        let slot = self.descend(start, level);
+    /// Marks all items of an entry clean; returns whether one was dirty.
+    fn take_group(&self, rule: DirtyRule, level: Level, entry: IovaRange) -> bool {
+        let slot = self.descend(entry.start().get(), level);
         if slot.level != level {
             return false;
         }
-        let (items, _) = slot.span(start, start | size.offset_mask());
-        if !items
-            .iter()
-            .any(|item| rule.is_dirty(item.load(Ordering::Relaxed)))
-        {
-            return false;
-        }
+        let (items, _) = slot.span(entry.start().get(), entry.last().get());
         let mut was_dirty = false;
         for item in items {
             let word = item.load(Ordering::Relaxed);

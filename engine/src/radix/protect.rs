@@ -54,6 +54,21 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
     ///
     /// [`ProtectError`]; nothing changed then.
     pub fn protect(&mut self, range: IovaRange, prot: Prot) -> Result<Protected, ProtectError> {
+        self.protect_with(range, prot, |_| {})
+    }
+
+    /// As [`protect`](Self::protect), and calls `lost` with each entry that was dirty and cannot say so any
+    /// more.
+    ///
+    /// # Errors
+    ///
+    /// As for [`protect`](Self::protect); `lost` was not called then.
+    pub fn protect_with(
+        &mut self,
+        range: IovaRange,
+        prot: Prot,
+        mut lost: impl FnMut(IovaRange),
+    ) -> Result<Protected, ProtectError> {
         let table = self.table;
         self.check_range(range)?;
         let Some(effective) = table.format.effective(prot) else {
@@ -69,7 +84,13 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
             table.each_stretch(start, last, |level, items, size, iova, stretch_last| {
                 for (index, item) in items.iter().enumerate() {
                     let start = iova + ((index as u64) << F::item_lg2(level));
-                    was_dirty |= table.protect_item(item, level, size, start, prot);
+                    if table.protect_item(item, level, size, start, prot) {
+                        was_dirty = true;
+                        let mask = size.offset_mask();
+                        let entry =
+                            IovaRange::new(Iova::new(start & !mask), Iova::new(start | mask));
+                        lost(entry.expect("an entry does not wrap"));
+                    }
                 }
                 flush_items(&table.memory, items);
                 let stretch = IovaRange::new(Iova::new(iova), Iova::new(stretch_last))

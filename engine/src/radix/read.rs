@@ -329,12 +329,12 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         ControlFlow::Continue(())
     }
 
-    fn after(done: u64, last: u64) -> Option<(u64, u64)> {
+    pub(super) fn after(done: u64, last: u64) -> Option<(u64, u64)> {
         (done < last).then(|| (done + 1, last))
     }
 
     /// Returns the first stretch of `at..=last` that the current root decodes.
-    fn decoded_part(&self, at: u64, last: u64) -> Option<(u64, u64)> {
+    pub(super) fn decoded_part(&self, at: u64, last: u64) -> Option<(u64, u64)> {
         let bias = self.bias;
         let reach = self.span(self.top.load().level).reach;
         // The window is `0..=reach` after the bias: at most two stretches before it.
