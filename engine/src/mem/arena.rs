@@ -2,6 +2,9 @@
 
 #![expect(unsafe_code, reason = "hands out pages of the mapping")]
 
+#[cfg(target_os = "linux")]
+mod adopt;
+
 use core::fmt;
 use std::io;
 #[cfg(target_os = "linux")]
@@ -9,6 +12,10 @@ use std::os::fd::BorrowedFd;
 
 use iopt_formats::{Oa, PageSize};
 
+#[cfg(target_os = "linux")]
+use crate::mem::chunk::PAGE_COUNT;
+#[cfg(target_os = "linux")]
+use crate::mem::heirs::Heirs;
 use crate::mem::pool::{Content, Pool};
 use crate::mem::system::{HUGE_LEN, Mapping};
 use crate::mem::{LARGEST, OutOfMemory, SMALLEST, TableMemory, Usage, debug_usage};
@@ -108,6 +115,26 @@ impl ArenaConfig {
         self.node = Some(node);
         self
     }
+
+    /// Returns the bytes of whole pages, if there can be such an arena.
+    fn checked_len(&self) -> io::Result<u64> {
+        let refuse = |why| Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        let len = self.max_len as u64 & !SMALLEST.offset_mask();
+        if len == 0 {
+            return refuse("an arena needs at least one page of 4 KiB");
+        }
+        if !LARGEST.divides(self.base.get()) {
+            return refuse("the base of an arena must be a multiple of 1 MiB");
+        }
+        if self
+            .base
+            .checked_add(len)
+            .is_none_or(|end| end.get() > 1 << 52)
+        {
+            return refuse("the output addresses of an arena must fit 52 bits");
+        }
+        Ok(len)
+    }
 }
 
 /// One mapping that table pages are cut from; memory is used only once touched.
@@ -120,6 +147,9 @@ pub struct Arena {
     /// Keeps the memory behind `pages` mapped.
     mapping: Mapping,
     is_bound: bool,
+    /// Who has which page, if the arena was handed over.
+    #[cfg(target_os = "linux")]
+    heirs: Option<Heirs>,
 }
 
 impl Arena {
@@ -151,33 +181,37 @@ impl Arena {
     /// a system without `memfd`; and whatever the system says to the memory that is to be backed
     /// from the start.
     pub fn with_config(config: ArenaConfig) -> io::Result<Self> {
-        let refuse = |why| Err(io::Error::new(io::ErrorKind::InvalidInput, why));
-        let base = config.base;
-        let len = config.max_len as u64 & !SMALLEST.offset_mask();
-        if len == 0 {
-            return refuse("an arena needs at least one page of 4 KiB");
-        }
-        if !LARGEST.divides(base.get()) {
-            return refuse("the base of an arena must be a multiple of 1 MiB");
-        }
-        if base.checked_add(len).is_none_or(|end| end.get() > 1 << 52) {
-            return refuse("the output addresses of an arena must fit 52 bits");
-        }
+        let len = config.checked_len()?;
         let mapping = match config.backing {
             Backing::Private => Mapping::anonymous(len as usize),
             Backing::Shared => Mapping::shared(len as usize),
         }?;
+        // SAFETY: S2: it holds zeroes; nobody else knows the mapping.
+        unsafe { Self::over(mapping, config, Content::Zeroes) }
+    }
+
+    /// Makes an arena of a mapping as long as `config` says.
+    ///
+    /// # Safety
+    ///
+    /// The mapping holds what `content` says, and nobody else uses its pages but hardware those that
+    /// count as handed out.
+    unsafe fn over(mapping: Mapping, config: ArenaConfig, content: Content) -> io::Result<Self> {
+        let len = config.checked_len()?;
         if config.huge_pages == HugePages::WhereOffered && len >= HUGE_LEN as u64 {
             mapping.wish_huge_pages();
         }
         let is_bound = config.node.is_some_and(|node| mapping.bind(node));
         // SAFETY: S1: the mapping is `len` bytes long, aligned to more than the largest page, and
-        // lives as long as the pool beside it; the base was checked. S2: it holds zeroes.
-        let pages = unsafe { Pool::new(mapping.start(), len, base, Content::Zeroes) };
+        // lives as long as the pool beside it; the base was checked. The caller vouches for the
+        // content.
+        let pages = unsafe { Pool::new(mapping.start(), len, config.base, content) };
         let arena = Self {
             pages: pages.ok_or(io::ErrorKind::OutOfMemory)?,
             mapping,
             is_bound,
+            #[cfg(target_os = "linux")]
+            heirs: None,
         };
         arena.prefault(config.prefault_len)?;
         Ok(arena)

@@ -102,6 +102,20 @@ impl Frames {
         })
     }
 
+    /// Returns an allocator of `page_count` pages that are all handed out, or `None` as
+    /// [`new`](Self::new).
+    #[cfg(all(feature = "std", target_os = "linux"))]
+    pub(super) fn taken(page_count: usize) -> Option<Self> {
+        let frames = Self::new(page_count)?;
+        let chunk_count = frames.stock.chunk_count();
+        for index in 0..chunk_count {
+            // Nobody else knows the allocator yet.
+            frames.stock.take_all(index);
+        }
+        frames.reached.store(chunk_count, Ordering::Relaxed);
+        Some(frames)
+    }
+
     pub(super) const fn page_count(&self) -> usize {
         self.stock.page_count()
     }
@@ -280,6 +294,17 @@ impl Frames {
                 }
             });
         }
+    }
+
+    /// Puts pages of a chunk back that were handed out one by one; `is_touched` says whether the
+    /// system has backed some of them.
+    #[cfg(target_os = "linux")]
+    pub(super) fn release(&self, chunk: &Chunk, is_touched: bool) {
+        self.stock.put_all(chunk);
+        if is_touched {
+            self.listing.touch(chunk.index());
+        }
+        self.listing.list(chunk.index());
     }
 
     pub(super) fn with_chunk<R>(&self, index: usize, act: impl FnOnce(&Chunk) -> R) -> R {

@@ -14,12 +14,15 @@
 
 #![expect(unsafe_code, reason = "the trait that implementors vouch for")]
 
+mod adopt;
 #[cfg(feature = "std")]
 mod arena;
 mod bits;
 mod chunk;
 mod frames;
 mod heap;
+#[cfg(all(feature = "std", target_os = "linux"))]
+mod heirs;
 mod limited;
 mod listing;
 mod non_snooped;
@@ -40,6 +43,7 @@ use core::fmt;
 
 use iopt_formats::{Oa, PageSize};
 
+pub use crate::mem::adopt::{Adoptable, PageError};
 #[cfg(feature = "std")]
 pub use crate::mem::arena::{Arena, ArenaConfig, Backing, HugePages};
 pub use crate::mem::heap::Heap;

@@ -25,6 +25,11 @@ impl<M, L> NonSnooped<M, L> {
         Self { memory, flush }
     }
 
+    /// Returns the memory behind.
+    pub(super) const fn memory(&self) -> &M {
+        &self.memory
+    }
+
     /// Returns the flush given to [`new`](Self::new).
     pub const fn flush(&self) -> &L {
         &self.flush

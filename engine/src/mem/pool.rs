@@ -41,6 +41,10 @@ pub(super) enum Content {
     Zeroes,
     /// Anything.
     Unknown,
+    /// Anything, and every page counts as handed out: each comes back by a `free`, or together with
+    /// others by [`Pool::release`].
+    #[cfg(all(feature = "std", target_os = "linux"))]
+    Taken,
 }
 
 /// The allocator. Pages go by their output addresses.
@@ -80,12 +84,20 @@ impl Pool {
             #[cfg(feature = "std")]
             Content::Zeroes => None,
             Content::Unknown => Some(Bits::new(page_count)?),
+            // What comes back is cleared first.
+            #[cfg(all(feature = "std", target_os = "linux"))]
+            Content::Taken => None,
+        };
+        let frames = match content {
+            #[cfg(all(feature = "std", target_os = "linux"))]
+            Content::Taken => Frames::taken(page_count)?,
+            _ => Frames::new(page_count)?,
         };
         Some(Self {
             // Wrapping keeps the provenance of `memory` while the pointer is out of its bounds.
             origin: memory.as_ptr().wrapping_sub(first.get() as usize),
             first,
-            frames: Frames::new(page_count)?,
+            frames,
             cleaned,
         })
     }
@@ -230,8 +242,28 @@ impl Pool {
         trimmed_len
     }
 
+    /// Takes pages of a chunk over that nobody uses, and clears those that need it. They hold what
+    /// `content` says.
+    ///
+    /// # Safety
+    ///
+    /// The pool was made of pages that count as handed out ([`Content::Taken`]); those of the chunk
+    /// were never given back, nobody uses them, and they hold what `content` says.
+    #[cfg(target_os = "linux")]
+    pub(super) unsafe fn release(&self, chunk: &Chunk, content: Content) {
+        let is_touched = content != Content::Zeroes;
+        for page in chunk.pages().filter(|_| is_touched) {
+            let oa = self.oa_of(page);
+            if !self.is_zero(oa, SMALLEST) {
+                // SAFETY: by the caller's contract the page is ours (A2), and by A1 writable.
+                unsafe { self.ptr(oa).write_bytes(0, PAGE_LEN as usize) };
+            }
+        }
+        self.frames.release(chunk, is_touched);
+    }
+
     /// Returns where a chunk lies in the memory, in bytes.
-    fn offsets(&self, chunk: &Chunk) -> Range<usize> {
+    pub(super) fn offsets(&self, chunk: &Chunk) -> Range<usize> {
         let first = chunk.index() * PAGE_COUNT;
         let end = (first + PAGE_COUNT).min(self.frames.page_count());
         first * PAGE_LEN as usize..end * PAGE_LEN as usize

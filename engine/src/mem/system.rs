@@ -65,10 +65,14 @@ impl Mapping {
 
 #[cfg(target_os = "linux")]
 mod linux {
-    use std::os::fd::{AsFd as _, BorrowedFd};
+    use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
     use memmap2::{Advice, UncheckedAdvice};
-    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+    use rustix::fs::{
+        MemfdFlags, SealFlags, SeekFrom, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate,
+        memfd_create, seek,
+    };
+    use rustix::io::Errno;
     use rustix::mm::{MapFlags, ProtFlags, mmap};
 
     use super::{Mapping, Range, io};
@@ -89,6 +93,27 @@ mod linux {
             )?;
             ftruncate(&file, len as u64)?;
             fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+            Self::of_file(file, len)
+        }
+
+        /// Maps a file that [`shared`](Self::shared) made, here or in another program; S2 does not
+        /// hold for it.
+        pub(in crate::mem) fn adopted(file: OwnedFd, len: usize) -> io::Result<Self> {
+            let refuse = |why| Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+            // Files of other kinds know no seals.
+            let is_sealed = fcntl_get_seals(&file)
+                .is_ok_and(|seals| seals.contains(SealFlags::SHRINK | SealFlags::GROW));
+            if !is_sealed {
+                return refuse("only a memory file whose size is sealed holds an arena");
+            }
+            if u64::try_from(fstat(&file)?.st_size) != Ok(len as u64) {
+                return refuse("the file has another length than the arena");
+            }
+            Self::of_file(file, len)
+        }
+
+        /// Maps `len` bytes of a file of this size.
+        fn of_file(file: OwnedFd, len: usize) -> io::Result<Self> {
             let mut mapping = Self::anonymous(len)?;
             let start = mapping.start().as_ptr().cast();
             let prot = ProtFlags::READ | ProtFlags::WRITE;
@@ -104,6 +129,17 @@ mod linux {
         /// Returns the file behind the memory, if there is one; its first byte is that of `start`.
         pub(in crate::mem) fn file(&self) -> Option<BorrowedFd<'_>> {
             self.file.as_ref().map(|file| file.as_fd())
+        }
+
+        /// Returns whether the file may hold anything but zeroes at `offsets`: false where the
+        /// system has never backed it.
+        pub(in crate::mem) fn holds_data(&self, offsets: Range<usize>) -> bool {
+            let Some(file) = &self.file else { return true };
+            match seek(file, SeekFrom::Data(offsets.start as u64)) {
+                Ok(found) => found < offsets.end as u64,
+                // There is none up to the end of the file. Other errors say nothing.
+                Err(error) => error != Errno::NXIO,
+            }
         }
 
         /// Asks for huge pages. A wish: systems without them ignore it.

@@ -2,6 +2,8 @@
 
 #![expect(unsafe_code, reason = "memories hand out raw pages")]
 
+#[cfg(all(feature = "std", target_os = "linux", not(miri)))]
+mod adopt;
 #[cfg(feature = "std")]
 mod arena;
 mod sizes;

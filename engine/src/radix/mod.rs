@@ -39,6 +39,7 @@
 //! across a pending link writes the line back itself before it relies on it, so none waits for
 //! another.
 
+mod adopt;
 mod compact;
 mod cut;
 mod detach;
@@ -84,6 +85,7 @@ use crate::reclaim::Quarantine;
 use crate::sync::atomic::Ordering;
 use crate::sync::epoch;
 
+pub use crate::radix::adopt::{AdoptError, ItemFault};
 pub use crate::radix::cut::{BreakBeforeMake, FaultWindow};
 pub use crate::radix::error::{
     CompactError, CutError, DirtyError, MapError, MapperError, ProtectError, TableError, UnmapError,
@@ -226,11 +228,30 @@ impl<F: Format, M: TableMemory> Table<F, M> {
     ///
     /// As for [`new`](Self::new).
     pub fn with_config(format: F, memory: M, config: TableConfig) -> Result<Self, TableError> {
+        let shape = Self::shape_of(&format)?;
+        let level = shape.geometry.top;
+        let oa = alloc_page(&memory, &format, Self::root_page(&format, level))?;
+        let table = Self::assemble(format, memory, config, shape, Root { oa, level });
+        table.flush_root(oa, level);
+        Ok(table)
+    }
+
+    /// Returns what tables of `format` look like, if this memory can hold such.
+    fn shape_of(format: &F) -> Result<Shape, TableError> {
         if !M::SNOOPED && F::PENDING == 0 {
             return Err(TableError::NotSnooped);
         }
+        let smallest = format.sizes().smallest().ok_or(ConfigError::Sizes)?;
+        let mut geometry = format.geometry();
+        // The smallest leaves stand in the first root, or below.
+        geometry.top = geometry.top.max(F::level_of(smallest));
+        Ok(Shape { geometry, smallest })
+    }
+
+    /// Makes a table of a tree whose pages become its own.
+    fn assemble(format: F, memory: M, config: TableConfig, shape: Shape, root: Root) -> Self {
+        let Shape { geometry, smallest } = shape;
         let sizes = format.sizes();
-        let smallest = sizes.smallest().ok_or(ConfigError::Sizes)?;
         let mut attributes = [[0; Prot::COUNT]; QUICK_LEVELS];
         for (level, attributes) in attributes.iter_mut().enumerate() {
             let size = PageSize::from_lg2(F::item_lg2(Level(level as u8)).min(63));
@@ -240,13 +261,9 @@ impl<F: Format, M: TableMemory> Table<F, M> {
                 }
             }
         }
-        let mut geometry = format.geometry();
-        // The smallest leaves stand in the first root, or below.
-        geometry.top = geometry.top.max(F::level_of(smallest));
         let quarantine_limit = config.quarantine_len / F::GRANULE.bytes();
         let quarantine_limit = usize::try_from(quarantine_limit).unwrap_or(usize::MAX);
-        let root = alloc_page(&memory, &format, Self::root_page(&format, geometry.top))?;
-        let table = Self {
+        Self {
             format,
             geometry,
             bias: geometry.bias(),
@@ -260,14 +277,9 @@ impl<F: Format, M: TableMemory> Table<F, M> {
             registry: config.registry,
             policy: config.table_policy,
             quarantine: Quarantine::new(quarantine_limit),
-            top: Top::new(Root {
-                oa: root,
-                level: geometry.top,
-            }),
+            top: Top::new(root),
             memory,
-        };
-        table.flush_root(root, geometry.top);
-        Ok(table)
+        }
     }
 
     /// Returns the page that a root of level `top` takes.
@@ -481,6 +493,13 @@ fn alloc_page<F: Format, M: TableMemory>(
     // SAFETY: the page was allocated just now with this size and nobody else knows it.
     unsafe { memory.free(page, size) };
     Err(OutOfMemory { size })
+}
+
+/// What all tables of a format's configuration have in common.
+#[derive(Clone, Copy)]
+struct Shape {
+    geometry: Geometry,
+    smallest: PageSize,
 }
 
 /// What a root of some level spans.
