@@ -24,16 +24,55 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! Who keeps one address space equal over several tables, with the memory behind it pinned once, uses an
+//! [`ioas::Ioas`] instead: it owns the claims, the pins and the syncs.
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use iopt::domain::{Domain, TableDomain};
+//! use iopt::invalidation::NoHardware;
+//! use iopt::ioas::{Holes, Ioas, Mapping, Pages, Place};
+//! use iopt::mem::Heap;
+//! use iopt::pin::{Simulated, Source};
+//! use iopt::radix::Table;
+//! use iopt_formats::vtd::SecondStage;
+//! use iopt_formats::{PageSize, Prot};
+//!
+//! let table = Table::new(SecondStage::new(48)?, Heap)?;
+//! let domain: Arc<dyn Domain> = Arc::new(TableDomain::new(table, NoHardware));
+//! let ioas = Ioas::new();
+//! ioas.attach(Arc::clone(&domain))?;
+//!
+//! let memory = Arc::new(Simulated::new(PageSize::KIB_4, 1024));
+//! let pages = Pages::new(Arc::clone(&memory) as Arc<dyn Source>, None);
+//! let range = ioas.map(Mapping {
+//!     pages: &pages,
+//!     offset: 0,
+//!     len: 0x40_0000,
+//!     prot: Prot::RW,
+//!     place: Place::Anywhere,
+//! })?;
+//! assert_eq!(memory.pinned_pages(), 1024);
+//! assert_eq!(ioas.unmap(range, Holes::Refused)?, 0x40_0000);
+//! assert_eq!(memory.pinned_pages(), 0);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! # Layers
 //!
 //! A module may use the modules below it, never those above:
 //!
 //! ```text
+//! ioas           one address space over many domains: areas, pages, accesses
+//! domain         a table with its hardware, or a sink that keeps translations elsewhere
 //! radix          one table of any format: map, unmap, look up, dirty, cut, compact
 //! invalidation   what changed -> hardware told -> proof
 //! claim          who may change which range
 //! reclaim        unlinked tables, until neither hardware nor a reader can meet them
 //! mem            where table pages come from
+//! pin            where the memory behind an address space comes from, and what keeps it there
+//! stripes, intervals   sets of ranges
 //! sync           locks, atomics, epochs; the only module that names std::sync or its kin
 //! ```
 //!
@@ -58,7 +97,7 @@
 //!
 //! | feature | adds |
 //! |---|---|
-//! | `std` (default) | [`mem::Arena`], locks that block, epochs: without it tables are freed under `&mut` only |
+//! | `std` (default) | address spaces, [`mem::Arena`], locks that block, epochs: without it tables are freed under `&mut` only |
 //! | `parking_lot` | locks of `parking_lot` instead of the standard library's |
 //! | `parallel` | maps, unmaps, scans and dumps of large ranges on all cores, with `rayon` |
 //!
@@ -73,8 +112,20 @@ extern crate alloc;
 compile_error!("addresses are 64 bits wide, and so must pointers be");
 
 pub mod claim;
+#[cfg(feature = "std")]
+pub mod domain;
+#[cfg_attr(
+    not(feature = "std"),
+    expect(dead_code, reason = "only address spaces need all of it")
+)]
+mod intervals;
 pub mod invalidation;
+#[cfg(feature = "std")]
+pub mod ioas;
 pub mod mem;
+#[cfg(feature = "std")]
+pub mod pin;
 pub mod radix;
 mod reclaim;
+mod stripes;
 pub mod sync;

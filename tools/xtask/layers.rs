@@ -49,6 +49,8 @@ const ALONE: &[&str] = &["iopt-reference"];
 /// The engine's modules by layer; a module may name its own layer and those below.
 const LAYERS: &[&[&str]] = &[
     &["sync"],
+    &["intervals"],
+    &["stripes"],
     &["claim", "mem", "pin", "reclaim"],
     &["invalidation", "iova", "radix"],
     &["domain"],

@@ -174,7 +174,7 @@ impl Claim {
         let Some((lower, upper)) = parts(whole, iova) else {
             return Err(SplitError::Outside { claim: self, iova });
         };
-        self.shards().replace(whole, &[whole], &[lower, upper]);
+        self.shards().replace(whole, &[whole], [lower, upper]);
         self.range = lower;
         let upper = Self {
             keeper: self.keeper.clone(),
@@ -206,7 +206,7 @@ impl Claim {
                 second: other,
             });
         };
-        self.shards().replace(union, &[first, second], &[union]);
+        self.shards().replace(union, &[first, second], [union]);
         other.keeper = None;
         self.range = union;
         Ok(self)

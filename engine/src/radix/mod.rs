@@ -352,6 +352,16 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         Ok(Mapper::new(self, range))
     }
 
+    /// As [`mapper`](Self::mapper), for a part of a claim that the caller holds for `'t`, where no other
+    /// mapper of that claim overlaps it. Whoever calls this answers for that (T3).
+    #[cfg(feature = "std")]
+    pub(crate) fn mapper_of_part(&self, range: IovaRange) -> Result<Mapper<'_, F, M>, MapperError> {
+        if !self.decodes(range) {
+            return Err(MapperError::OutsideWindow { range });
+        }
+        Ok(Mapper::new(self, range))
+    }
+
     /// Returns whether `range` lies in one part of what the table can decode.
     fn decodes(&self, range: IovaRange) -> bool {
         let geometry = self.geometry;

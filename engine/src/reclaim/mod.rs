@@ -27,6 +27,7 @@ use core::mem;
 use iopt_formats::Oa;
 
 use crate::sync::epoch::Grace;
+use crate::sync::unmodelled::{AtomicBool, Ordering};
 use crate::sync::{self, Mutex};
 
 #[cfg(not(loom))]
@@ -45,6 +46,8 @@ impl Operation {
 #[derive(Debug)]
 pub(crate) struct Quarantine {
     state: Mutex<State>,
+    /// Whether pages may be settled or leaving; changes under the lock.
+    has_settled: AtomicBool,
     /// Pages that may be held at one time.
     limit: usize,
 }
@@ -97,6 +100,7 @@ impl Quarantine {
     pub(crate) fn new(limit: usize) -> Self {
         Self {
             state: Mutex::new(&sync::QUARANTINE, State::default()),
+            has_settled: AtomicBool::new(false),
             limit,
         }
     }
@@ -153,16 +157,23 @@ impl Quarantine {
         // Proofs come in nearly the order of the operations, so this moves few.
         if let Some((_, batch)) = place.ok().and_then(|place| state.waiting.remove(place)) {
             state.settled.push(batch);
+            self.has_settled.store(true, Ordering::Relaxed);
         }
     }
 
     /// Calls `free` with every page that nobody can meet any more, with no lock held.
     pub(crate) fn collect(&self, mut free: impl FnMut(Oa)) {
+        // Mostly there is nothing, and no lock to be shared. Who settled something sees that.
+        if !self.has_settled.load(Ordering::Relaxed) {
+            return;
+        }
         let settled = mem::take(&mut self.state.lock().settled);
         if !settled.is_empty() {
             // R3: they were unlinked before they came here.
             let grace = Grace::start();
-            self.state.lock().leaving.push_back((grace, settled));
+            let mut state = self.state.lock();
+            state.leaving.push_back((grace, settled));
+            self.has_settled.store(true, Ordering::Relaxed);
         }
         while let Some(batches) = self.next_free() {
             batches
@@ -184,6 +195,8 @@ impl Quarantine {
             return None;
         }
         let (_, batches) = state.leaving.pop_front()?;
+        let has_settled = !state.leaving.is_empty() || !state.settled.is_empty();
+        self.has_settled.store(has_settled, Ordering::Relaxed);
         let count: usize = batches.iter().map(Batch::count).sum();
         state.held_count -= count;
         Some(batches)

@@ -54,6 +54,8 @@ pub(crate) use crate::sync::backend::CachePadded;
 #[cfg(not(loom))]
 pub(crate) use crossbeam_utils::CachePadded;
 
+#[cfg(feature = "std")]
+pub(crate) use crate::sync::backend::{Deadline, Left, pause};
 pub(crate) use crate::sync::mutex::Mutex;
 pub(crate) use crate::sync::thread::thread_index;
 

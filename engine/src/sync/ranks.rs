@@ -57,12 +57,30 @@ classes! {
         "walks over a bus that probe devices";
     ACCESS_UNMAP = 300, Wait "access_unmap":
         "callbacks into accesses whose pages are unmapped";
+    ATTACH = 700, Lock "attach":
+        "the change of an address space's set of domains, from beginning to end";
     DOMAIN = 800, Lock "domain":
         "the set of domains of an IO address space, a [`DomainLock`](crate::sync::DomainLock)";
+    GAPS = 810, Lock "gaps":
+        "which IOVA the automatic choice knows to be used";
+    AREA_SHARD = 820, Indexed "area shard":
+        "one stripe of an address space's areas";
+    AREA = 850, Lock "area":
+        "what changes in the life of an area; while it is live, its translations";
     SYNC = 900, Wait "sync":
         "invalidations that hardware has not finished";
-    AREA_SHARD = 1000, Indexed "area shard":
-        "one stripe of an address space's areas";
+    ACCESS_LIST = 1110, Lock "access list":
+        "the accesses of an address space";
+    ACCESS = 1120, Lock "access":
+        "which address space an access is bound to, and what it has pinned";
+    LEFTOVERS = 1130, Lock "leftovers":
+        "areas that hardware may still use";
+    PAGES = 1150, Lock "pages":
+        "who uses which pages, and their output addresses";
+    PINS = 1200, Lock "pins":
+        "which pages of a source are pinned";
+    TENANT = 1250, Lock "tenant":
+        "which address space changes a domain";
     CLAIMS = 1300, Indexed "claims":
         "one stripe of a registry's claims";
     QUARANTINE = 1500, Lock "quarantine":

@@ -1,0 +1,334 @@
+use alloc::boxed::Box;
+
+use iopt_formats::vtd::SecondStage;
+use iopt_formats::{Iova, IovaRange, Oa, PageSize, Prot};
+
+use super::*;
+use crate::domain::TableDomain;
+use crate::invalidation::{Changes, Invalidate, SyncError};
+use crate::mem::Heap;
+use crate::pin::{Budget, Simulated, Source};
+use crate::radix::Table;
+use crate::sync::unmodelled::AtomicUsize;
+
+mod image;
+
+/// Hardware that counts its syncs and can refuse them.
+#[derive(Debug, Default)]
+struct Hardware {
+    sync_count: AtomicUsize,
+    refuses: AtomicBool,
+}
+
+impl Invalidate for &'static Hardware {
+    type Ticket = ();
+
+    fn submit(&self, _: &Changes) -> Result<(), SyncError> {
+        self.sync_count.fetch_add(1, Ordering::Relaxed);
+        if self.refuses.load(Ordering::Relaxed) {
+            return Err(SyncError::Refused);
+        }
+        Ok(())
+    }
+
+    fn wait(&self, (): ()) -> Result<(), SyncError> {
+        Ok(())
+    }
+}
+
+type VtdDomain = TableDomain<SecondStage, Heap, &'static Hardware>;
+
+fn domain() -> (Arc<VtdDomain>, Arc<dyn Domain>, &'static Hardware) {
+    let hardware: &'static Hardware = Box::leak(Box::default());
+    let format = SecondStage::new(39).expect("39 bits are a width");
+    let table = Table::new(format, Heap).expect("there is memory");
+    let domain = Arc::new(TableDomain::new(table, hardware));
+    (Arc::clone(&domain), domain, hardware)
+}
+
+fn source(page_count: u64) -> Arc<Simulated> {
+    Arc::new(Simulated::new(PageSize::KIB_4, page_count))
+}
+
+fn pages(source: &Arc<Simulated>) -> Arc<Pages> {
+    Pages::new(Arc::clone(source) as Arc<dyn Source>, None)
+}
+
+fn range(start: u64, len: u64) -> IovaRange {
+    IovaRange::with_len(Iova::new(start), len).expect("the range does not wrap")
+}
+
+fn fixed(pages: &Arc<Pages>, iova: u64, offset: u64, len: u64) -> Mapping<'_> {
+    Mapping {
+        pages,
+        offset,
+        len,
+        prot: Prot::RW,
+        place: Place::Fixed(Iova::new(iova)),
+    }
+}
+
+fn looks_up(domain: &VtdDomain, iova: u64) -> Option<Oa> {
+    let found = domain.table().lookup(Iova::new(iova));
+    found.map(|found| found.oa())
+}
+
+#[test]
+fn nothing_is_pinned_before_there_is_a_domain() {
+    let source = source(16);
+    let pages = pages(&source);
+    let ioas = Ioas::new();
+    ioas.map(fixed(&pages, 0x1_0000, 0x1000, 0x4000))
+        .expect("it is free");
+    assert_eq!(source.pinned_pages(), 0);
+    let (table, dynamic, _) = domain();
+    ioas.attach(Arc::clone(&dynamic)).expect("it fits");
+    assert_eq!(source.pinned_pages(), 4);
+    assert_eq!(looks_up(&table, 0x1_0000), source.oa_of(1));
+    ioas.detach(&dynamic).expect("it is attached");
+    assert_eq!(looks_up(&table, 0x1_0000), None);
+    assert_eq!(source.pinned_pages(), 0);
+    assert_eq!(ioas.unmap_all().expect("nothing is in the way"), 0x4000);
+}
+
+#[test]
+fn two_domains_share_a_pin_and_an_unmap_takes_one_sync_each() {
+    let source = source(1024);
+    let pages = pages(&source);
+    let ioas = Ioas::new();
+    let (a, a_dyn, a_hardware) = domain();
+    let (b, b_dyn, b_hardware) = domain();
+    ioas.attach(a_dyn).expect("it fits");
+    ioas.attach(Arc::clone(&b_dyn)).expect("it fits");
+    for index in 0..200 {
+        ioas.map(fixed(
+            &pages,
+            0x10_0000 + index * 0x2000,
+            index * 0x1000,
+            0x1000,
+        ))
+        .expect("it is free");
+    }
+    assert_eq!(source.pinned_pages(), 200);
+    assert_eq!(
+        looks_up(&a, 0x10_2123),
+        source.oa_of(1).and_then(|oa| oa.checked_add(0x123))
+    );
+    assert_eq!(looks_up(&b, 0x10_2000), source.oa_of(1));
+    assert_eq!(
+        ioas.unmap_all().expect("nothing is in the way"),
+        200 * 0x1000
+    );
+    assert_eq!(a_hardware.sync_count.load(Ordering::Relaxed), 1);
+    assert_eq!(b_hardware.sync_count.load(Ordering::Relaxed), 1);
+    assert_eq!((source.pinned_pages(), ioas.area_count()), (0, 0));
+    ioas.detach(&b_dyn).expect("it is attached");
+}
+
+#[test]
+fn what_is_not_flushed_stays_pinned_until_it_is() {
+    let source = source(4);
+    let pages = pages(&source);
+    let ioas = Ioas::new();
+    let (_, dynamic, hardware) = domain();
+    ioas.attach(Arc::clone(&dynamic)).expect("it fits");
+    ioas.map(fixed(&pages, 0, 0, 0x4000)).expect("it is free");
+    hardware.refuses.store(true, Ordering::Relaxed);
+    let refused = ioas.unmap_all();
+    assert!(matches!(
+        refused,
+        Err(UnmapError::Quarantined { bytes: 0x4000, .. })
+    ));
+    assert_eq!(source.pinned_pages(), 4);
+    let busy = ioas.map(fixed(&pages, 0x1000, 0, 0x1000));
+    assert!(matches!(busy, Err(MapError::Occupied { .. })));
+    assert_eq!(ioas.retry_quarantined().area_count, 1);
+    hardware.refuses.store(false, Ordering::Relaxed);
+    assert_eq!(ioas.retry_quarantined(), Quarantined::default());
+    assert_eq!((source.pinned_pages(), ioas.area_count()), (0, 0));
+}
+
+#[test]
+fn a_domain_that_leaves_unflushed_keeps_what_it_may_reach() {
+    let source = source(4);
+    let pages = pages(&source);
+    let ioas = Ioas::new();
+    let (_, dynamic, hardware) = domain();
+    ioas.attach(Arc::clone(&dynamic)).expect("it fits");
+    ioas.map(fixed(&pages, 0, 0, 0x4000)).expect("it is free");
+    hardware.refuses.store(true, Ordering::Relaxed);
+    assert!(matches!(
+        ioas.detach(&dynamic),
+        Err(DetachError::NotFlushed(_))
+    ));
+    assert_eq!((ioas.domain_count(), source.pinned_pages()), (0, 4));
+    assert!(matches!(
+        ioas.unmap_all(),
+        Err(UnmapError::Quarantined { .. })
+    ));
+    hardware.refuses.store(false, Ordering::Relaxed);
+    assert_eq!(ioas.retry_quarantined(), Quarantined::default());
+    assert_eq!(source.pinned_pages(), 0);
+}
+
+#[test]
+fn choice_keeps_the_low_bits_of_the_source_and_avoids_what_is_there() {
+    let source = source(2048);
+    let pages = pages(&source);
+    let ioas = Ioas::new();
+    ioas.map(fixed(&pages, 0x20_0000, 0, 0x1000))
+        .expect("it is free");
+    let mapping = |offset, len| Mapping {
+        pages: &pages,
+        offset,
+        len,
+        prot: Prot::RW,
+        place: Place::Anywhere,
+    };
+    let large = ioas.map(mapping(0, 0x20_0000)).expect("there is room");
+    assert_eq!(large.start(), Iova::new(0x40_0000));
+    let small = ioas.map(mapping(0x1234, 0x10)).expect("there is room");
+    assert_eq!(small.start(), Iova::new(0x1234));
+    let other = ioas.map(mapping(0x1234, 0x10)).expect("there is room");
+    assert_eq!(other.start(), Iova::new(0x2234));
+    ioas.unmap(small, Holes::Refused).expect("it is mapped");
+    let again = ioas.map(mapping(0x234, 0x10)).expect("there is room");
+    assert_eq!(again.start(), Iova::new(0x1234));
+}
+
+/// Lets go at once, or never.
+struct Yields(bool);
+
+impl AccessOps for Yields {
+    fn unmap(&self, access: &AccessHandle, range: IovaRange) {
+        if self.0 {
+            access.unpin(range).expect("it is pinned");
+        }
+    }
+}
+
+#[test]
+fn an_unmap_asks_accesses_to_let_go() {
+    let source = source(8);
+    let pages = pages(&source);
+    let ioas = Arc::new(Ioas::new());
+    ioas.map(fixed(&pages, 0x1000, 0, 0x4000))
+        .expect("it is free");
+    let access = ioas.access(Yields(true));
+    let runs = access
+        .pin(range(0x1000, 0x4000), true)
+        .expect("it is mapped");
+    assert_eq!((runs.len(), source.pinned_pages()), (1, 4));
+    access
+        .write(Iova::new(0x1ffe), b"over")
+        .expect("it is writable");
+    let mut back = [0; 4];
+    access
+        .read(Iova::new(0x1ffe), &mut back)
+        .expect("it is readable");
+    assert_eq!(&back, b"over");
+    assert_eq!(ioas.unmap_all().expect("it lets go"), 0x4000);
+    assert_eq!((source.pinned_pages(), access.pin_count()), (0, 0));
+    access.destroy().expect("no callback runs");
+
+    ioas.map(fixed(&pages, 0x1000, 0, 0x4000))
+        .expect("it is free");
+    let access = ioas.access(Yields(false));
+    access
+        .pin(range(0x1000, 0x4000), true)
+        .expect("it is mapped");
+    assert!(matches!(ioas.unmap_all(), Err(UnmapError::Deadlock { .. })));
+    access.unpin(range(0x1000, 0x4000)).expect("it is pinned");
+    assert_eq!(ioas.unmap_all().expect("nothing is pinned"), 0x4000);
+    drop((access, ioas, pages));
+    assert_eq!(Arc::strong_count(&source), 1, "nobody keeps the memory");
+}
+
+#[test]
+fn a_budget_limits_what_is_pinned() {
+    let source = source(8);
+    let budget = Arc::new(Budget::new(0x4000));
+    let pages = Pages::new(
+        Arc::clone(&source) as Arc<dyn Source>,
+        Some(Arc::clone(&budget)),
+    );
+    let ioas = Ioas::new();
+    let (_, dynamic, _) = domain();
+    ioas.attach(dynamic).expect("it fits");
+    ioas.map(fixed(&pages, 0, 0, 0x4000)).expect("it is free");
+    ioas.map(fixed(&pages, 0x10_0000, 0, 0x4000))
+        .expect("the same pages cost nothing");
+    let refused = ioas.map(fixed(&pages, 0x20_0000, 0x3000, 0x2000));
+    assert!(matches!(refused, Err(MapError::Hold(HoldError::Limit(_)))));
+    assert_eq!((budget.used(), ioas.area_count()), (0x4000, 2));
+    drop(ioas);
+    assert_eq!((budget.used(), source.pinned_pages()), (0, 0));
+}
+
+#[test]
+fn areas_are_copied_divided_protected_and_moved() {
+    let source = source(64);
+    let pages = pages(&source);
+    let ioas = Ioas::new();
+    let (table, dynamic, _) = domain();
+    ioas.attach(Arc::clone(&dynamic)).expect("it fits");
+    ioas.map(fixed(&pages, 0x10_0000, 0, 0x8000))
+        .expect("it is free");
+    ioas.map(fixed(&pages, 0x10_8000, 0x2_0000, 0x8000))
+        .expect("it is free");
+    let to = Place::Fixed(Iova::new(0x40_0000));
+    let copy = ioas.copy(&ioas, range(0x10_4000, 0x8000), to, Prot::R);
+    assert_eq!(copy.expect("it is mapped"), range(0x40_0000, 0x8000));
+    assert_eq!(looks_up(&table, 0x40_0000), source.oa_of(4));
+    assert_eq!(looks_up(&table, 0x40_4000), source.oa_of(32));
+    assert_eq!((source.pinned_pages(), ioas.area_count()), (16, 4));
+
+    ioas.split(Iova::new(0x10_3000))
+        .expect("4K pages need no cut");
+    assert_eq!(
+        ioas.unmap(range(0x10_0000, 0x3000), Holes::Refused)
+            .expect("a part"),
+        0x3000
+    );
+    assert_eq!(looks_up(&table, 0x10_2000), None);
+    assert_eq!(looks_up(&table, 0x10_3000), source.oa_of(3));
+    assert_eq!(source.pinned_pages(), 13);
+
+    ioas.protect(range(0x40_0000, 0x8000), Prot::RW)
+        .expect("the memory is writable");
+    let found = table
+        .table()
+        .lookup(Iova::new(0x40_0000))
+        .expect("it is mapped");
+    assert!(found.prot().can_write());
+    let moved = ioas.remap(range(0x40_0000, 0x8000), Place::Fixed(Iova::new(0x80_0000)));
+    assert_eq!(moved.expect("it is free"), range(0x80_0000, 0x8000));
+    assert_eq!(looks_up(&table, 0x40_0000), None);
+    assert_eq!(looks_up(&table, 0x80_0000), source.oa_of(4));
+    let found = ioas.find_oa(source.oa_of(4).expect("a page"), 0x1000);
+    assert_eq!(found, [range(0x10_4000, 0x1000), range(0x80_0000, 0x1000)]);
+    drop(ioas);
+    assert_eq!(source.pinned_pages(), 0);
+}
+
+#[test]
+fn doorbells_are_mapped_once_for_each_domain() {
+    let ioas = Ioas::new();
+    let (table, dynamic, _) = domain();
+    ioas.attach(Arc::clone(&dynamic)).expect("it fits");
+    let window = range(0x800_0000, 0x10_0000);
+    ioas.set_msi_window(Some(window)).expect("it is free");
+    let doorbell = Oa::new(0xfee0_0040);
+    let iova = ioas.map_msi(&dynamic, doorbell).expect("there is room");
+    assert_eq!(iova, Iova::new(0x800_0040));
+    assert_eq!(ioas.map_msi(&dynamic, doorbell).expect("it is there"), iova);
+    assert_eq!(looks_up(&table, 0x800_0040), Some(doorbell));
+    let source = source(1);
+    let pages = pages(&source);
+    assert!(matches!(
+        ioas.map(fixed(&pages, 0x800_0000, 0, 0x1000)),
+        Err(MapError::Reserved { .. })
+    ));
+    ioas.detach(&dynamic).expect("it is attached");
+    assert_eq!(looks_up(&table, 0x800_0040), None);
+}
