@@ -16,4 +16,6 @@ pub mod referee;
 pub mod refusal;
 pub mod session;
 pub mod shadow;
+pub mod sink;
+pub mod space;
 mod told;
