@@ -8,6 +8,7 @@
 //! | How long does attaching take while other threads map? | `cargo bench -p iopt-benches --bench attach` |
 //! | How close to the bare loop is a map of 12 TiB? | `cargo bench -p iopt-benches --bench large` |
 //! | How long does a map, an unmap, a lookup take? | `cargo bench -p iopt-benches --bench operations` |
+//! | What does a call of a whole IO address space cost? | `cargo bench -p iopt-benches --bench ioas` |
 //! | How many instructions do they take? | `cargo run --release -p iopt-benches --bin count`, or with `gungraun`: `cargo bench -p iopt-benches --features instructions --bench instructions` |
 //!
 //! # What is compared
@@ -22,6 +23,8 @@
 //! Several threads are compared with one of them, and with other locks and other ways to guard a
 //! table ([`designs`]), in many trials of less than a millisecond, of which those count whose
 //! threads ran side by side ([`trials`]).
+//!
+//! A whole IO address space is compared with one that is built as Linux's iommufd is ([`ioas`]).
 //!
 //! Numbers need a quiet machine. Instruction counts do not, and gate changes.
 
@@ -44,6 +47,7 @@ pub mod designs;
 pub mod formats;
 pub mod histogram;
 pub mod instructions;
+pub mod ioas;
 pub mod large;
 pub mod locks;
 pub mod loops;

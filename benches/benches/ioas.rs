@@ -1,0 +1,263 @@
+//! What does a call of a whole IO address space cost?
+//!
+//! ```text
+//! cargo bench -p iopt-benches --bench ioas -- [--questions pairs,threads,index,large,many,dirty,attach]
+//!     [--trials 200] [--passes 5] [--cpu 1] [--json] [--gate]
+//! cargo bench -p iopt-benches --bench ioas -- --count 2000 [--choice fixed-rising] [--memory own]
+//! ```
+//!
+//! The questions are those of `iopt_benches::ioas`. What one thread does is measured on one
+//! processor in turns with what it is compared with; what two threads do, in trials; a verdict
+//! stands where something is promised, and `--gate` exits with 1 if a promise is not kept.
+//!
+//! `--count` maps and unmaps so many pages among 10^5 areas and measures nothing, so that a profiler
+//! can:
+//!
+//! ```text
+//! valgrind --tool=callgrind --toggle-collect='*ioas*pairs*pairs*' target/release/deps/ioas-* --bench --count 2000
+//! ```
+
+use std::env;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use iopt_benches::command::{self, Args};
+use iopt_benches::cpu;
+use iopt_benches::ioas::pairs::Choice;
+use iopt_benches::ioas::space::Memory;
+use iopt_benches::ioas::{Row, attach, bulk, dirty, index, pairs, threads};
+use iopt_benches::verdict::Verdict;
+
+fn main() -> ExitCode {
+    command::main("ioas", parse, run)
+}
+
+/// A question.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Question {
+    Pairs,
+    Threads,
+    Index,
+    Large,
+    Many,
+    Dirty,
+    Attach,
+}
+
+impl Question {
+    const ALL: [Self; 7] = [
+        Self::Pairs,
+        Self::Threads,
+        Self::Index,
+        Self::Large,
+        Self::Many,
+        Self::Dirty,
+        Self::Attach,
+    ];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pairs => "pairs",
+            Self::Threads => "threads",
+            Self::Index => "index",
+            Self::Large => "large",
+            Self::Many => "many",
+            Self::Dirty => "dirty",
+            Self::Attach => "attach",
+        }
+    }
+}
+
+/// What the command line asks for.
+struct Options {
+    questions: Vec<Question>,
+    trial_count: usize,
+    pass_count: usize,
+    cpu: Option<usize>,
+    is_json: bool,
+    is_gate: bool,
+    /// Pairs to do without measuring anything.
+    count: Option<usize>,
+    choice: Choice,
+    memory: Memory,
+}
+
+fn parse(args: &mut Args<env::Args>) -> Result<Options, String> {
+    let mut options = Options {
+        questions: Question::ALL.to_vec(),
+        trial_count: 200,
+        pass_count: 5,
+        cpu: None,
+        is_json: false,
+        is_gate: false,
+        count: None,
+        choice: Choice::ALL[0],
+        memory: Memory::Own,
+    };
+    while let Some(option) = args.option() {
+        match option.as_str() {
+            "--bench" => {}
+            "--questions" => options.questions = args.names(&Question::ALL, Question::as_str)?,
+            "--trials" => options.trial_count = args.number::<usize>()?.max(1),
+            "--passes" => options.pass_count = args.number::<usize>()?.max(1),
+            "--cpu" => options.cpu = Some(args.number()?),
+            "--json" => options.is_json = true,
+            "--gate" => options.is_gate = true,
+            "--count" => options.count = Some(args.number()?),
+            "--choice" => options.choice = one(&args.names(&Choice::ALL, Choice::as_str)?)?,
+            "--memory" => options.memory = one(&args.names(&Memory::ALL, Memory::as_str)?)?,
+            _ => return args.unknown(),
+        }
+    }
+    Ok(options)
+}
+
+fn one<T: Copy>(items: &[T]) -> Result<T, String> {
+    match items {
+        [item] => Ok(*item),
+        _ => Err("one name is expected".to_owned()),
+    }
+}
+
+fn run(options: &Options) -> io::Result<ExitCode> {
+    if let Some(count) = options.count {
+        pairs::count(options.choice, options.memory, count);
+        return Ok(ExitCode::SUCCESS);
+    }
+    // Before this thread is pinned: afterwards there is only one.
+    let cpus = cpu::cores()?;
+    let mut out = io::stdout().lock();
+    let mut report = Report::new(&mut out, options.is_json)?;
+    for &question in &options.questions {
+        for row in &answer(question, options, &cpus)? {
+            report.row(question, row)?;
+        }
+    }
+    let not_met_count = report.end()?;
+    Ok(command::exit_code(options.is_gate, not_met_count))
+}
+
+/// Answers a question, on a thread of its own, which may be pinned.
+fn answer(question: Question, options: &Options, cpus: &[usize]) -> io::Result<Vec<Row>> {
+    let &Options {
+        trial_count,
+        pass_count,
+        cpu,
+        ..
+    } = options;
+    let pinned = |measure: fn() -> Vec<Row>| {
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(move || {
+                cpu::pin(cpu)?;
+                Ok(measure())
+            });
+            let joined = thread.join();
+            joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    };
+    match question {
+        Question::Pairs => pinned(pairs::measure),
+        Question::Threads => Ok(threads::measure(cpus, trial_count, pass_count)),
+        Question::Index => {
+            let mut rows = pinned(index::measure_one)?;
+            rows.extend(index::measure_two(cpus, trial_count));
+            Ok(rows)
+        }
+        Question::Large => pinned(bulk::measure_large),
+        Question::Many => pinned(bulk::measure_many),
+        Question::Dirty => pinned(dirty::measure),
+        Question::Attach => attach::measure(cpus),
+    }
+}
+
+/// Prints rows as they come.
+struct Report<'o> {
+    out: &'o mut dyn Write,
+    is_json: bool,
+    is_first: bool,
+    not_met_count: usize,
+}
+
+impl<'o> Report<'o> {
+    fn new(out: &'o mut dyn Write, is_json: bool) -> io::Result<Self> {
+        let name = cpu::name();
+        if is_json {
+            write!(out, "{{\"version\":1,\"cpu\":{name:?},\"results\":[")?;
+        } else {
+            writeln!(out, "{name}")?;
+            writeln!(
+                out,
+                "{:8} {:32} {:28} {:>10} {:18} {:>8} {:9}",
+                "", "what", "how", "measured", "", "bar", ""
+            )?;
+        }
+        Ok(Self {
+            out,
+            is_json,
+            is_first: true,
+            not_met_count: 0,
+        })
+    }
+
+    fn row(&mut self, question: Question, row: &Row) -> io::Result<()> {
+        self.not_met_count += usize::from(row.verdict == Some(Verdict::NotMet));
+        let Row {
+            what,
+            how,
+            value,
+            unit,
+            bar,
+            verdict,
+            beside,
+        } = row;
+        let question = question.as_str();
+        if self.is_json {
+            let mark = if std::mem::take(&mut self.is_first) {
+                ""
+            } else {
+                ","
+            };
+            write!(
+                self.out,
+                "{mark}{{\"question\":\"{question}\",\"what\":\"{what}\",\"how\":\"{how}\",\
+                 \"value\":{},\"unit\":\"{unit}\"",
+                json_number(*value)
+            )?;
+            if let Some((bar, verdict)) = bar.zip(*verdict) {
+                write!(self.out, ",\"bar\":\"{bar}\",\"verdict\":\"{verdict}\"")?;
+            }
+            for (name, value) in beside {
+                write!(self.out, ",\"{name}\":{}", json_number(*value))?;
+            }
+            return write!(self.out, "}}");
+        }
+        let bar = bar.map_or_else(String::new, |bar| bar.to_string());
+        let verdict = verdict.map_or("", Verdict::as_str);
+        write!(
+            self.out,
+            "{question:8} {what:32} {how:28} {value:>10.2} {unit:18} {bar:>8} {verdict:9}"
+        )?;
+        for (name, value) in beside {
+            write!(self.out, "  {name} {value:.2}")?;
+        }
+        writeln!(self.out)?;
+        self.out.flush()
+    }
+
+    /// Ends the report and returns how many promises were not kept.
+    fn end(self) -> io::Result<usize> {
+        if self.is_json {
+            writeln!(self.out, "]}}")?;
+        }
+        Ok(self.not_met_count)
+    }
+}
+
+/// Returns a number as JSON has it, which knows no infinity.
+fn json_number(value: f64) -> String {
+    if value.is_finite() {
+        format!("{value:.4}")
+    } else {
+        "null".to_owned()
+    }
+}
