@@ -57,13 +57,14 @@ const LAYERS: &[&[&str]] = &[
     &["device", "firmware", "ioas"],
 ];
 
-/// Crates that one of the engine's modules names, and no other; by its path.
+/// Crates that one of the engine's modules names, and no other; by its path, or by the name that several
+/// have at the end of theirs.
 const HOMES: &[(&str, &[&str])] = &[
     ("crossbeam_epoch", &["sync"]),
     ("crossbeam_utils", &["sync"]),
     ("loom", &["sync"]),
     ("parking_lot", &["sync"]),
-    ("rayon", &["radix", "parallel"]),
+    ("rayon", &["parallel"]),
     ("spin", &["sync"]),
 ];
 
@@ -143,7 +144,7 @@ pub(crate) fn engine(path: &str, source: &Source<'_>) -> Vec<Finding> {
     }
     for (line, named, home) in homed_names(source) {
         let is_model = named == MODEL_CRATE && file.contains(&MODELS);
-        if !file.starts_with(home) && !is_model {
+        if !file.starts_with(home) && !file.ends_with(home) && !is_model {
             let text = format!("only `{}` names `{named}`", home.join("::"));
             findings.push(Finding::new(path, line, Rule::Layers, text));
         }
@@ -370,9 +371,10 @@ mod tests {
     fn a_crate_with_one_user_is_named_there_alone() {
         let code = "use rayon::prelude::*;";
         assert_eq!(in_engine("radix/parallel.rs", code), [""; 0]);
+        assert_eq!(in_engine("pin/parallel.rs", code), [""; 0]);
         assert_eq!(
             in_engine("radix/map.rs", code),
-            ["engine/src/radix/map.rs:1: layers: only `radix::parallel` names `rayon`"]
+            ["engine/src/radix/map.rs:1: layers: only `parallel` names `rayon`"]
         );
         assert_eq!(in_engine("sync/thread.rs", code).len(), 1);
     }

@@ -22,6 +22,7 @@
 
 use alloc::sync::Arc;
 use core::fmt;
+use core::ops::ControlFlow;
 
 use iopt_formats::{Iova, IovaRange, Oa, Prot};
 use smallvec::SmallVec;
@@ -31,6 +32,12 @@ use crate::ioas::pages::{HoldError, Pages};
 use crate::pin::PageRange;
 use crate::sync::unmodelled::{AtomicBool, AtomicU8, Ordering};
 use crate::sync::{self, Mutex};
+
+/// Pages that are pinned at once, 1 GiB of 4 KiB: what a cancelled pin waits for at most.
+const PIECE_PAGE_COUNT: u64 = if cfg!(test) { 8 } else { 1 << 18 };
+
+/// Is told how many bytes are pinned, and says whether to go on.
+pub(super) type Watch<'a> = &'a mut dyn FnMut(u64) -> ControlFlow<()>;
 
 /// Runs on their way to the domains; mostly few.
 pub(super) type Ops<'a> = SmallVec<[MapOp<'a>; 2]>;
@@ -161,8 +168,18 @@ impl Area {
             Self::with_status(range, Arc::clone(&self.pages), self.byte_of(start), status)
         });
         if self.is_held() {
-            let ranges = parts.each_ref().map(|part| self.pages_of(part.range));
-            self.pages.divide(ranges)?;
+            let [lower, upper] = parts.each_ref().map(|part| self.pages_of(part.range));
+            // Only the piece around the border is divided, if it is.
+            let lower = PageRange::new(lower.last() & !(PIECE_PAGE_COUNT - 1), lower.last());
+            let upper = PageRange::new(upper.first(), upper.first() | (PIECE_PAGE_COUNT - 1));
+            let all = self.all_pages();
+            let pieces =
+                [lower, upper].map(|piece| piece.and_then(|piece| piece.intersection(all)));
+            if let [Some(lower), Some(upper)] = pieces
+                && lower.first() / PIECE_PAGE_COUNT == upper.first() / PIECE_PAGE_COUNT
+            {
+                self.pages.divide([lower, upper])?;
+            }
         }
         for part in &parts {
             part.set_held(self.is_held());
@@ -221,16 +238,64 @@ impl Area {
         PageRange::new(first, last).expect("a part does not end before it starts")
     }
 
-    /// Holds the area's pages. Returns the output address of its first byte if they are one run.
+    /// Holds the area's pages. Returns the output address of its first byte if they are one run, and of
+    /// one piece.
     pub(super) fn hold(&self) -> Result<Option<Oa>, HoldError> {
-        let first = self.pages.hold(self.all_pages())?;
+        self.hold_watched(&mut |_| ControlFlow::Continue(()))
+    }
+
+    /// As [`hold`](Self::hold); calls `watch`, with no lock of the pages held, behind each piece but the
+    /// last, and gives up if it says so.
+    pub(super) fn hold_watched(&self, watch: Watch<'_>) -> Result<Option<Oa>, HoldError> {
+        let mut first = None;
+        let mut is_one = true;
+        for (index, piece) in self.pieces().enumerate() {
+            let held = match self.pages.hold(piece) {
+                Ok(oa) if piece.last() == self.all_pages().last() => Ok(oa),
+                Ok(oa) => {
+                    let done = piece.last() - self.all_pages().first() + 1;
+                    match watch(done << self.pages.page_lg2()) {
+                        ControlFlow::Continue(()) => Ok(oa),
+                        ControlFlow::Break(()) => {
+                            self.pages.release(piece);
+                            Err(HoldError::Cancelled)
+                        }
+                    }
+                }
+                Err(error) => Err(error),
+            };
+            match held {
+                Ok(oa) if index == 0 => first = oa,
+                Ok(_) => is_one = false,
+                Err(error) => {
+                    self.pieces()
+                        .take(index)
+                        .for_each(|done| self.pages.release(done));
+                    return Err(error);
+                }
+            }
+        }
         let within = self.offset & ((1 << self.pages.page_lg2()) - 1);
+        let first = first.filter(|_| is_one);
         Ok(first.map(|oa| Oa::new(oa.get() + within)))
     }
 
     /// Lets go of the area's pages.
     pub(super) fn release(&self) {
-        self.pages.release(self.all_pages());
+        self.pieces().for_each(|piece| self.pages.release(piece));
+    }
+
+    /// Returns the area's pages in pieces that are held one by one. They end at multiples, wherever the
+    /// area begins: the pieces of a part are those of the whole.
+    fn pieces(&self) -> impl Iterator<Item = PageRange> {
+        let all = self.all_pages();
+        let mut next = Some(all.first());
+        core::iter::from_fn(move || {
+            let first = next?;
+            let last = (first | (PIECE_PAGE_COUNT - 1)).min(all.last());
+            next = (last < all.last()).then_some(last + 1);
+            PageRange::new(first, last)
+        })
     }
 
     fn all_pages(&self) -> PageRange {

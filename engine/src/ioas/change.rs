@@ -2,6 +2,7 @@
 
 use alloc::sync::Arc;
 use core::mem;
+use core::ops::ControlFlow;
 use core::slice;
 
 use iopt_formats::{Iova, IovaRange, PageSize, Prot, Rights};
@@ -54,7 +55,8 @@ impl Ioas {
         let areas = self.reserve_parts(range, &parts, place, prot)?;
         let (first, last) = (&areas[0], &areas[areas.len() - 1]);
         let copy = IovaRange::new(first.range().start(), last.range().last());
-        self.fill(&areas, |_| prot).map_err(|(_, error)| error)?;
+        let filled = self.fill(&areas, |_| prot, &mut |_| ControlFlow::Continue(()));
+        filled.map_err(|(_, error)| error)?;
         Ok(copy.unwrap_or(range))
     }
 

@@ -2,6 +2,7 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::ops::ControlFlow;
 use core::slice;
 
 use iopt_formats::{Iova, IovaRange, Oa, Prot};
@@ -9,7 +10,7 @@ use smallvec::SmallVec;
 
 use crate::domain::{Grant, MapOp};
 use crate::intervals::gaps::{Fit, Gaps};
-use crate::ioas::area::{Area, Ops, State};
+use crate::ioas::area::{Area, Ops, State, Watch};
 use crate::ioas::pages::HoldError;
 use crate::ioas::{Attached, Domains, Ioas, MapError, MapManyError, Mapping, Place, is_aligned};
 use crate::stripes::EnterError;
@@ -37,9 +38,23 @@ impl Ioas {
     /// [`MapError`]; the address space is as before, unless it is [`MapError::Quarantined`].
     #[doc(alias = "IOMMU_IOAS_MAP")]
     pub fn map(&self, mapping: Mapping<'_>) -> Result<IovaRange, MapError> {
+        self.map_watched(mapping, |_| ControlFlow::Continue(()))
+    }
+
+    /// As [`map`](Self::map), for large memory: `watch` is called after each GiB or so that was pinned, with
+    /// the number of bytes so far and no lock held, and may give up.
+    ///
+    /// # Errors
+    ///
+    /// As for [`map`](Self::map), and [`HoldError::Cancelled`] if `watch` gave up.
+    pub fn map_watched(
+        &self,
+        mapping: Mapping<'_>,
+        mut watch: impl FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<IovaRange, MapError> {
         let area = self.reserve_area(mapping)?;
         let range = area.range();
-        let filled = self.fill(slice::from_ref(&area), |_| mapping.prot);
+        let filled = self.fill(slice::from_ref(&area), |_| mapping.prot, &mut watch);
         filled.map_err(|(_, error)| error)?;
         Ok(range)
     }
@@ -68,8 +83,10 @@ impl Ioas {
                 }
             }
         }
-        self.fill(&areas, |index| mappings[index].prot)
-            .map_err(failed)?;
+        self.fill(&areas, |index| mappings[index].prot, &mut |_| {
+            ControlFlow::Continue(())
+        })
+        .map_err(failed)?;
         Ok(ranges)
     }
 
@@ -207,6 +224,7 @@ impl Ioas {
         &self,
         areas: &[Arc<Area>],
         prot: impl Fn(usize) -> Prot,
+        watch: Watch<'_>,
     ) -> Result<(), (usize, MapError)> {
         {
             let domains = self.domains.read();
@@ -217,7 +235,7 @@ impl Ioas {
         }
         let mut first_oa = None;
         for (index, area) in areas.iter().enumerate() {
-            match area.hold() {
+            match area.hold_watched(watch) {
                 Ok(oa) if index == 0 => first_oa = oa,
                 Ok(_) => {}
                 Err(error) => {

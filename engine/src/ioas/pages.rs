@@ -26,9 +26,6 @@ use crate::intervals::disjoint::DisjointList;
 use crate::pin::{Budget, OaRun, PageRange, PinError, Source};
 use crate::sync::{self, Mutex};
 
-/// Pages that are pinned by one call of a source: what a cancelled or failed pin loses at most.
-const CHUNK_PAGE_COUNT: u64 = 1 << 18;
-
 /// Memory that areas and accesses share.
 pub struct Pages {
     source: Arc<dyn Source>,
@@ -104,7 +101,7 @@ impl Pages {
         self.state.lock().pinned_count
     }
 
-    /// Holds `pages`, and pins those that nobody holds. Returns the first output address if they are one
+    /// Holds `pages`, and pins those that nobody holds, under the lock: who holds many does so in pieces. Returns the first output address if they are one
     /// run.
     pub(super) fn hold(&self, pages: PageRange) -> Result<Option<Oa>, HoldError> {
         let mut state = self.state.lock();
@@ -274,42 +271,14 @@ impl Pages {
         hole: PageRange,
         is_hold: bool,
     ) -> Result<Option<Oa>, HoldError> {
-        let mut first = hole.first();
-        loop {
-            let chunk_last = first.saturating_add(CHUNK_PAGE_COUNT - 1).min(hole.last());
-            let Some(chunk) = PageRange::new(first, chunk_last) else {
-                return Ok(None);
-            };
-            let pinned = self.pin_chunk(state, chunk, is_hold && chunk == hole);
-            match pinned {
-                Ok(oa) if chunk_last == hole.last() => return Ok(oa),
-                Ok(_) => first = chunk_last + 1,
-                Err(error) => {
-                    let below = first.checked_sub(1);
-                    let done = below.and_then(|last| PageRange::new(hole.first(), last));
-                    if let Some(done) = done {
-                        self.unpin(state, done);
-                    }
-                    return Err(error);
-                }
-            }
-        }
-    }
-
-    fn pin_chunk(
-        &self,
-        state: &mut State,
-        chunk: PageRange,
-        is_hold: bool,
-    ) -> Result<Option<Oa>, HoldError> {
-        let mut next = chunk.first();
+        let mut next = hole.first();
         let mut has_room = true;
         let mut whole = None;
         let mut add = |run: OaRun| {
             let Some(last) = run.page_count.checked_sub(1).map(|more| next + more) else {
                 return;
             };
-            whole = (run.page_count == chunk.count() && is_hold).then_some(run.oa);
+            whole = (run.page_count == hole.count() && is_hold).then_some(run.oa);
             if has_room {
                 // A hold that is one run is noted at once.
                 let border_count = u32::from(whole.is_some());
@@ -323,16 +292,16 @@ impl Pages {
             }
             next = last.saturating_add(1);
         };
-        if let Err(error) = self.source.pin(chunk, &mut add) {
+        if let Err(error) = self.source.pin(hole, &mut add) {
             // What it reported is void.
-            state.forget(chunk);
+            state.forget(hole);
             return Err(error.into());
         }
-        state.pinned_count += chunk.count();
+        state.pinned_count += hole.count();
         if has_room {
             return Ok(whole);
         }
-        self.unpin(state, chunk);
+        self.unpin(state, hole);
         Err(HoldError::OutOfMemory)
     }
 
@@ -506,6 +475,9 @@ pub enum HoldError {
     /// The budget does not allow that many.
     #[error(transparent)]
     Limit(#[from] crate::pin::LimitExceeded),
+    /// Whoever asked for it changed their mind.
+    #[error("the pin was cancelled")]
+    Cancelled,
     /// Whoever lent the memory took it back.
     #[error("the memory was revoked")]
     Revoked,

@@ -7,7 +7,7 @@ use super::*;
 use crate::domain::TableDomain;
 use crate::invalidation::{Changes, Invalidate, SyncError};
 use crate::mem::Heap;
-use crate::pin::{Budget, Simulated, Source};
+use crate::pin::{Budget, PageRange, Simulated, Source};
 use crate::radix::Table;
 use crate::sync::unmodelled::AtomicUsize;
 
@@ -331,4 +331,72 @@ fn doorbells_are_mapped_once_for_each_domain() {
     ));
     ioas.detach(&dynamic).expect("it is attached");
     assert_eq!(looks_up(&table, 0x800_0040), None);
+}
+
+#[test]
+fn a_long_pin_is_watched_and_can_be_cancelled() {
+    // Pieces have eight pages here.
+    let source = Arc::new(Simulated::new(PageSize::KIB_4, 64).scattered(3, 1));
+    let pages = pages(&source);
+    let ioas = Ioas::new();
+    let (table, dynamic, _) = domain();
+    ioas.attach(dynamic).expect("it fits");
+    let mapping = fixed(&pages, 0x10_0000, 0x5000, 0x1_5000);
+    let mut seen = Vec::new();
+    let cancelled = ioas.map_watched(mapping, |bytes| {
+        seen.push(bytes);
+        if seen.len() == 2 {
+            core::ops::ControlFlow::Break(())
+        } else {
+            core::ops::ControlFlow::Continue(())
+        }
+    });
+    let is_cancelled = matches!(cancelled, Err(MapError::Hold(HoldError::Cancelled)));
+    assert!(is_cancelled, "{cancelled:?}");
+    assert_eq!(seen, [0x3000, 0xb000]);
+    assert_eq!((source.pinned_pages(), ioas.area_count()), (0, 0));
+
+    let go_on = |_| core::ops::ControlFlow::Continue(());
+    ioas.map_watched(mapping, go_on).expect("nobody gives up");
+    assert_eq!(source.pinned_pages(), 0x15);
+    for page in 0..0x15 {
+        let iova = 0x10_0000 + page * 0x1000;
+        assert_eq!(looks_up(&table, iova), source.oa_of(5 + page), "{iova:#x}");
+    }
+    // Wherever an area is divided, its parts hold what it held.
+    for iova in [0x10_3000, 0x10_b000, 0x10_c000, 0x11_4000] {
+        ioas.split(Iova::new(iova))
+            .expect("pages are mapped one by one");
+        assert_eq!(source.pinned_pages(), 0x15);
+    }
+    for (start, last) in [
+        (0x10_3000, 0x10_afff),
+        (0x10_0000, 0x10_2fff),
+        (0x10_c000, 0x11_3fff),
+        (0x11_4000, 0x11_4fff),
+        (0x10_b000, 0x10_bfff),
+    ] {
+        ioas.unmap(range(start, last - start + 1), Holes::Refused)
+            .expect("a part");
+    }
+    assert_eq!((source.pinned_pages(), pages.pinned_count()), (0, 0));
+}
+
+#[test]
+fn a_hold_is_divided_inside_a_page() {
+    let source = source(16);
+    let pages = pages(&source);
+    let range = |first, last| PageRange::new(first, last).expect("it is a range");
+    for border in 0..8 {
+        pages.hold(range(0, 7)).expect("there is memory");
+        pages.hold(range(2, 9)).expect("there is memory");
+        let parts = [range(0, border), range(border, 7)];
+        pages.divide(parts).expect("there is memory");
+        assert_eq!(source.pinned_pages(), 10);
+        pages.release(parts[0]);
+        pages.release(range(2, 9));
+        assert_eq!(source.pinned_pages(), 8 - border);
+        pages.release(parts[1]);
+        assert_eq!((source.pinned_pages(), pages.pinned_count()), (0, 0));
+    }
 }

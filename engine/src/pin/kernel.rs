@@ -223,6 +223,10 @@ impl<M: Mapped> Source for KernelPinned<M> {
         self.memory.origin()
     }
 
+    fn prefault(&self, pages: PageRange) -> Result<(), PinError> {
+        self.memory.prefault(pages)
+    }
+
     fn pin(&self, pages: PageRange, runs: &mut dyn FnMut(OaRun)) -> Result<(), PinError> {
         check_pages(pages, self.page_count())?;
         // The kernel would not say which page is missing.

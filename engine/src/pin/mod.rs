@@ -40,6 +40,8 @@ mod ledger;
 #[cfg(all(feature = "std", target_os = "linux", not(loom)))]
 mod page_set;
 mod pages;
+#[cfg(feature = "parallel")]
+mod parallel;
 #[cfg(all(feature = "std", target_os = "linux", not(loom)))]
 mod region;
 #[cfg(all(feature = "std", target_os = "linux", not(loom)))]
@@ -68,6 +70,8 @@ pub use crate::pin::guest::{Guest, GuestMemory};
 #[cfg(all(feature = "std", target_os = "linux", not(loom)))]
 pub use crate::pin::kernel::{KernelPinned, KernelPinnedError};
 pub use crate::pin::pages::PageRange;
+#[cfg(feature = "parallel")]
+pub use crate::pin::parallel::par_prefault;
 #[cfg(all(feature = "std", target_os = "linux", not(loom)))]
 pub use crate::pin::region::{Mapped, MemoryError};
 pub use crate::pin::simulated::Simulated;
@@ -205,6 +209,17 @@ pub trait Source: Send + Sync + fmt::Debug {
     /// [`PinError`]; no page of `pages` is pinned by the call then, and runs that were reported
     /// are void.
     fn pin(&self, pages: PageRange, runs: &mut dyn FnMut(OaRun)) -> Result<(), PinError>;
+
+    /// Brings pages into memory, without pinning them, so that a later pin finds them there. Many threads
+    /// may do parts of it at once; see `par_prefault`.
+    ///
+    /// # Errors
+    ///
+    /// [`PinError`], as for [`pin`](Self::pin).
+    fn prefault(&self, pages: PageRange) -> Result<(), PinError> {
+        let _ = pages;
+        Ok(())
+    }
 
     /// Releases pinned pages, in any pieces: one call may release parts of several pins. Allocates
     /// nothing. Pages that are not pinned stay so.

@@ -378,6 +378,10 @@ macro_rules! mapped_source {
                 self.region.pin(pages, runs)
             }
 
+            fn prefault(&self, pages: PageRange) -> Result<(), PinError> {
+                self.region.populate(pages)
+            }
+
             fn unpin(&self, pages: PageRange) {
                 self.region.unpin(pages);
             }
