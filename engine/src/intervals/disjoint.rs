@@ -22,7 +22,8 @@ pub(crate) struct DisjointList<V> {
     lasts: Vec<u64>,
     /// None is empty, but for one that is the only one.
     chunks: Vec<Chunk<V>>,
-    /// Where the last one came in, unless the list changed since: buffers often go soon after they came.
+    /// Where the last one came in, unless the list changed since: buffers often go soon after they came,
+    /// and others come beside them.
     recent: Place,
 }
 
@@ -196,7 +197,14 @@ impl<V> DisjointList<V> {
     /// there is none.
     #[inline]
     fn place_of(&self, address: u64) -> Place {
-        let chunk = self.lasts.partition_point(|&last| last < address);
+        let near = self.recent.chunk;
+        let is_near = self.lasts.get(near).is_some_and(|&last| last >= address)
+            && (near == 0 || self.lasts[near - 1] < address);
+        let chunk = if is_near {
+            near
+        } else {
+            self.lasts.partition_point(|&last| last < address)
+        };
         let lasts = self.chunks.get(chunk).map(|chunk| &chunk.lasts[..]);
         let index = lasts.map_or(0, |lasts| lasts.partition_point(|&last| last < address));
         Place { chunk, index }
