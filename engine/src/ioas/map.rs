@@ -171,25 +171,32 @@ impl Ioas {
         let default = IovaRange::new(Iova::new(page), Iova::new(u64::MAX - page));
         let mut turn = 0;
         loop {
-            let mut gaps = self.gaps.lock();
-            gaps.try_reserve(1).map_err(|_| HoldError::OutOfMemory)?;
-            // What is allowed may begin at address 0.
-            let mut windows = default
-                .into_iter()
-                .flat_map(|default| domains.reservations.windows(default))
-                .filter_map(|window| window.intersection(NOT_ZERO?));
-            let found = windows.find_map(|window| gaps.first_fit(Fit { window, ..fit }));
-            let range = found.ok_or(MapError::NoSpace { len })?;
+            let range = {
+                let mut gaps = self.gaps.lock();
+                gaps.try_reserve(1).map_err(|_| HoldError::OutOfMemory)?;
+                // What is allowed may begin at address 0.
+                let mut windows = default
+                    .into_iter()
+                    .flat_map(|default| domains.reservations.windows(default))
+                    .filter_map(|window| window.intersection(NOT_ZERO?));
+                let found = windows.find_map(|window| gaps.first_fit(Fit { window, ..fit }));
+                let range = found.ok_or(MapError::NoSpace { len })?;
+                let proposed = gaps.insert(range);
+                debug_assert!(proposed.is_ok(), "what is proposed is free");
+                range
+            };
             debug_assert!(is_aligned(range, offset, domains.alignment), "as asked");
             let area = Area::new(range, Arc::clone(pages), offset, prot);
-            match self.index.insert(range, Arc::clone(&area), |()| ()) {
-                Ok(()) => {
-                    let is_known = gaps.insert(range).is_ok() && area.become_known();
-                    debug_assert!(is_known, "what was proposed is free, and the area is new");
-                    return Ok(area);
-                }
-                Err(EnterError::OutOfMemory) => return Err(HoldError::OutOfMemory.into()),
-                Err(EnterError::Overlap(_)) => {}
+            let is_new = area.become_known();
+            debug_assert!(is_new, "nobody else has the area yet");
+            let entered = self.index.insert(range, Arc::clone(&area), |()| ());
+            let Err(refused) = entered else {
+                return Ok(area);
+            };
+            let mut gaps = self.gaps.lock();
+            gaps.remove(range);
+            if refused == EnterError::OutOfMemory {
+                return Err(HoldError::OutOfMemory.into());
             }
             let learnt = match turn {
                 0..PROPOSAL_COUNT => self.learn(&mut gaps, range),
