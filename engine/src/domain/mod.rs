@@ -14,9 +14,9 @@
 //!
 //! - **G1** (one tenant): a domain serves one address space at a time, from the [`Tenant`] it accepts to
 //!   the [`Farewell`] of the same; only address spaces make either.
-//! - **G2** (no two grants): of one address space, no two grants that live at the same time share an
-//!   address. Its areas do not overlap, and of each there is at most one grant: its state or its lock
-//!   says whose ([`ioas`](crate::ioas), I2).
+//! - **G2** (no two grants): on one domain, no two grants that live at the same time share an address. Areas
+//!   do not overlap, and of each there is at most one grant: its state or its lock says whose
+//!   ([`ioas`](crate::ioas), I2). A domain that left the set gets grants from whoever detaches it alone.
 //! - **G3** (leaving): when a tenant says farewell, none of its grants lives, nor will.
 
 use alloc::boxed::Box;
