@@ -160,12 +160,13 @@ fn tables_that_translate_something_else_are_refused() {
 fn a_corrupt_image_is_refused_whole() {
     let scene = Scene::new();
     let bytes = scene.save();
-    for place in 0..bytes.len() {
+    let step = if cfg!(miri) { 67 } else { 1 };
+    for place in (0..bytes.len()).step_by(step) {
         let mut corrupt = bytes.clone();
         corrupt[place] ^= 1 << (place % 8);
         assert!(scene.restore(&corrupt, &[]).is_err(), "byte {place}");
     }
-    for len in 0..bytes.len() {
+    for len in (0..bytes.len()).step_by(step) {
         assert!(scene.restore(&bytes[..len], &[]).is_err(), "{len} bytes");
     }
 }
