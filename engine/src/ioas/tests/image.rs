@@ -130,14 +130,16 @@ fn tables_that_translate_something_else_are_refused() {
     scene.ioas.attach(Arc::clone(&dynamic)).expect("it fits");
     let bytes = scene.save();
     scene.ioas.detach(&dynamic).expect("it is attached");
-    for (left_out, extra) in [
+    let cases = [
         (Some(0x10_0000), None),
+        (None, Some(0x10_8000)),
         (Some(0x10_7000), None),
         (Some(0x40_0000), None),
         (None, Some(0)),
-        (None, Some(0x10_8000)),
         (None, Some((1 << 39) - 0x1000)),
-    ] {
+    ];
+    let case_count = if cfg!(miri) { 2 } else { cases.len() };
+    for (left_out, extra) in cases.into_iter().take(case_count) {
         let old = scene.table(left_out, extra);
         let dynamic: Arc<dyn Domain> = Arc::clone(&old) as Arc<dyn Domain>;
         let refused = scene.restore(&bytes, &[dynamic]);

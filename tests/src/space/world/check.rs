@@ -46,14 +46,23 @@ impl World {
     fn check_counts(&self) -> Result<(), Mismatch> {
         for (number, source) in self.setting.sources.iter().enumerate() {
             let expected = self.model.pinned_count(number);
-            let what = format_args!("pinned pages of source {number}");
-            ensure_eq(what, &source.simulated.pinned_pages(), &expected)?;
-            let what = format_args!("pages of source {number} that know of a pin");
-            ensure_eq(what, &source.pages.pinned_count(), &expected)?;
+            ensure_eq(
+                format_args!("pinned pages of source {number}"),
+                &source.simulated.pinned_pages(),
+                &expected,
+            )?;
+            ensure_eq(
+                format_args!("pages of source {number} that know of a pin"),
+                &source.pages.pinned_count(),
+                &expected,
+            )?;
         }
         for (number, budget) in self.setting.budgets.iter().enumerate() {
-            let what = format_args!("bytes of budget {number}");
-            ensure_eq(what, &budget.used(), &self.model.used[number])?;
+            ensure_eq(
+                format_args!("bytes of budget {number}"),
+                &budget.used(),
+                &self.model.used[number],
+            )?;
         }
         for (number, ioas) in self.spaces.iter().enumerate() {
             let space = &self.model.spaces[number];
@@ -130,8 +139,11 @@ impl World {
         for (number, source) in self.setting.sources.iter().enumerate() {
             for (page, &count) in self.model.users[number].iter().enumerate() {
                 let found = source.simulated.pin_count(page as u64);
-                let what = format_args!("pins of page {page} of source {number}");
-                ensure_eq(what, &found, &u32::from(count > 0))?;
+                ensure_eq(
+                    format_args!("pins of page {page} of source {number}"),
+                    &found,
+                    &u32::from(count > 0),
+                )?;
             }
         }
         for number in 0..SPACE_COUNT {
@@ -164,8 +176,11 @@ impl World {
                 };
                 let expected = expected.and_then(|(oa, prot)| self.seen(domain, oa, prot));
                 let found = Some(Seen { oa, ..item.seen });
-                let what = format_args!("item of domain {domain} at {iova:#x}");
-                ensure_eq(what, &found, &expected)?;
+                ensure_eq(
+                    format_args!("item of domain {domain} at {iova:#x}"),
+                    &found,
+                    &expected,
+                )?;
             }
             let is_quarantined = space.and_then(|space| space.area_at(item.iova));
             if is_quarantined.is_none_or(|area| !area.is_quarantined) {
@@ -188,8 +203,11 @@ impl World {
     /// Checks that no pin, no charge and no table is left.
     pub(super) fn check_nothing_left(self) -> Result<(), Mismatch> {
         for (number, source) in self.setting.sources.iter().enumerate() {
-            let what = format_args!("pages of source {number} at the end");
-            ensure_eq(what, &source.simulated.pinned_pages(), &0)?;
+            ensure_eq(
+                format_args!("pages of source {number} at the end"),
+                &source.simulated.pinned_pages(),
+                &0,
+            )?;
         }
         for budget in &self.setting.budgets {
             ensure_eq("a budget at the end", &budget.used(), &0)?;
@@ -201,12 +219,18 @@ impl World {
                 &left.len(),
                 &0,
             )?;
-            let what = format_args!("tables of domain {number} at the end");
-            ensure_eq(what, &domain.compact()?, &0)?;
+            ensure_eq(
+                format_args!("tables of domain {number} at the end"),
+                &domain.compact()?,
+                &0,
+            )?;
             let memory = Arc::clone(domain.memory());
             drop(domain);
-            let what = format_args!("table pages of domain {number} at the end");
-            ensure_eq(what, &memory.page_count(), &0)?;
+            ensure_eq(
+                format_args!("table pages of domain {number} at the end"),
+                &memory.page_count(),
+                &0,
+            )?;
         }
         Ok(())
     }
