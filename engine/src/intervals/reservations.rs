@@ -38,7 +38,8 @@ pub(crate) enum ReserveError {
 
 /// Why a list of allowed ranges is refused. The old list stays.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-pub(crate) enum AllowError {
+#[non_exhaustive]
+pub enum AllowError {
     /// A range has one byte only.
     #[error("the range {range} has one byte only")]
     OneByte {

@@ -18,13 +18,10 @@ use smallvec::SmallVec;
 
 use crate::ioas::area::{Area, State};
 use crate::ioas::pages::HoldError;
-use crate::ioas::{AccessError, DestroyError, Ioas, LetGoError, PATIENCE};
+use crate::ioas::{AccessError, DestroyError, Ioas, LetGoError, PATIENCE, TRY_COUNT};
 use crate::pin::{Kind, PageRange};
 use crate::sync::lockdep;
 use crate::sync::{self, ACCESS_UNMAP, Deadline, Left, Mutex, pause, thread_index};
-
-/// Callbacks before an access that does not let go is given up.
-const TRY_COUNT: u32 = 100;
 
 /// What an access is told.
 pub trait AccessOps: Send + Sync {

@@ -366,22 +366,6 @@ impl Area {
         });
         next
     }
-
-    /// Calls `each` with the IOVA and the first output address of every run; the pages are held.
-    pub(super) fn each_run(&self, mut each: impl FnMut(IovaRange, Oa)) {
-        let page_len = 1 << self.pages.page_lg2();
-        let last_byte = self.byte_of(self.range.last());
-        self.pages.each_run(self.pages_of(self.range), |pages, oa| {
-            let run_byte = pages.first() * page_len;
-            let first = run_byte.max(self.offset);
-            let last = (pages.last() * page_len + (page_len - 1)).min(last_byte);
-            let start = Iova::new(self.range.start().get() + (first - self.offset));
-            if let Some(range) = IovaRange::with_len(start, last - first + 1) {
-                each(range, Oa::new(oa.get() + (first - run_byte)));
-            }
-            true
-        });
-    }
 }
 
 impl fmt::Debug for Area {

@@ -7,7 +7,7 @@ use core::mem;
 use iopt_formats::{Iova, IovaRange, Oa, PageSize};
 
 use crate::domain::{Domain, DomainError, Flush, Grant};
-use crate::ioas::area::{Area, State};
+use crate::ioas::area::{Area, Ops, State};
 use crate::ioas::unmap::EachDirty;
 use crate::ioas::{DirtyBitmap, DirtyError, Holes, Ioas, Pages};
 
@@ -300,14 +300,17 @@ impl Ioas {
             if !area.is_held() || !matches!(state, State::Live | State::Draining) {
                 return;
             }
-            area.each_run(|run, run_oa| {
-                let run_last = run_oa.get() + run.len_minus_one();
-                let (from, to) = (run_oa.max(oa).get(), run_last.min(last.get()));
+            let mut ops = Ops::new();
+            let prot = area.status().prot;
+            area.ops(area.range().start(), prot, usize::MAX, false, &mut ops);
+            for op in ops {
+                let (op_oa, op_last) = (op.oa.get(), op.oa.get() + op.range.len_minus_one());
+                let (from, to) = (op_oa.max(oa.get()), op_last.min(last.get()));
                 if from <= to {
-                    let start = run.start().get() + (from - run_oa.get());
+                    let start = op.range.start().get() + (from - op_oa);
                     found.extend(IovaRange::with_len(Iova::new(start), to - from + 1));
                 }
-            });
+            }
         });
         found.sort_unstable_by_key(|range: &IovaRange| range.start());
         found.dedup();

@@ -295,37 +295,6 @@ pub enum ReserveError {
     OutOfMemory,
 }
 
-/// Why a list of allowed ranges was refused.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum AllowError {
-    /// A range has one byte only.
-    #[error("{range} has one byte only")]
-    OneByte {
-        /// The range.
-        range: IovaRange,
-    },
-    /// Two ranges of the list share a byte.
-    #[error("{lower} and {upper} overlap")]
-    Overlap {
-        /// The one that begins first.
-        lower: IovaRange,
-        /// The other.
-        upper: IovaRange,
-    },
-    /// A range meets one that is reserved.
-    #[error("{range} meets {with}, which is reserved")]
-    Reserved {
-        /// The range of the list.
-        range: IovaRange,
-        /// The reservation.
-        with: IovaRange,
-    },
-    /// No memory for the list.
-    #[error("no memory for the list")]
-    OutOfMemory,
-}
-
 /// Why an option of an address space was not changed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]

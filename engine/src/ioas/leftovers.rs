@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use crate::domain::{Domain, DomainError, Flush};
 use crate::ioas::area::{Area, State};
-use crate::ioas::{Ioas, Quarantined};
+use crate::ioas::{Ioas, Quarantined, byte_count};
 
 /// What is left to do in one domain.
 pub(super) struct Leftover {
@@ -40,10 +40,7 @@ impl Ioas {
         let areas = batches.iter().flat_map(|batch| &batch.areas);
         Quarantined {
             area_count: areas.clone().count(),
-            bytes: areas.fold(0, |sum, area| {
-                let len = area.range().len_minus_one().saturating_add(1);
-                sum.saturating_add(len)
-            }),
+            bytes: byte_count(areas),
             domain_count: leaving,
         }
     }

@@ -79,6 +79,7 @@ use crate::stripes::Stripes;
 use crate::sync::unmodelled::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{self, DomainLock, Mutex};
 
+pub use crate::intervals::reservations::AllowError;
 pub use crate::ioas::access::{Access, AccessHandle, AccessOps, PinnedRun};
 pub use crate::ioas::bitmap::DirtyBitmap;
 pub use crate::ioas::dirty::{DirtyPages, Forget};
@@ -91,6 +92,9 @@ const SHARD_COUNT: usize = if cfg!(loom) { 2 } else { 64 };
 
 /// How long others are waited for: accesses that read or write at this moment, callbacks that run.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Callbacks that accesses get before somebody who needs them to let go gives up.
+const TRY_COUNT: u32 = 100;
 
 /// One IO address space.
 #[doc(alias = "io_pagetable")]
@@ -246,6 +250,14 @@ impl fmt::Debug for Ioas {
             .field("area_count", &self.area_count())
             .finish_non_exhaustive()
     }
+}
+
+/// Returns the bytes of areas; `u64::MAX` also for one more.
+fn byte_count<'a>(areas: impl IntoIterator<Item = &'a Arc<Area>>) -> u64 {
+    areas.into_iter().fold(0, |sum, area| {
+        let len = area.range().len_minus_one().saturating_add(1);
+        sum.saturating_add(len)
+    })
 }
 
 /// Returns whether areas of this `range` on byte `offset` fit `alignment`.

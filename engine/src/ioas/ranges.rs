@@ -55,13 +55,7 @@ impl Ioas {
     #[doc(alias = "IOMMU_IOAS_ALLOW_IOVAS")]
     pub fn allow(&self, ranges: &[IovaRange]) -> Result<(), AllowError> {
         let mut domains = self.domains.write();
-        let allowed = domains.reservations.set_allowed(ranges);
-        allowed.map_err(|error| match error {
-            inner::AllowError::OneByte { range } => AllowError::OneByte { range },
-            inner::AllowError::Overlap { lower, upper } => AllowError::Overlap { lower, upper },
-            inner::AllowError::Reserved { range, with } => AllowError::Reserved { range, with },
-            inner::AllowError::OutOfMemory { .. } => AllowError::OutOfMemory,
-        })
+        domains.reservations.set_allowed(ranges)
     }
 
     /// Returns the ranges that nobody reserved, lowest first. What is allowed makes no difference.

@@ -10,11 +10,10 @@ use smallvec::SmallVec;
 use crate::domain::{Domain, DomainError, Flush, Grant};
 use crate::ioas::area::{Area, State};
 use crate::ioas::leftovers::Leftover;
-use crate::ioas::{Attached, DirtyBitmap, Holes, Ioas, PATIENCE, UnmapError};
+use crate::ioas::{
+    Attached, DirtyBitmap, Holes, Ioas, PATIENCE, TRY_COUNT, UnmapError, byte_count,
+};
 use crate::sync::{Deadline, Left, pause};
-
-/// Callbacks that an area's accesses get before the unmap gives up.
-const TRY_COUNT: u32 = 100;
 
 /// Areas that one read section removes.
 const AREAS_PER_SECTION: usize = 64;
@@ -153,10 +152,7 @@ impl Ioas {
         areas: &[Arc<Area>],
         dirty: Option<EachDirtyOf<'_>>,
     ) -> Result<u64, UnmapError> {
-        let bytes = areas.iter().fold(0_u64, |sum, area| {
-            let len = area.range().len_minus_one().saturating_add(1);
-            sum.saturating_add(len)
-        });
+        let bytes = byte_count(areas);
         let withdrawn = self.withdraw(areas, dirty);
         withdrawn.map_err(|error| UnmapError::Quarantined { bytes, error })?;
         self.give_free(areas);

@@ -196,7 +196,7 @@ impl From<AllowError> for Refused {
             AllowError::OneByte { .. } => Self::OneByte,
             AllowError::Overlap { .. } => Self::Overlap,
             AllowError::Reserved { .. } => Self::Reserved,
-            AllowError::OutOfMemory => Self::OutOfMemory,
+            AllowError::OutOfMemory { .. } => Self::OutOfMemory,
             _ => Self::Unknown,
         }
     }
