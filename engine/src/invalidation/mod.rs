@@ -15,6 +15,7 @@
 
 mod changes;
 mod gather;
+pub mod plan;
 
 pub use crate::invalidation::changes::{Changes, Kind, TableId};
 pub use crate::invalidation::gather::{Flushed, Gather, JoinError, MapSync, Pending, Quarantined};
