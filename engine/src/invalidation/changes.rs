@@ -63,6 +63,16 @@ impl Changes {
         }
     }
 
+    /// Returns changes of which everything may be part.
+    #[cfg(feature = "std")]
+    pub(crate) const fn everything() -> Self {
+        Self {
+            start: 0,
+            last: u64::MAX,
+            what: !KIND | (Kind::Removed as u64) << KIND_AT,
+        }
+    }
+
     /// Returns the changes of one range of leaves of `sizes`.
     #[inline]
     pub(crate) const fn leaves(range: IovaRange, sizes: PageSizes, kind: Kind) -> Self {

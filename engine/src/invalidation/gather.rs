@@ -97,6 +97,12 @@ impl Gather {
         }
     }
 
+    /// Returns the proof, for who knows that a flush covered it.
+    #[cfg(feature = "std")]
+    pub(super) const fn flushed(self) -> Flushed {
+        Flushed { gather: self }
+    }
+
     #[cold]
     fn quarantine(self, error: SyncError) -> Quarantined {
         Quarantined {

@@ -14,6 +14,8 @@
 //! The hardware is behind [`Invalidate`]. [`NoHardware`] is for tables that nothing walks.
 
 mod changes;
+#[cfg(feature = "std")]
+pub mod deferred;
 mod gather;
 pub mod plan;
 

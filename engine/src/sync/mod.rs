@@ -55,7 +55,7 @@ pub(crate) use crate::sync::backend::CachePadded;
 pub(crate) use crossbeam_utils::CachePadded;
 
 #[cfg(feature = "std")]
-pub(crate) use crate::sync::backend::{Deadline, Left, pause};
+pub(crate) use crate::sync::backend::{Deadline, Left, now_ns, pause};
 pub(crate) use crate::sync::mutex::Mutex;
 pub(crate) use crate::sync::thread::thread_index;
 

@@ -67,6 +67,8 @@ classes! {
         "one stripe of an address space's areas";
     AREA = 850, Lock "area":
         "what changes in the life of an area; while it is live, its translations";
+    DEFERRED = 870, Lock "deferred":
+        "removals that wait for a common flush";
     SYNC = 900, Wait "sync":
         "invalidations that hardware has not finished";
     ACCESS_LIST = 1110, Lock "access list":
@@ -83,6 +85,8 @@ classes! {
         "which address space changes a domain";
     CLAIMS = 1300, Indexed "claims":
         "one stripe of a registry's claims";
+    INVALIDATION_SET = 1400, Lock "invalidation set":
+        "where the translations of a domain are cached, a [`DomainLock`](crate::sync::DomainLock)";
     QUARANTINE = 1500, Lock "quarantine":
         "unlinked tables that wait to be freed";
     TABLE_POOL = 1900, Lock "table pool":
