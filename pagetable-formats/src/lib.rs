@@ -35,6 +35,7 @@
 pub mod amd;
 pub mod armv8;
 pub mod catalog;
+pub mod command;
 pub mod conformance;
 pub mod context;
 pub mod riscv;

@@ -1,0 +1,119 @@
+//! Commands that software puts into the queues of an IOMMU.
+//!
+//! One enum an architecture, with the fields of each command by name. `encode` gives the words that stand
+//! in the queue, as numbers: whoever stores them writes little-endian bytes. `decode` is as strict as the
+//! strictest hardware may be: an unknown opcode, a reserved bit that is set and a reserved value are errors.
+//! So words and commands are two spellings of one thing: `decode(encode(c)) == c` for every command, and
+//! `encode(decode(w)) == w` for all words that decode.
+
+use core::fmt;
+
+/// Why words are no command.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CommandError {
+    /// No command has this opcode, in architectures with a function field the two together.
+    #[error("no command has the opcode {opcode:#x}")]
+    UnknownOpcode {
+        /// What stands in the place of the opcode.
+        opcode: u16,
+    },
+    /// Bits are set that the command does not have.
+    #[error("reserved bits {bits:#x} of word {word} are set")]
+    ReservedBits {
+        /// Number of the 64-bit word in the command, 0 the first.
+        word: u8,
+        /// The bits, in place.
+        bits: u64,
+    },
+    /// A field has a value that the specification reserves, alone or beside the other fields.
+    #[error("the value {value:#x} of {field} is reserved")]
+    ReservedValue {
+        /// Name of the field, as in the specification.
+        field: &'static str,
+        /// The value, shifted down to bit 0.
+        value: u64,
+    },
+    /// There are fewer bytes than the command has.
+    #[error("the command has {needed} bytes, of which {len} are there")]
+    TooShort {
+        /// Number of bytes that are there.
+        len: usize,
+        /// Number of bytes that the command has.
+        needed: usize,
+    },
+}
+
+/// Refuses `value` of word number `word` if it has one of the bits `reserved`.
+#[expect(dead_code, reason = "the architectures that use it follow")]
+pub(crate) const fn check_reserved(
+    word: u8,
+    value: u64,
+    reserved: u64,
+) -> Result<(), CommandError> {
+    match value & reserved {
+        0 => Ok(()),
+        bits => Err(CommandError::ReservedBits { word, bits }),
+    }
+}
+
+/// Names an address space of a device: a PASID, on Arm a `SubstreamID`, on RISC-V a `process_id`. 20 bits
+/// wide (*PCI Express Base Specification*, section 6.20).
+///
+/// ```
+/// use iopt_formats::command::Pasid;
+///
+/// assert_eq!(Pasid::new(0xf_ffff), Some(Pasid::MAX));
+/// assert_eq!(Pasid::new(0x10_0000), None);
+/// ```
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[repr(transparent)]
+pub struct Pasid(u32);
+
+impl Pasid {
+    /// The largest one.
+    pub const MAX: Self = Self(0xf_ffff);
+
+    /// Returns the PASID `value`, or `None` if it is wider than 20 bits.
+    pub const fn new(value: u32) -> Option<Self> {
+        if value <= Self::MAX.0 {
+            Some(Self(value))
+        } else {
+            None
+        }
+    }
+
+    /// Returns the PASID that the low 20 bits of a field's value name.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "the architectures that use it follow")
+    )]
+    pub(crate) const fn from_field(value: u64) -> Self {
+        Self(value as u32 & Self::MAX.0)
+    }
+
+    /// Returns the value.
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl fmt::Display for Pasid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pasid_has_twenty_bits() {
+        assert_eq!(Pasid::new(0).map(Pasid::get), Some(0));
+        assert_eq!(Pasid::new(0xf_ffff).map(Pasid::get), Some(0xf_ffff));
+        assert_eq!(Pasid::new(0x10_0000), None);
+        assert_eq!(Pasid::new(u32::MAX), None);
+        assert_eq!(Pasid::from_field(0xabc0_1234_5678).get(), 0x4_5678);
+    }
+}
