@@ -8,6 +8,14 @@
 
 use core::fmt;
 
+pub mod smmuv3;
+
+mod narrow;
+#[cfg(test)]
+mod testing;
+
+pub use self::narrow::Narrow;
+
 /// Why words are no command.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -44,8 +52,18 @@ pub enum CommandError {
     },
 }
 
+/// `?` where constants are computed.
+macro_rules! attempt {
+    ($result:expr) => {
+        match $result {
+            Ok(value) => value,
+            Err(error) => return Err(error),
+        }
+    };
+}
+use attempt;
+
 /// Refuses `value` of word number `word` if it has one of the bits `reserved`.
-#[expect(dead_code, reason = "the architectures that use it follow")]
 pub(crate) const fn check_reserved(
     word: u8,
     value: u64,
@@ -84,10 +102,6 @@ impl Pasid {
     }
 
     /// Returns the PASID that the low 20 bits of a field's value name.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "the architectures that use it follow")
-    )]
     pub(crate) const fn from_field(value: u64) -> Self {
         Self(value as u32 & Self::MAX.0)
     }
