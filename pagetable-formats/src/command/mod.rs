@@ -8,6 +8,7 @@
 
 use core::fmt;
 
+pub mod riscv;
 pub mod smmuv3;
 
 mod narrow;
