@@ -8,14 +8,18 @@
 
 use core::fmt;
 
+pub mod amd;
 pub mod riscv;
 pub mod smmuv3;
+pub mod vtd;
 
 mod narrow;
+mod span;
 #[cfg(test)]
 mod testing;
 
 pub use self::narrow::Narrow;
+pub use self::span::Span;
 
 /// Why words are no command.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]

@@ -4,17 +4,46 @@ extern crate std;
 
 use core::fmt::Debug;
 
-use super::CommandError;
+use super::{CommandError, Pasid, Span};
 
-/// Returns an endless row of numbers that look random (splitmix64).
+/// Numbers that look random, the same in every run (splitmix64).
+pub(super) struct Numbers(u64);
+
+impl Numbers {
+    pub(super) const fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub(super) const fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// Returns a number below `count`.
+    pub(super) const fn below(&mut self, count: u64) -> u64 {
+        self.next() % count
+    }
+
+    pub(super) const fn chance(&mut self) -> bool {
+        self.next() & 1 != 0
+    }
+
+    pub(super) const fn pasid(&mut self) -> Pasid {
+        Pasid::from_field(self.next())
+    }
+
+    pub(super) fn span(&mut self) -> Span {
+        let order = self.below(53) as u8;
+        Span::new(self.next(), order).expect("a valid order")
+    }
+}
+
+/// Returns an endless row of such numbers.
 pub(super) fn numbers(seed: u64) -> impl Iterator<Item = u64> {
-    let mut state = seed;
-    core::iter::repeat_with(move || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ mixed >> 31
-    })
+    let mut numbers = Numbers::new(seed);
+    core::iter::repeat_with(move || numbers.next())
 }
 
 /// Checks `vectors`, each a command, its words, and the bits that the command has besides those of
@@ -64,4 +93,31 @@ pub(super) fn check_codec<C: Copy + Debug + PartialEq>(
     for (first, second) in numbers(3).zip(numbers(4)).take(10_000) {
         round_trip([first, second]);
     }
+}
+
+/// Checks that words which decode are encoded as they were: `words` and all that differ from them in one
+/// or two bits. Returns how many of these decode.
+pub(super) fn check_words<const N: usize, C: Debug>(
+    words: [u64; N],
+    decode: impl Fn([u64; N]) -> Result<C, CommandError>,
+    encode: impl Fn(&C) -> [u64; N],
+) -> usize {
+    let mut decoded = 0;
+    let bits = 64 * N;
+    for first in 0..bits {
+        for second in first..bits {
+            let mut words = words;
+            words[first / 64] ^= 1 << (first % 64);
+            if second != first {
+                words[second / 64] ^= 1 << (second % 64);
+            }
+            if let Ok(command) = decode(words) {
+                assert_eq!(encode(&command), words, "{command:x?}");
+                decoded += 1;
+            }
+        }
+    }
+    let command = decode(words).expect("the words are those of a command");
+    assert_eq!(encode(&command), words, "{command:x?}");
+    decoded
 }
