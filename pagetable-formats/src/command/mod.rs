@@ -11,6 +11,7 @@ use core::fmt;
 pub mod amd;
 pub mod riscv;
 pub mod smmuv3;
+pub mod virtio;
 pub mod vtd;
 
 mod narrow;
