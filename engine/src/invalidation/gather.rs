@@ -68,6 +68,8 @@ impl Gather {
         let ticket = if self.is_empty() {
             Ok(None)
         } else {
+            // For room in a queue.
+            let _waiting = SYNC.waiting();
             hardware.submit(&self.changes).map(Some)
         };
         Pending {
@@ -89,8 +91,8 @@ impl Gather {
         }
         // A copy, so that the gather itself need not be in memory.
         let changes = self.changes.copied();
-        let ticket = hardware.submit(&changes);
         let _waiting = SYNC.waiting();
+        let ticket = hardware.submit(&changes);
         match ticket.and_then(|ticket| hardware.wait(ticket)) {
             Ok(()) => Ok(Flushed { gather: self }),
             Err(error) => Err(self.quarantine(error)),

@@ -18,6 +18,7 @@ mod changes;
 pub mod deferred;
 mod gather;
 pub mod plan;
+pub mod queue;
 
 pub use crate::invalidation::changes::{Changes, Kind, TableId};
 pub use crate::invalidation::gather::{Flushed, Gather, JoinError, MapSync, Pending, Quarantined};
@@ -88,4 +89,10 @@ pub enum SyncError {
     /// The hardware reported an error for the commands.
     #[error("the hardware refused the invalidation")]
     Refused,
+    /// A device did not confirm in time that it has forgotten translations that it cached itself.
+    #[error("a device did not answer the invalidation of what it caches")]
+    DeviceTimedOut,
+    /// The hardware did not make room for the commands in the time that the implementation allows.
+    #[error("the hardware's queue stayed full")]
+    QueueFull,
 }

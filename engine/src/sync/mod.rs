@@ -56,7 +56,7 @@ pub(crate) use crossbeam_utils::CachePadded;
 
 #[cfg(feature = "std")]
 pub(crate) use crate::sync::backend::{Deadline, Left, now_ns, pause};
-pub(crate) use crate::sync::mutex::Mutex;
+pub(crate) use crate::sync::mutex::{Mutex, MutexGuard};
 pub(crate) use crate::sync::thread::thread_index;
 
 pub use crate::sync::domain_lock::{DomainLock, ReadGuard, WriteGuard};

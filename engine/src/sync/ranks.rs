@@ -89,6 +89,8 @@ classes! {
         "where the translations of a domain are cached, a [`DomainLock`](crate::sync::DomainLock)";
     QUARANTINE = 1500, Lock "quarantine":
         "unlinked tables that wait to be freed";
+    QUEUE_ERRORS = 1700, Lock "queue errors":
+        "the errors of a command queue";
     TABLE_POOL = 1900, Lock "table pool":
         "the search for the last table pages, and pages that nobody may take for a moment";
 }
