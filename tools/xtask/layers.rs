@@ -15,7 +15,7 @@ const PACKAGES: &[(&str, &[&str])] = &[
     ("iopt-formats", &[]),
     ("iopt-reference", &[]),
     ("iopt", &["iopt-formats"]),
-    ("iopt-sim", &["iopt-formats", "iopt"]),
+    ("iopt-sim", &["iopt-reference"]),
     (
         "iopt-tests",
         &["iopt-formats", "iopt", "iopt-reference", "iopt-sim"],
