@@ -64,8 +64,7 @@ impl Changes {
     }
 
     /// Returns changes of which everything may be part.
-    #[cfg(feature = "std")]
-    pub(crate) const fn everything() -> Self {
+    pub const fn everything() -> Self {
         Self {
             start: 0,
             last: u64::MAX,

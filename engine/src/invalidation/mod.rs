@@ -17,11 +17,19 @@ mod changes;
 #[cfg(feature = "std")]
 pub mod deferred;
 mod gather;
+mod instance;
+#[cfg(feature = "std")]
+mod places;
 pub mod plan;
 pub mod queue;
+#[cfg(feature = "std")]
+mod set;
 
 pub use crate::invalidation::changes::{Changes, Kind, TableId};
 pub use crate::invalidation::gather::{Flushed, Gather, JoinError, MapSync, Pending, Quarantined};
+pub use crate::invalidation::instance::{Encode, Instance};
+#[cfg(feature = "std")]
+pub use crate::invalidation::set::{INSTANCE_LIMIT, InvalidationSet, SetError, SetTicket};
 
 /// The hardware that walks a table, or what stands for it.
 ///

@@ -49,6 +49,10 @@ pub(crate) use loom::sync::atomic;
 /// Atomics that order nothing: counters and names that no model need know.
 pub(crate) use core::sync::atomic as unmodelled;
 
+/// What is written once, under a lock that its readers have held since: no model need know it either.
+#[cfg(feature = "std")]
+pub(crate) use std::sync::OnceLock;
+
 #[cfg(loom)]
 pub(crate) use crate::sync::backend::CachePadded;
 #[cfg(not(loom))]

@@ -333,8 +333,8 @@ impl<I: Invalidate, R: Release> Deferred<I, R> {
         let number = self.started.fetch_add(1, Ordering::SeqCst) + 1;
         // Entries of other queues are among those that this covers, so everything is flushed.
         fence(Ordering::SeqCst);
-        let ticket = self.hardware.submit(&Changes::everything())?;
         let _waiting = sync::SYNC.waiting();
+        let ticket = self.hardware.submit(&Changes::everything())?;
         self.hardware.wait(ticket)?;
         self.finished.fetch_max(number, Ordering::AcqRel);
         Ok(())

@@ -70,7 +70,7 @@ mod patience;
 mod progress;
 mod room;
 #[cfg(all(test, feature = "std", not(loom)))]
-mod tests;
+pub(super) mod tests;
 mod ticket;
 
 use core::fmt;

@@ -4,7 +4,7 @@ mod errors;
 mod fairness;
 mod single;
 mod threads;
-mod toy;
+pub(in crate::invalidation) mod toy;
 
 use core::time::Duration;
 

@@ -12,7 +12,7 @@ static HARDWARE: Class = Class::unranked("toy hardware");
 
 /// What an entry asks for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Opcode {
+pub(in crate::invalidation) enum Opcode {
     /// Nothing that can fail.
     Plain = 1,
     Sync = 2,
@@ -23,15 +23,15 @@ pub(super) enum Opcode {
 }
 
 /// An entry of `serial` by `producer`; the other words tell whether it is torn.
-pub(super) fn entry<E: ToyEntry>(opcode: Opcode, producer: u8, serial: u32) -> E {
+pub(in crate::invalidation) fn entry<E: ToyEntry>(opcode: Opcode, producer: u8, serial: u32) -> E {
     E::from_word(opcode as u64 | u64::from(producer) << 8 | u64::from(serial) << 32)
 }
 
-pub(super) fn plain<E: ToyEntry>(producer: u8, serial: u32) -> E {
+pub(in crate::invalidation) fn plain<E: ToyEntry>(producer: u8, serial: u32) -> E {
     entry(Opcode::Plain, producer, serial)
 }
 
-pub(super) trait ToyEntry: Entry {
+pub(in crate::invalidation) trait ToyEntry: Entry {
     fn from_word(word: u64) -> Self;
 }
 
@@ -49,14 +49,14 @@ impl ToyEntry for [u64; 4] {
 
 /// An entry that was consumed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Seen {
-    pub(super) opcode: u8,
-    pub(super) producer: u8,
-    pub(super) serial: u32,
+pub(in crate::invalidation) struct Seen {
+    pub(in crate::invalidation) opcode: u8,
+    pub(in crate::invalidation) producer: u8,
+    pub(in crate::invalidation) serial: u32,
 }
 
 #[derive(Debug)]
-pub(super) struct Toy<E> {
+pub(in crate::invalidation) struct Toy<E> {
     shape: Shape,
     ring: Box<[AtomicU64]>,
     tail: AtomicU32,
@@ -69,11 +69,11 @@ pub(super) struct Toy<E> {
     /// How far others consume at each pause, for tests without a thread for it.
     steps_in_pause: AtomicU32,
     /// What the head register reads as, if not `u32::MAX`.
-    pub(super) false_head: AtomicU32,
+    pub(in crate::invalidation) false_head: AtomicU32,
     /// What the next fetches fail for.
-    pub(super) failing_fetches: AtomicU32,
+    pub(in crate::invalidation) failing_fetches: AtomicU32,
     /// Whether numbers are written only on [`answer`](Toy::answer).
-    pub(super) is_slow: AtomicBool,
+    pub(in crate::invalidation) is_slow: AtomicBool,
     inside: Mutex<Inside>,
     entry: core::marker::PhantomData<fn() -> E>,
 }
@@ -95,12 +95,12 @@ const FAULTS: [Option<Fault>; 5] = [
 ];
 
 impl<E: ToyEntry> Toy<E> {
-    pub(super) fn new(shape: Shape) -> Self {
+    pub(in crate::invalidation) fn new(shape: Shape) -> Self {
         Self::starting_at(shape, 0, 0)
     }
 
     /// A queue that others have used before.
-    pub(super) fn starting_at(shape: Shape, index: u32, status: u32) -> Self {
+    pub(in crate::invalidation) fn starting_at(shape: Shape, index: u32, status: u32) -> Self {
         let word_count = E::WORDS << shape.lg2_entries;
         Self {
             shape,
@@ -120,50 +120,50 @@ impl<E: ToyEntry> Toy<E> {
         }
     }
 
-    pub(super) fn consuming_in_pauses(self, count: u32) -> Self {
+    pub(in crate::invalidation) fn consuming_in_pauses(self, count: u32) -> Self {
         self.steps_in_pause.store(count, Ordering::Relaxed);
         self
     }
 
-    pub(super) fn set_steps_in_pause(&self, count: u32) {
+    pub(in crate::invalidation) fn set_steps_in_pause(&self, count: u32) {
         self.steps_in_pause.store(count, Ordering::Relaxed);
     }
 
     /// Takes what was consumed.
-    pub(super) fn take_seen(&self) -> Vec<Seen> {
+    pub(in crate::invalidation) fn take_seen(&self) -> Vec<Seen> {
         core::mem::take(&mut self.inside.lock().seen)
     }
 
-    pub(super) fn seen_sync_count(&self) -> usize {
+    pub(in crate::invalidation) fn seen_sync_count(&self) -> usize {
         let inside = self.inside.lock();
         let is_sync = |seen: &&Seen| seen.opcode == Opcode::Sync as u8;
         inside.seen.iter().filter(is_sync).count()
     }
 
-    pub(super) fn ticks(&self) -> u64 {
+    pub(in crate::invalidation) fn ticks(&self) -> u64 {
         self.clock.load(Ordering::Relaxed)
     }
 
-    pub(super) fn tail(&self) -> u32 {
+    pub(in crate::invalidation) fn tail(&self) -> u32 {
         self.tail.load(Ordering::Relaxed)
     }
 
-    pub(super) fn tail_write_count(&self) -> u32 {
+    pub(in crate::invalidation) fn tail_write_count(&self) -> u32 {
         self.tail_write_count.load(Ordering::Relaxed)
     }
 
-    pub(super) fn advance(&self, ticks: u64) {
+    pub(in crate::invalidation) fn advance(&self, ticks: u64) {
         self.clock.fetch_add(ticks, Ordering::Relaxed);
     }
 
     /// Says that it has another shape than its memory.
-    pub(super) fn with_false_shape(mut self, shape: Shape) -> Self {
+    pub(in crate::invalidation) fn with_false_shape(mut self, shape: Shape) -> Self {
         self.shape = shape;
         self
     }
 
     /// Consumes an entry, if there is one and no error; returns whether it did.
-    pub(super) fn step(&self) -> bool {
+    pub(in crate::invalidation) fn step(&self) -> bool {
         let mut inside = self.inside.lock();
         let head = self.head.load(Ordering::Relaxed);
         if self.fault.load(Ordering::Acquire) != 0 || head == self.tail.load(Ordering::Acquire) {
@@ -217,17 +217,17 @@ impl<E: ToyEntry> Toy<E> {
     }
 
     /// Consumes as much as there is.
-    pub(super) fn run(&self) {
+    pub(in crate::invalidation) fn run(&self) {
         while self.step() {}
     }
 
     /// Completes what is in flight.
-    pub(super) fn answer(&self) {
+    pub(in crate::invalidation) fn answer(&self) {
         self.answer_in(&mut self.inside.lock());
     }
 
     /// Completes what is in flight, the last SYNC first.
-    pub(super) fn answer_backwards(&self) {
+    pub(in crate::invalidation) fn answer_backwards(&self) {
         let mut inside = self.inside.lock();
         inside.in_flight.make_contiguous().reverse();
         self.answer_in(&mut inside);

@@ -1,0 +1,228 @@
+//! The hardware of one domain: every place where its translations are cached.
+//!
+//! ```text
+//!   changes -> [instance 0: ASID 7 | instance 1: ASID 7, ASID 9 | instance 1: device TLB of 0:3.0]
+//!              `------------- first round, all instances at once -------------' `- second round -'
+//! ```
+//!
+//! A device that comes adds its places before its context points to the table; one that goes takes them
+//! away after its context points elsewhere and its places have forgotten the domain. In between every
+//! invalidation reaches them. The set is derived data: it equals, at any time, the places of all
+//! attachments, counted.
+//!
+//! Places that cache what they got from others (device TLBs, what two stages were combined to) have their turn
+//! in a later round, when those before are known to have forgotten it.
+
+#[cfg(all(test, not(loom)))]
+mod tests;
+
+use alloc::boxed::Box;
+use alloc::collections::TryReserveError;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+
+use smallvec::SmallVec;
+
+use crate::invalidation::instance::{Encode, Instance};
+use crate::invalidation::places::PlaceSet;
+use crate::invalidation::plan::{Phase, Planner};
+use crate::invalidation::queue::{self, Device};
+use crate::invalidation::{Changes, Invalidate, SyncError};
+use crate::sync::{DomainLock, INVALIDATION_SET, OnceLock};
+
+/// Instances that one domain may ever have been attached to.
+pub const INSTANCE_LIMIT: usize = 64;
+
+/// A place of an instance, which is named by the number of its slot.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+struct Place<T> {
+    instance: u8,
+    tag: T,
+}
+
+/// The hardware of one domain, to sync its changes with.
+///
+/// # Memory orderings
+///
+/// A mapper changes the table and then reads the set; who attaches changes the set and then the device's
+/// context. Both go through the set's lock. So either the mapper finds the new places, or its change was
+/// visible before the context led the device to the table.
+pub struct InvalidationSet<P: Planner, D: Device> {
+    places: DomainLock<PlaceSet<Place<P::Tag>>>,
+    /// Filled from the front, under the lock of `places`, and never emptied: tickets on their way refer to
+    /// them.
+    instances: Box<[Slot<P, D>]>,
+}
+
+type Slot<P, D> = OnceLock<Arc<Instance<P, D>>>;
+
+/// Why a device cannot be attached.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SetError {
+    /// The domain met too many instances.
+    #[error("a domain cannot be attached to more than {INSTANCE_LIMIT} IOMMUs")]
+    Instances,
+    /// No memory for the set.
+    #[error("no memory to note where a domain is cached")]
+    Memory,
+}
+
+impl From<TryReserveError> for SetError {
+    fn from(_: TryReserveError) -> Self {
+        Self::Memory
+    }
+}
+
+impl<P, D> InvalidationSet<P, D>
+where
+    P: Planner<Command: Encode<D::Entry>>,
+    D: Device,
+{
+    /// Creates the hardware of a domain that no device is attached to.
+    ///
+    /// # Errors
+    ///
+    /// [`SetError::Memory`].
+    pub fn new() -> Result<Self, SetError> {
+        let mut instances = Vec::new();
+        instances.try_reserve_exact(INSTANCE_LIMIT)?;
+        instances.resize_with(INSTANCE_LIMIT, OnceLock::new);
+        Ok(Self {
+            places: DomainLock::with_class(&INVALIDATION_SET, PlaceSet::new()),
+            instances: instances.into_boxed_slice(),
+        })
+    }
+
+    /// Adds the places named by `tags` at an instance: from now on every sync reaches them. Comes before the
+    /// device's context leads to the table. A place may be added many times and is counted.
+    ///
+    /// # Errors
+    ///
+    /// [`SetError`]; nothing has changed then.
+    pub fn attach(&self, instance: &Arc<Instance<P, D>>, tags: &[P::Tag]) -> Result<(), SetError> {
+        let mut places = self.places.write();
+        let (slot, number) = self.slot(instance).ok_or(SetError::Instances)?;
+        *places = places.with(tags.iter().map(|&tag| Place {
+            instance: number,
+            tag,
+        }))?;
+        slot.get_or_init(|| Arc::clone(instance));
+        Ok(())
+    }
+
+    /// Takes places away, once for each time that they were added. When it returns, no command for one that
+    /// nobody else needs enters the queue any more. Comes after the device's context leads elsewhere and the
+    /// instance [forgot](Instance::forget) the places.
+    pub fn detach(&self, instance: &Arc<Instance<P, D>>, tags: &[P::Tag]) {
+        let mut places = self.places.write();
+        if let Some((_, number)) = self.slot(instance) {
+            places.remove(tags.iter().map(|&tag| Place {
+                instance: number,
+                tag,
+            }));
+        }
+    }
+
+    /// Returns how often the place of `tag` at an instance was added.
+    pub fn users(&self, instance: &Arc<Instance<P, D>>, tag: P::Tag) -> usize {
+        let places = self.places.read();
+        let slot = self.slot(instance);
+        slot.map_or(0, |(_, instance)| places.users(&Place { instance, tag }))
+    }
+
+    /// Returns the slot of an instance, or the first free one.
+    fn slot(&self, instance: &Arc<Instance<P, D>>) -> Option<(&Slot<P, D>, u8)> {
+        let is_it = |slot: &Slot<P, D>| slot.get().is_none_or(|it| Arc::ptr_eq(it, instance));
+        let index = self.instances.iter().position(is_it)?;
+        Some((&self.instances[index], u8::try_from(index).ok()?))
+    }
+
+    /// Sends what makes the places of `phase` forget `changes`.
+    fn send(&self, phase: Phase, changes: &Changes) -> Result<Round, SyncError> {
+        let places = self.places.read();
+        let mut round = Round {
+            tickets: SmallVec::new(),
+            next: None,
+        };
+        for places in places
+            .as_slice()
+            .chunk_by(|(one, _), (next, _)| one.instance == next.instance)
+        {
+            let number = places[0].0.instance;
+            let Some(instance) = self.instances[usize::from(number)].get() else {
+                continue;
+            };
+            let tags = places.iter().map(|(place, _)| &place.tag);
+            let later = tags
+                .clone()
+                .map(P::phase)
+                .filter(|&later| later > phase)
+                .min();
+            round.next = [round.next, later].into_iter().flatten().min();
+            let ticket = instance.send(tags.filter(|tag| P::phase(tag) == phase), changes)?;
+            if !ticket.is_nothing() {
+                round.tickets.push((number, ticket));
+            }
+        }
+        Ok(round)
+    }
+}
+
+/// Commands that may run at the same time.
+#[derive(Debug)]
+struct Round {
+    tickets: SmallVec<[(u8, queue::Ticket); 2]>,
+    /// Which places have their turn when these are complete.
+    next: Option<Phase>,
+}
+
+/// An invalidation on its way through all places of a domain.
+#[derive(Debug)]
+#[must_use = "nothing is known to be invalidated until it is waited for"]
+pub struct SetTicket {
+    changes: Changes,
+    round: Round,
+}
+
+impl<P, D> Invalidate for InvalidationSet<P, D>
+where
+    P: Planner<Command: Encode<D::Entry>>,
+    D: Device,
+{
+    type Ticket = SetTicket;
+
+    /// Sends the first round to all instances.
+    fn submit(&self, changes: &Changes) -> Result<SetTicket, SyncError> {
+        Ok(SetTicket {
+            changes: *changes,
+            round: self.send(Phase::Iotlb, changes)?,
+        })
+    }
+
+    /// Waits for each round and sends the next, to the places that are there by then.
+    fn wait(&self, ticket: SetTicket) -> Result<(), SyncError> {
+        let SetTicket { changes, mut round } = ticket;
+        loop {
+            for (number, ticket) in round.tickets {
+                if let Some(instance) = self.instances[usize::from(number)].get() {
+                    instance.queue().wait(ticket)?;
+                }
+            }
+            let Some(phase) = round.next else {
+                return Ok(());
+            };
+            round = self.send(phase, &changes)?;
+        }
+    }
+}
+
+impl<P: Planner, D: Device> fmt::Debug for InvalidationSet<P, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let instances = self.instances.iter().map_while(OnceLock::get);
+        f.debug_struct("InvalidationSet")
+            .field("instance_count", &instances.count())
+            .finish_non_exhaustive()
+    }
+}
