@@ -4,6 +4,11 @@
 //! where translations of a domain are cached, the IOTLB under an ASID or the device TLB of one stream,
 //! say. Plans are pure functions, take no lock and allocate nothing.
 
+pub mod amd;
+#[cfg(test)]
+mod testing;
+pub mod vtd;
+
 use core::fmt::Debug;
 
 use crate::invalidation::Changes;

@@ -1,0 +1,161 @@
+//! Plans for AMD-Vi IOMMUs.
+//!
+//! Source: *AMD I/O Virtualization Technology (IOMMU) Specification*, document 48882, revision 3.10,
+//! sections 2.4.3 "`INVALIDATE_IOMMU_PAGES`" and 2.4.4 "`INVALIDATE_IOTLB_PAGES`".
+//!
+//! An invalidation names one block. It drops what overlaps the block and is no larger than it: an entry
+//! that is larger stays, although it translates addresses of the block. So the block is never smaller than
+//! what was removed.
+
+use iopt_formats::command::amd::Command;
+use iopt_formats::command::{Pasid, Span};
+use iopt_formats::{IovaRange, Level};
+
+use crate::invalidation::plan::{Phase, Planner};
+use crate::invalidation::{Changes, Kind};
+
+/// Blocks above this order, 2^51 bytes, are not told from all addresses.
+const MAX_ORDER: u8 = 39;
+/// Address bits of the page, and of each level above it, in both formats.
+const PAGE_LG2: u8 = 12;
+const LEVEL_LG2: u8 = 9;
+
+/// What of one IOMMU decides how it is told.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct AmdPlanner {
+    /// Whether it caches that nothing is mapped (`NpCache` of the capability header), as emulated ones do.
+    pub has_absent_entries: bool,
+}
+
+/// How a device is told.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Device {
+    /// The device.
+    pub device_id: u16,
+    /// ID of the device, or of its physical function, whose queue the invalidation is counted for.
+    pub queue_id: u16,
+    /// How many invalidations the queue takes at once, as the device announces: 1 to 32.
+    pub max_pending: u8,
+}
+
+/// One place where an IOMMU, or a device behind it, caches translations.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Tag {
+    /// The IOMMU's caches.
+    Iotlb {
+        /// The domain.
+        domain_id: u16,
+        /// The address space in guest tables (version 2); `None` for host tables (version 1). Requests
+        /// without a PASID that use guest tables have 0.
+        pasid: Option<Pasid>,
+    },
+    /// The IOMMU's caches, for guest tables over host tables, which changed. Every domain ID of such a
+    /// nesting needs its own tag.
+    NestedParent {
+        /// The domain.
+        domain_id: u16,
+        /// The address space in guest tables, or `None` for the host tables' own translations.
+        pasid: Option<Pasid>,
+    },
+    /// What a device caches of these translations.
+    DeviceTlb {
+        /// The device.
+        device: Device,
+        /// PASID of its requests, if they have one.
+        pasid: Option<Pasid>,
+    },
+    /// What a device caches of guest tables over host tables, which changed.
+    NestedDeviceTlb {
+        /// The device.
+        device: Device,
+        /// PASID of its requests, if they have one.
+        pasid: Option<Pasid>,
+    },
+}
+
+impl AmdPlanner {
+    /// Takes the features from the first word of the capability block in configuration space.
+    pub const fn from_capability_header(header: u32) -> Self {
+        const NP_CACHE: u32 = 26;
+        Self {
+            has_absent_entries: header >> NP_CACHE & 1 != 0,
+        }
+    }
+}
+
+impl Planner for AmdPlanner {
+    type Command = Command;
+    type Tag = Tag;
+
+    fn plan(&self, tag: &Tag, changes: &Changes, mut emit: impl FnMut(Command)) {
+        let Some(range) = changes.range() else {
+            return;
+        };
+        let is_added = changes.kind() == Kind::Added;
+        // What was absent may have been an item of any level.
+        let has_tables = changes.kind() != Kind::Removed || !changes.is_leaf_only();
+        match *tag {
+            Tag::Iotlb { domain_id, pasid } if !is_added || self.has_absent_entries => {
+                emit(Command::InvalidatePages {
+                    domain_id,
+                    pasid,
+                    has_tables,
+                    span: block(range, changes),
+                });
+            }
+            // Addresses of the host tables are not those that nested translations are found by.
+            Tag::NestedParent { domain_id, pasid } if !is_added || self.has_absent_entries => {
+                emit(Command::InvalidatePages {
+                    domain_id,
+                    pasid,
+                    has_tables: true,
+                    span: Span::ALL,
+                });
+            }
+            // A device does not cache that nothing is mapped.
+            Tag::DeviceTlb { device, pasid } if !is_added => {
+                emit(device_tlb(device, pasid, block(range, changes)));
+            }
+            Tag::NestedDeviceTlb { device, pasid } if !is_added => {
+                emit(device_tlb(device, pasid, Span::ALL));
+            }
+            _ => {}
+        }
+    }
+
+    fn phase(tag: &Tag) -> Phase {
+        match tag {
+            Tag::Iotlb { .. } | Tag::NestedParent { .. } => Phase::Iotlb,
+            Tag::DeviceTlb { .. } | Tag::NestedDeviceTlb { .. } => Phase::DeviceTlb,
+        }
+    }
+}
+
+fn device_tlb(device: Device, pasid: Option<Pasid>, span: Span) -> Command {
+    Command::InvalidateIotlbPages {
+        device_id: device.device_id,
+        max_pending: device.max_pending,
+        queue_id: device.queue_id,
+        pasid,
+        span,
+    }
+}
+
+/// Returns the smallest block that holds `range` and is no smaller than any entry that changed.
+fn block(range: IovaRange, changes: &Changes) -> Span {
+    let leaf = changes.leaf_sizes().largest();
+    let leaf_order = leaf.map_or(0, |size| size.lg2().saturating_sub(PAGE_LG2));
+    let table = (1..=Level::MAX.0)
+        .rev()
+        .find(|&level| changes.has_table(Level(level)));
+    let table_order = table.map_or(0, |level| level * LEVEL_LG2);
+    let span = Span::covering(range).at_least(leaf_order.max(table_order));
+    if span.order() > MAX_ORDER {
+        Span::ALL
+    } else {
+        span
+    }
+}
+
+#[cfg(test)]
+mod tests;
