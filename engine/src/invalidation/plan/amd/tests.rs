@@ -109,6 +109,7 @@ fn check(tag: Tag, changes: &Changes) {
 const TAGS: [Tag; 5] = [HOST, GUEST, PARENT, DEVICE_TLB, NESTED_DEVICE_TLB];
 
 #[test]
+#[cfg_attr(miri, ignore = "arithmetic alone, and much of it")]
 fn every_small_range_is_dropped_with_leaves_of_any_sizes() {
     const PAGES: u64 = 18;
     for first in 0..PAGES {
@@ -133,6 +134,7 @@ fn every_small_range_is_dropped_with_leaves_of_any_sizes() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "arithmetic alone, and much of it")]
 fn random_ranges_are_dropped_up_to_the_last_byte() {
     let mut numbers = Numbers::new(3);
     for round in 0..2000 {

@@ -144,6 +144,7 @@ fn check(unit: VtdPlanner, tag: Tag, changes: &Changes) {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "arithmetic alone, and much of it")]
 fn every_small_range_is_dropped_whatever_the_unit_can() {
     const PAGES: u64 = 40;
     for max_order in [0, 1, 2, 3, 5, 18] {
@@ -167,6 +168,7 @@ fn every_small_range_is_dropped_whatever_the_unit_can() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "arithmetic alone, and much of it")]
 fn random_ranges_are_dropped_up_to_the_last_byte() {
     let mut numbers = Numbers::new(1);
     for round in 0..4000 {
@@ -192,6 +194,7 @@ fn random_ranges_are_dropped_up_to_the_last_byte() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "arithmetic alone, and much of it")]
 fn what_is_dropped_needlessly_is_less_than_the_range() {
     let unit = VtdPlanner {
         max_order: 63,
