@@ -3,7 +3,7 @@
 use crate::{Level, PageSize, PageSizes};
 
 /// A translation granule.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Granule {
     /// 4 KiB.
     Kib4,
