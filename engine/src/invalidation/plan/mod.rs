@@ -8,6 +8,7 @@ pub mod amd;
 #[cfg(test)]
 mod testing;
 pub mod vtd;
+pub mod riscv;
 pub mod smmuv3;
 
 use core::fmt::Debug;

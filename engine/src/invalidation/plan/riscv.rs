@@ -1,0 +1,277 @@
+//! Plans for the RISC-V IOMMU: `IOTINVAL` by address or of a whole address space, and `ATS.INVAL`.
+//!
+//! Source: *RISC-V IOMMU Architecture Specification*, version 1.0.1, section "Command-Queue (CQ)", and the
+//! extensions NL (non-leaf entries by address) and S (address ranges).
+
+#[cfg(test)]
+mod tests;
+
+use iopt_formats::command::riscv::{Command, Features, Function, Napot, Target};
+use iopt_formats::command::{Narrow, Pasid};
+use iopt_formats::{Iova, IovaRange, Level, PageSize};
+
+use crate::invalidation::plan::{Phase, Planner};
+use crate::invalidation::{Changes, Kind};
+
+/// What of an IOMMU decides how it is told.
+///
+/// ```
+/// use iopt::invalidation::NoHardware;
+/// use iopt::invalidation::plan::Planner;
+/// use iopt::invalidation::plan::riscv::{Riscv, Tag};
+/// use iopt::mem::Heap;
+/// use iopt::radix::{Table, UnmapPolicy};
+/// use iopt_formats::command::Narrow;
+/// use iopt_formats::riscv::Sv;
+/// use iopt_formats::{Iova, IovaRange, Oa, Prot};
+///
+/// let table = Table::new(Sv::sv48(), Heap)?;
+/// let buffer = IovaRange::with_len(Iova::new(0x10_0000), 33 * 0x1000).unwrap();
+/// let mut claim = table.claim(buffer)?;
+/// let mut mapper = table.mapper(&mut claim)?;
+/// mapper.map(buffer, Oa::new(0x8000_1000), Prot::RW)?.sync(&NoHardware)?;
+/// let gather = mapper.unmap(buffer, UnmapPolicy::Exact)?.gather;
+///
+/// let tag = Tag::FirstStage { gscid: None, pscid: Narrow::new(5).unwrap() };
+/// let mut commands = Vec::new();
+/// let mut iommu = Riscv::default();
+/// iommu.plan(&tag, gather.changes(), |command| commands.push(command));
+/// assert_eq!(commands.len(), 33);
+///
+/// iommu.features.has_ranges = true;
+/// commands.clear();
+/// iommu.plan(&tag, gather.changes(), |command| commands.push(command));
+/// assert_eq!(commands.len(), 2);
+/// # gather.sync(&NoHardware)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+pub struct Riscv {
+    /// Which commands are legal.
+    pub features: Features,
+    /// Translations that came have to be told, too: for emulators whose firmware tables ask for it. Hardware
+    /// never caches that a translation is absent.
+    pub needs_map_invalidation: bool,
+}
+
+/// A cache of an IOMMU, or of a device behind it, under the tag that its entries have.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Tag {
+    /// Translations of a first stage.
+    FirstStage {
+        /// The VM; `None` is the host: contexts without a second stage.
+        gscid: Option<u16>,
+        /// The address space.
+        pscid: Narrow<20>,
+    },
+    /// Translations of a second stage.
+    SecondStage {
+        /// The VM.
+        gscid: u16,
+    },
+    /// Contexts of a device whose first-stage tables, or process directory, lie in guest-physical memory:
+    /// the IOMMU may have translated their addresses once for all. Stands beside
+    /// [`SecondStage`](Self::SecondStage).
+    Directory {
+        /// The device.
+        device: Narrow<24>,
+    },
+    /// Translations of a guest's first stages, which may be cached by themselves or combined with the second
+    /// stage. Stands beside [`SecondStage`](Self::SecondStage).
+    Combined {
+        /// The VM.
+        gscid: u16,
+    },
+    /// What a device caches of the addresses that changed.
+    Ats {
+        /// The device.
+        function: Function,
+        /// The PASID; `None` are requests without.
+        pasid: Option<Pasid>,
+    },
+    /// What a device caches, all of it: its addresses are a guest's, and those that changed are not.
+    AtsFull {
+        /// The device.
+        function: Function,
+        /// The PASID; `None` are requests without.
+        pasid: Option<Pasid>,
+    },
+}
+
+impl Planner for Riscv {
+    type Command = Command;
+    type Tag = Tag;
+
+    fn plan(&self, tag: &Tag, changes: &Changes, mut emit: impl FnMut(Command)) {
+        let Some(range) = changes.range() else {
+            return;
+        };
+        let is_added = changes.kind() == Kind::Added;
+        if is_added && !self.needs_map_invalidation {
+            return;
+        }
+        // Tables that went without a leaf were empty: nothing was translated through them.
+        let has_lost_leaves = changes.kind() == Kind::Removed && !changes.leaf_sizes().is_empty();
+        match *tag {
+            Tag::FirstStage { gscid, pscid } => self.plan_stage(changes, range, |target| {
+                emit(Command::IotinvalVma {
+                    gscid,
+                    pscid: Some(pscid),
+                    target,
+                });
+            }),
+            Tag::SecondStage { gscid } => self.plan_stage(changes, range, |target| {
+                emit(Command::IotinvalGvma {
+                    gscid: Some(gscid),
+                    target,
+                });
+            }),
+            Tag::Directory { device } if has_lost_leaves => emit(Command::IodirInvalDdt {
+                device: Some(device),
+            }),
+            Tag::Combined { gscid } if has_lost_leaves || is_added => {
+                emit(Command::IotinvalVma {
+                    gscid: Some(gscid),
+                    pscid: None,
+                    target: None,
+                });
+            }
+            Tag::Ats { function, pasid } if has_lost_leaves => emit(Command::AtsInval {
+                function,
+                pasid,
+                is_global: false,
+                address: span_start(range.start(), Napot::of(range)),
+                span: Napot::of(range),
+            }),
+            Tag::AtsFull { function, pasid } if has_lost_leaves => emit(Command::AtsInval {
+                function,
+                pasid,
+                is_global: false,
+                address: Iova::new(0),
+                span: Napot::ALL,
+            }),
+            Tag::Directory { .. }
+            | Tag::Combined { .. }
+            | Tag::Ats { .. }
+            | Tag::AtsFull { .. } => {}
+        }
+    }
+
+    fn phase(tag: &Tag) -> Phase {
+        match tag {
+            Tag::FirstStage { .. } | Tag::SecondStage { .. } => Phase::Iotlb,
+            Tag::Directory { .. } | Tag::Combined { .. } => Phase::CombinedEntries,
+            Tag::Ats { .. } | Tag::AtsFull { .. } => Phase::DeviceTlb,
+        }
+    }
+}
+
+/// So many commands for one change are one for the whole address space instead. With pages of 4 KiB this is
+/// 2 MiB, where Linux draws the line, too.
+const MAX_STEPS: u64 = 512;
+
+/// The largest range that is told as such: half the addresses of Sv39. Larger ones can hold addresses that no
+/// table has, for which hardware need not do anything.
+const MAX_SPAN: Napot = match Napot::new(38 - PAGE_LG2) {
+    Some(span) => span,
+    None => Napot::ALL,
+};
+
+const PAGE_LG2: u8 = 12;
+/// The base-2 logarithm of the items of a table.
+const ITEMS_LG2: u8 = 9;
+
+impl Riscv {
+    /// Calls `emit` with each target that makes the caches of a stage forget the changes, or with `None` for
+    /// everything.
+    fn plan_stage(self, changes: &Changes, range: IovaRange, mut emit: impl FnMut(Option<Target>)) {
+        let is_leaf = changes.is_leaf_only() && changes.kind() != Kind::Replaced;
+        if !is_leaf && !self.features.has_non_leaf {
+            emit(None);
+            return;
+        }
+        if self.features.has_ranges {
+            let (first, second) = spans(range);
+            let is_legal = |(_, span): (Iova, Napot)| span <= MAX_SPAN;
+            if !is_legal(first) || !second.is_none_or(is_legal) {
+                emit(None);
+                return;
+            }
+            for (address, span) in [Some(first), second].into_iter().flatten() {
+                emit(Some(Target {
+                    address,
+                    span,
+                    is_leaf,
+                }));
+            }
+            return;
+        }
+        let step_lg2 = step_lg2(changes, is_leaf);
+        let first = range.start().get() >> step_lg2;
+        let last = range.last().get() >> step_lg2;
+        if last - first >= MAX_STEPS - 1 {
+            emit(None);
+            return;
+        }
+        for step in first..=last {
+            emit(Some(Target {
+                address: Iova::new(step << step_lg2),
+                span: Napot::PAGE,
+                is_leaf,
+            }));
+        }
+    }
+}
+
+/// Returns the distance of addresses that meet every entry that went.
+///
+/// A 64 KiB page may be cached as the items that it consists of, so each of them is told.
+fn step_lg2(changes: &Changes, is_leaf: bool) -> u8 {
+    let leaf = changes.leaf_sizes().smallest().map(level_of);
+    // If tables went that nobody named, they were leaf tables at worst.
+    let table = (!is_leaf).then(|| {
+        (1..=Level::MAX.0)
+            .map(Level)
+            .find(|&level| changes.has_table(level))
+            .unwrap_or(Level(1))
+    });
+    let level = [leaf, table]
+        .into_iter()
+        .flatten()
+        .min_by_key(|level| level.0);
+    PAGE_LG2 + ITEMS_LG2 * level.unwrap_or(Level::LEAF).0
+}
+
+/// Returns the level of leaves of `size`, those of contiguous groups included.
+fn level_of(size: PageSize) -> Level {
+    Level((size.lg2().saturating_sub(PAGE_LG2) / ITEMS_LG2).min(Level::MAX.0))
+}
+
+/// Returns one span or two that hold `range`, and less than twice as much.
+fn spans(range: IovaRange) -> ((Iova, Napot), Option<(Iova, Napot)>) {
+    let (first, last) = (
+        range.start().get() >> PAGE_LG2,
+        range.last().get() >> PAGE_LG2,
+    );
+    let whole = Napot::of(range);
+    let pages = |first: u64, last: u64| {
+        let start = Iova::new(first << PAGE_LG2);
+        let end = Iova::new(last << PAGE_LG2 | ((1 << PAGE_LG2) - 1));
+        let span = IovaRange::new(start, end).map_or(whole, Napot::of);
+        (span_start(start, span), span)
+    };
+    if last - first == (1_u64 << whole.pages_lg2()) - 1 {
+        return (pages(first, last), None);
+    }
+    // The last address that is a multiple of more than all others of the range: left of it, ranges end with
+    // spans; right of it, they begin with them.
+    let middle = last >> (whole.pages_lg2() - 1) << (whole.pages_lg2() - 1);
+    (pages(first, middle - 1), Some(pages(middle, last)))
+}
+
+/// Returns the first address of the span that holds `address`.
+fn span_start(address: Iova, span: Napot) -> Iova {
+    let lg2 = u32::from(span.pages_lg2()) + u32::from(PAGE_LG2);
+    let offset = u64::MAX.checked_shr(u64::BITS - lg2).unwrap_or(0);
+    Iova::new(address.get() & !offset)
+}
