@@ -123,6 +123,8 @@ fn every_small_range_is_dropped_with_leaves_of_any_sizes() {
             }
             for level in 1..=Level::MAX.0 {
                 let mut changes = Changes::none(Kind::Removed);
+                // With the tables below it, as a rule.
+                changes.add_table(range, Level(1));
                 changes.add_table(range, Level(level));
                 changes.add_leaf(range, PageSize::KIB_4);
                 for tag in TAGS {
