@@ -62,7 +62,7 @@ impl ContextCache {
         request: (u32, Option<u32>),
         resolution: &Resolution,
         commands: u64,
-        is_dropped: bool,
+        is_dropped: impl Fn(&CachedContext) -> bool,
         caches_invalid: bool,
     ) {
         let last = resolution.structures.len().saturating_sub(1);
@@ -71,21 +71,22 @@ impl ContextCache {
             if matches!(meaning, Some(Err(_))) && !caches_invalid {
                 continue;
             }
-            let entry = CachedContext {
+            let mut entry = CachedContext {
                 device: request.0,
                 pasid: request.1,
                 structure: *structure,
                 words: resolution.reads[..(*count).min(resolution.reads.len())].to_vec(),
                 meaning,
                 commands,
-                is_dropped,
+                is_dropped: false,
             };
+            entry.is_dropped = is_dropped(&entry);
             let is_there = |other: &CachedContext| {
                 (other.device, other.pasid) == request
                     && other.structure == entry.structure
                     && other.words == entry.words
                     && other.meaning == entry.meaning
-                    && (is_dropped || !other.is_dropped)
+                    && (entry.is_dropped || !other.is_dropped)
             };
             if !self.entries.iter().any(is_there) {
                 self.entries.push(entry);

@@ -71,12 +71,11 @@ impl Examiner<'_> {
                 span: entry.span,
                 target: entry.target,
             };
-            let is_dropped = entry.is_dropped;
             candidates.push((
                 Candidate {
                     outcome: Ok(hit),
                     source: Source::DeviceTlb(Box::new(entry)),
-                    is_dropped,
+                    parents: Vec::new(),
                     leaf: None,
                 },
                 None,
@@ -92,14 +91,14 @@ impl Examiner<'_> {
                     let refused = Candidate {
                         outcome: Err(Refusal::Context(fault)),
                         source: Source::Context,
-                        is_dropped: bound.is_dropped,
+                        parents: bound.parents,
                         leaf: None,
                     };
                     candidates.push((refused, bound.cached));
                     continue;
                 }
             };
-            let outcomes = self.machine.outcomes(&context, iova, bound.is_dropped);
+            let outcomes = self.machine.outcomes(&context, iova, &bound.parents);
             let is_hit = |candidate: &Candidate| matches!(candidate.source, Source::Iotlb(_));
             if outcomes.iter().any(is_hit) {
                 self.machine.state.statistics.iotlb_hits += 1;

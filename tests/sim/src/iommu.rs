@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use crate::atc::AtcEntry;
 use crate::behaviour::{Architecture, Command, Completion, Effect};
 use crate::clock::{Clock, Latencies, Timed};
-use crate::contexts::Contexts;
+use crate::contexts::{Context, Contexts};
 use crate::examine::Examiner;
 use crate::injection::{Event, Injection};
 use crate::invalidation::AtcDrop;
+use crate::iotlb::{LeafEntry, Origin};
 use crate::ledger::Ledger;
 use crate::memory::Memory;
 use crate::queue::Stop;
@@ -58,6 +59,9 @@ pub enum Outcome {
     /// It was refused.
     Refused(Refusal),
 }
+
+/// Dropped translations that are looked up again, of each command.
+const MOST_REFILLED: usize = 64;
 
 /// An IOMMU that caches whatever it may and forgets only what it must.
 ///
@@ -288,6 +292,7 @@ impl Iommu {
         state.walk_cache.sync();
         state.atcs.sync();
         state.contexts.sync();
+        state.pending.clear();
         state.statistics.syncs += 1;
         let is_stored = match completion {
             Completion::Head => true,
@@ -312,13 +317,16 @@ impl Iommu {
                         state.statistics.table_invalidations += 1;
                     }
                     let keeps = |entry: &_| request.keeps_leaf(entry);
-                    state.iotlb.drop_where(is_meant, request.range, keeps);
+                    let dropped = state.iotlb.drop_where(is_meant, request.range, keeps);
                     let keeps = |entry: &_| request.keeps_table(entry);
                     state.walk_cache.drop_where(is_meant, request.range, keeps);
+                    state.pending.push(*effect);
+                    self.refill(state, &dropped);
                 }
                 Effect::Atc(request) => self.invalidate_device_tlb(state, request),
                 Effect::Context(request) => {
                     state.contexts.drop_where(|entry| request.keeps(entry));
+                    state.pending.push(*effect);
                 }
                 Effect::Sync(_) => {}
             }
@@ -332,6 +340,26 @@ impl Iommu {
         };
         state.log(logged);
         state.commands += 1;
+    }
+
+    /// Translates anew what was dropped, as a prefetcher may: a command that came before the store which it
+    /// is for has missed it, and so has one that came before another which it depends on.
+    fn refill(&self, state: &mut State, dropped: &[Arc<LeafEntry>]) {
+        let walks = state.statistics.walks;
+        for entry in dropped.iter().take(MOST_REFILLED) {
+            let Origin { device, pasid, .. } = entry.origin;
+            let mut machine = self.examiner(state, device, pasid).machine;
+            for bound in machine.bounds() {
+                let is_meant = |context: &&Context| {
+                    context.tag == entry.tag || context.tag.of_global() == entry.tag
+                };
+                if let Some(context) = bound.result.as_ref().ok().filter(is_meant) {
+                    machine.outcomes(context, entry.span.start, &bound.parents);
+                }
+            }
+        }
+        // Nobody asked.
+        state.statistics.walks = walks;
     }
 
     /// Tells a device to forget, which asks again at once for whatever the IOTLB still holds.

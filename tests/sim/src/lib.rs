@@ -28,6 +28,7 @@ pub mod invalidation;
 mod iommu;
 mod iotlb;
 mod ledger;
+mod lineage;
 mod memory;
 mod queue;
 mod report;

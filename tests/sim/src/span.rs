@@ -92,8 +92,7 @@ impl<T> Default for Cache<T> {
 }
 
 impl<T: Cached> Cache<T> {
-    /// Adds an entry unless the same is there. An entry that was made with the help of a dropped one is
-    /// dropped as well.
+    /// Adds an entry unless the same is there.
     pub(crate) fn insert(&mut self, entry: T, is_dropped: bool) {
         let (tag, span) = (entry.tag(), entry.span());
         let slots = self.tags.entry(tag).or_default().entry(span).or_default();
@@ -124,13 +123,14 @@ impl<T: Cached> Cache<T> {
         found
     }
 
-    /// Drops what `keeps` gives no reason to keep, until the next sync in name only.
+    /// Drops what `keeps` gives no reason to keep, until the next sync in name only, and returns it.
     pub(crate) fn drop_where(
         &mut self,
         is_meant: impl Fn(Tag) -> bool,
         range: (u64, u64),
         keeps: impl Fn(&T) -> Option<&'static str>,
-    ) {
+    ) -> Vec<Arc<T>> {
+        let mut dropped = Vec::new();
         for (tag, spans) in &mut self.tags {
             if !is_meant(*tag) {
                 continue;
@@ -146,11 +146,13 @@ impl<T: Cached> Cache<T> {
                         if keeps(&slot.entry).is_none() {
                             slot.is_dropped = true;
                             self.dropped.push((*tag, *span));
+                            dropped.push(Arc::clone(&slot.entry));
                         }
                     }
                 }
             }
         }
+        dropped
     }
 
     /// Forgets what was dropped: a sync is complete.

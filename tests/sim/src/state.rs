@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 
 use crate::atc::Atcs;
-use crate::behaviour::Architecture;
+use crate::behaviour::{Architecture, Effect};
 use crate::context_cache::ContextCache;
 use crate::injection::Injections;
 use crate::iotlb::Iotlb;
@@ -25,6 +25,8 @@ pub(crate) struct State {
     pub(crate) log: VecDeque<Logged>,
     /// Commands consumed.
     pub(crate) commands: u64,
+    /// What was consumed since the last sync.
+    pub(crate) pending: Vec<Effect>,
     /// When the sync at the head is complete, if it has begun.
     pub(crate) sync_due: Option<u64>,
     /// The sync at the head does not complete.
@@ -50,6 +52,7 @@ impl State {
             contexts: ContextCache::default(),
             log: VecDeque::new(),
             commands: 0,
+            pending: Vec::new(),
             sync_due: None,
             is_stuck: false,
             is_counted: false,

@@ -10,6 +10,7 @@ use crate::context_cache::CachedContext;
 use crate::contexts::{Context, Contexts};
 use crate::iotlb::{LeafEntry, Origin, Target};
 use crate::ledger::{Generation, Ledger};
+use crate::lineage::{self, Parent, drops_context, drops_leaf, drops_table};
 use crate::memory::{Memory, Read, Recorder};
 use crate::report::Source;
 use crate::rights::Rights;
@@ -53,7 +54,8 @@ impl Hit {
 pub(crate) struct Candidate {
     pub(crate) outcome: Result<Hit, Refusal>,
     pub(crate) source: Source,
-    pub(crate) is_dropped: bool,
+    /// What it was made from.
+    pub(crate) parents: Vec<Parent>,
     /// Device TLBs get what the IOTLB entry says.
     pub(crate) leaf: Option<Arc<LeafEntry>>,
 }
@@ -82,7 +84,8 @@ pub(crate) struct Machine<'a> {
 #[derive(Clone, Debug)]
 pub(crate) struct Bound {
     pub(crate) result: Result<Context, ContextFault>,
-    pub(crate) is_dropped: bool,
+    /// The cached entry, if it is dropped.
+    pub(crate) parents: Vec<Parent>,
     /// The cached entry, or where the look-up went on from.
     pub(crate) cached: Option<CachedContext>,
 }
@@ -94,7 +97,10 @@ impl Machine<'_> {
         let cached = self.state.contexts.find(device, pasid);
         let mut bounds: Vec<Bound> = Vec::new();
         for entry in cached.into_iter().map(Some).chain([None]) {
-            let is_dropped = entry.as_ref().is_some_and(|entry| entry.is_dropped);
+            let dropped = entry.iter().filter(|entry| entry.is_dropped);
+            let parents: Vec<_> = dropped
+                .map(|entry| Parent::Context(Arc::new(entry.clone())))
+                .collect();
             let known = entry
                 .as_ref()
                 .filter(|entry| entry.pasid == pasid)
@@ -106,20 +112,27 @@ impl Machine<'_> {
                 let commands = self.state.commands;
                 let caches_invalid = self.absences.contexts;
                 let request = (device, pasid);
-                let contexts = &mut self.state.contexts;
+                let State {
+                    contexts, pending, ..
+                } = &mut *self.state;
+                let is_dropped = |entry: &CachedContext| {
+                    lineage::is_dropped(pending, &parents, |effect| drops_context(effect, entry))
+                };
                 contexts.insert(request, &resolution, commands, is_dropped, caches_invalid);
                 resolution.result
             });
             // What survives the next sync is the worse one.
             match bounds.iter_mut().find(|bound| bound.result == result) {
-                Some(bound) if bound.is_dropped && !is_dropped => {
-                    bound.is_dropped = false;
-                    bound.cached = entry;
+                Some(bound) if parents.is_empty() => {
+                    if !bound.parents.is_empty() {
+                        bound.parents = parents;
+                        bound.cached = entry;
+                    }
                 }
                 Some(_) => {}
                 None => bounds.push(Bound {
                     result,
-                    is_dropped,
+                    parents,
                     cached: entry,
                 }),
             }
@@ -132,13 +145,13 @@ impl Machine<'_> {
         &mut self,
         context: &Context,
         iova: u64,
-        is_dropped: bool,
+        parents: &[Parent],
     ) -> Vec<Candidate> {
         let alone = |outcome| {
             vec![Candidate {
                 outcome,
                 source: Source::Context,
-                is_dropped,
+                parents: parents.to_vec(),
                 leaf: None,
             }]
         };
@@ -156,15 +169,15 @@ impl Machine<'_> {
                 };
                 alone(Ok(Hit { span, target }))
             }
-            Binding::Table(table) => self.one_stage(table, context.tag, iova, is_dropped),
+            Binding::Table(table) => self.one_stage(table, context.tag, iova, parents),
             Binding::Nested { first, second } => {
-                self.two_stages(first, second, context.tag, iova, is_dropped)
+                self.two_stages(first, second, context.tag, iova, parents)
             }
         }
     }
 
     /// What the IOTLB holds for an address.
-    pub(crate) fn cached(&self, tag: Tag, iova: u64, is_dropped: bool) -> Vec<Candidate> {
+    pub(crate) fn cached(&self, tag: Tag, iova: u64, parents: &[Parent]) -> Vec<Candidate> {
         let mut found = self.state.iotlb.find(tag, iova);
         if tag.stage != Stage::Second {
             found.extend(self.state.iotlb.find(tag.of_global(), iova));
@@ -178,7 +191,11 @@ impl Machine<'_> {
                 None => Err(Refusal::Absent),
             },
             source: Source::Iotlb(Arc::clone(&slot.entry)),
-            is_dropped: slot.is_dropped || is_dropped,
+            parents: joined(
+                parents,
+                slot.is_dropped
+                    .then(|| Parent::Leaf(Arc::clone(&slot.entry))),
+            ),
             leaf: Some(slot.entry),
         };
         found.into_iter().map(candidate).collect()
@@ -199,13 +216,13 @@ impl Machine<'_> {
         table: &Table,
         tag: Tag,
         iova: u64,
-        is_dropped: bool,
+        parents: &[Parent],
     ) -> Vec<Candidate> {
-        let mut candidates = self.cached(tag, iova, is_dropped);
+        let mut candidates = self.cached(tag, iova, parents);
         let pointers = self.state.walk_cache.find(tag, iova);
         for pointer in pointers.into_iter().map(Some).chain([None]) {
             let table = pointer.as_ref().map_or(*table, |slot| slot.entry.table);
-            let is_dropped = is_dropped || pointer.as_ref().is_some_and(|slot| slot.is_dropped);
+            let parents = joined(parents, dropped_pointer(pointer.as_ref()));
             let replayed = pointer
                 .as_ref()
                 .map_or(&[][..], |slot| &slot.entry.origin.words);
@@ -220,15 +237,7 @@ impl Machine<'_> {
             };
             self.check_reads(pointer.as_ref(), &reads, result.err(), &source);
             let shape = Shape::new(&table, iova, &reads);
-            self.cache_pointers(
-                &table,
-                tag,
-                iova,
-                &shape,
-                &reads,
-                replayed.len(),
-                is_dropped,
-            );
+            self.cache_pointers(&table, tag, iova, &shape, &reads, replayed.len(), &parents);
             let (outcome, leaf) = match result {
                 Ok(translation) => {
                     let leaf = self.cache_leaf(&table, tag, iova, &shape, reads, &translation);
@@ -240,18 +249,18 @@ impl Machine<'_> {
                 }
                 Err(fault) => {
                     if matches!(fault, Fault::NotMapped { .. }) {
-                        self.cache_absence(tag, iova, &shape, &reads, is_dropped);
+                        self.cache_absence(tag, iova, &shape, &reads, &parents);
                     }
                     (Err(Refusal::Tables(BindingFault::First(fault))), None)
                 }
             };
             if let Some(leaf) = &leaf {
-                self.state.iotlb.insert(leaf.clone(), is_dropped);
+                self.insert_leaf(leaf.clone(), &parents);
             }
             candidates.push(Candidate {
                 outcome,
                 source,
-                is_dropped,
+                parents,
                 leaf: leaf.map(Arc::new),
             });
         }
@@ -298,7 +307,7 @@ impl Machine<'_> {
         shape: &Shape,
         reads: &[Read],
         replayed: usize,
-        is_dropped: bool,
+        parents: &[Parent],
     ) {
         for index in replayed..reads.len().saturating_sub(1) {
             let entry = TableEntry {
@@ -309,8 +318,16 @@ impl Machine<'_> {
                 next: self.generation(reads[index + 1].address),
                 origin: self.origin(reads[..=index].to_vec()),
             };
+            let drops = |effect: &_| drops_table(effect, &entry);
+            let is_dropped = lineage::is_dropped(&self.state.pending, parents, drops);
             self.state.walk_cache.insert(entry, is_dropped);
         }
+    }
+
+    pub(crate) fn insert_leaf(&mut self, entry: LeafEntry, parents: &[Parent]) {
+        let drops = |effect: &_| drops_leaf(effect, &entry);
+        let is_dropped = lineage::is_dropped(&self.state.pending, parents, drops);
+        self.state.iotlb.insert(entry, is_dropped);
     }
 
     pub(crate) fn cache_leaf(
@@ -349,7 +366,7 @@ impl Machine<'_> {
         iova: u64,
         shape: &Shape,
         reads: &[Read],
-        is_dropped: bool,
+        parents: &[Parent],
     ) {
         let is_cached = match tag.stage {
             Stage::Second => self.absences.leaves,
@@ -375,8 +392,19 @@ impl Machine<'_> {
                 is_table: true,
                 ..absence.clone()
             };
-            self.state.iotlb.insert(entry, is_dropped);
+            self.insert_leaf(entry, parents);
         }
-        self.state.iotlb.insert(absence, is_dropped);
+        self.insert_leaf(absence, parents);
     }
+}
+
+/// Returns the pointer that a walk goes on from, if it is dropped.
+pub(crate) fn dropped_pointer(pointer: Option<&Slot<TableEntry>>) -> Option<Parent> {
+    pointer
+        .filter(|slot| slot.is_dropped)
+        .map(|slot| Parent::Table(Arc::clone(&slot.entry)))
+}
+
+pub(crate) fn joined(parents: &[Parent], more: Option<Parent>) -> Vec<Parent> {
+    parents.iter().cloned().chain(more).collect()
 }

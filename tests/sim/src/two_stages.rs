@@ -7,13 +7,14 @@ use iopt_reference::Table;
 use iopt_reference::context::BindingFault;
 
 use crate::iotlb::Target;
+use crate::lineage::Parent;
 use crate::memory::Read;
 use crate::report::Source;
 use crate::rights::Rights;
 use crate::shape::Shape;
 use crate::span::{Slot, Span};
 use crate::tag::Tag;
-use crate::translate::{Candidate, Hit, Machine, Refusal};
+use crate::translate::{Candidate, Hit, Machine, Refusal, dropped_pointer, joined};
 use crate::walk_cache::TableEntry;
 
 /// Most combinations that are tried for one request.
@@ -27,9 +28,9 @@ impl Machine<'_> {
         second: &Table,
         tag: Tag,
         iova: u64,
-        is_dropped: bool,
+        parents: &[Parent],
     ) -> Vec<Candidate> {
-        let mut candidates = self.cached(tag, iova, is_dropped);
+        let mut candidates = self.cached(tag, iova, parents);
         let pointers = self.state.walk_cache.find(tag, iova);
         for pointer in pointers.into_iter().map(Some).chain([None]) {
             let first = pointer.as_ref().map_or(*first, |slot| slot.entry.table);
@@ -38,14 +39,14 @@ impl Machine<'_> {
             }
             let mut choices = Vec::new();
             for _ in 0..MOST_COMBINATIONS {
-                let is_dropped = is_dropped || pointer.as_ref().is_some_and(|slot| slot.is_dropped);
+                let parents = joined(parents, dropped_pointer(pointer.as_ref()));
                 let walk = TwoStageWalk {
                     first,
                     second,
                     tag,
                     pointer: pointer.as_ref(),
                 };
-                candidates.push(self.two_stage_walk(&walk, iova, is_dropped, &mut choices));
+                candidates.push(self.two_stage_walk(&walk, iova, parents, &mut choices));
                 if !next_choices(&mut choices) {
                     break;
                 }
@@ -58,7 +59,7 @@ impl Machine<'_> {
         &mut self,
         walk: &TwoStageWalk<'_>,
         iova: u64,
-        is_dropped: bool,
+        parents: Vec<Parent>,
         choices: &mut Vec<Choice>,
     ) -> Candidate {
         let replayed = walk
@@ -70,7 +71,7 @@ impl Machine<'_> {
                 choices,
                 position: 0,
                 reads: Vec::new(),
-                is_dropped,
+                parents,
                 refusal: None,
             }),
             second: walk.second,
@@ -81,7 +82,7 @@ impl Machine<'_> {
         let inner = outer.ok().map(|outer| (outer, between.translate(outer.oa)));
         let BetweenInner {
             reads,
-            is_dropped,
+            parents,
             refusal,
             ..
         } = between.inner.into_inner();
@@ -91,13 +92,13 @@ impl Machine<'_> {
         };
         let shape = Shape::new(&walk.first, iova, &reads);
         let (first, tag) = (&walk.first, walk.tag);
-        self.cache_pointers(first, tag, iova, &shape, &reads, replayed.len(), is_dropped);
+        self.cache_pointers(first, tag, iova, &shape, &reads, replayed.len(), &parents);
         let Some((outer, Some(hit))) = inner else {
             let fault = outer.err().map(BindingFault::First).map(Refusal::Tables);
             return Candidate {
                 outcome: Err(refusal.or(fault).unwrap_or(Refusal::Absent)),
                 source,
-                is_dropped,
+                parents,
                 leaf: None,
             };
         };
@@ -115,14 +116,14 @@ impl Machine<'_> {
             } & hit.target.rights,
         };
         leaf.target = Some(target);
-        self.state.iotlb.insert(leaf.clone(), is_dropped);
+        self.insert_leaf(leaf.clone(), &parents);
         Candidate {
             outcome: Ok(Hit {
                 span: leaf.span,
                 target,
             }),
             source,
-            is_dropped,
+            parents,
             leaf: Some(Arc::new(leaf)),
         }
     }
@@ -168,7 +169,7 @@ struct BetweenInner<'a, 'b> {
     choices: &'a mut Vec<Choice>,
     position: usize,
     reads: Vec<Read>,
-    is_dropped: bool,
+    parents: Vec<Parent>,
     refusal: Option<Refusal>,
 }
 
@@ -177,12 +178,13 @@ impl Between<'_, '_, '_> {
     fn translate(&self, ipa: u64) -> Option<Hit> {
         let mut inner = self.inner.borrow_mut();
         let inner = &mut *inner;
-        let found = inner.machine.one_stage(self.second, self.tag, ipa, false);
+        let found = inner.machine.one_stage(self.second, self.tag, ipa, &[]);
         let mut distinct: Vec<Candidate> = Vec::new();
         for candidate in found {
             let is_same = |other: &&mut Candidate| other.outcome == candidate.outcome;
             match distinct.iter_mut().find(is_same) {
-                Some(other) => other.is_dropped &= candidate.is_dropped,
+                Some(other) if candidate.parents.is_empty() => other.parents.clear(),
+                Some(_) => {}
                 None => distinct.push(candidate),
             }
         }
@@ -196,7 +198,7 @@ impl Between<'_, '_, '_> {
         inner.position += 1;
         // The cache may have changed between two combinations.
         let candidate = distinct.get(taken).or(distinct.first())?;
-        inner.is_dropped |= candidate.is_dropped;
+        inner.parents.extend(candidate.parents.iter().cloned());
         match candidate.outcome {
             Ok(hit) => Some(hit),
             Err(refusal) => {

@@ -1,0 +1,12 @@
+//! Omissions planted in sequences of hand-written commands over hand-written tables: each is caught, and
+//! the whole sequence is not.
+
+mod amd;
+mod contexts;
+mod machines;
+mod queues;
+mod rig;
+mod riscv;
+mod scenes;
+mod smmuv3;
+mod vtd;
