@@ -5,11 +5,11 @@
 //! say. Plans are pure functions, take no lock and allocate nothing.
 
 pub mod amd;
+pub mod riscv;
+pub mod smmuv3;
 #[cfg(test)]
 mod testing;
 pub mod vtd;
-pub mod riscv;
-pub mod smmuv3;
 
 use core::fmt::Debug;
 
