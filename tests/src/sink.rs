@@ -4,7 +4,8 @@
 //! chooses leaves as a page table would, has a dirty bit for each, and notes as a [`Violation`] whatever the
 //! contract of [`Domain`] forbids: calls outside of a grant, two calls at a time for one address, unmaps
 //! that divide a mapping, pages left behind at the end. What was removed counts as reached until it is
-//! synced; a [`Watched`] source asks for that when a page is unpinned.
+//! synced; a [`Watched`] source asks for that when a page is unpinned. Each removal has a ticket of its own,
+//! so that a sync confirms exactly what its flush names, whoever it is that syncs.
 
 mod call;
 mod leaves;
@@ -12,7 +13,6 @@ mod watched;
 
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread;
 
 use iopt::domain::{
     Caps, Domain, DomainError, Farewell, Flush, Grant, MapFailure, MapOp, NotFlushed, Taken, Tenant,
@@ -407,23 +407,27 @@ impl Domain for ModelSink {
         let mut state = lock(&self.state);
         state.call(Call::Unmap)?;
         let range = grant.range();
+        let granule = self.caps.sizes.smallest().map_or(0, PageSize::offset_mask);
+        if (range.start().get() | range.last().get().wrapping_add(1)) & granule != 0 {
+            return Err(UNALIGNED);
+        }
         self.check_cut_points(&mut state, range);
         let removed: Vec<u64> = state.overlapping(range).map(|(start, _)| start).collect();
+        let ticket = state.ticket();
         let mut bytes = 0;
         for start in removed {
             let Some(leaf) = state.remove(start) else {
                 continue;
             };
             let oa_last = leaf.oa.get() + leaf.size.offset_mask();
-            let by = thread::current().id();
-            state.unsynced.push((leaf.oa.get(), oa_last, by));
+            state.unsynced.push((leaf.oa.get(), oa_last, ticket));
             bytes += leaf.size.bytes();
             if let Some(dirty) = dirty.as_mut().filter(|_| leaf.written == Written::Yes) {
                 dirty(leaf.range(start));
             }
         }
         if bytes > 0 {
-            flush.mark();
+            flush.mark(ticket);
         }
         state.unmapped_bytes += bytes;
         Ok(bytes)
@@ -438,7 +442,7 @@ impl Domain for ModelSink {
             let error = SyncError::Refused;
             return Err(NotFlushed { flush, error });
         }
-        state.confirm();
+        state.confirm(flush.tickets());
         Ok(())
     }
 
@@ -467,7 +471,7 @@ impl Domain for ModelSink {
                 leaf.prot = prot;
             }
         }
-        flush.mark();
+        flush.mark(state.ticket());
         Ok(())
     }
 
@@ -509,12 +513,13 @@ impl Domain for ModelSink {
             }
         }
         if let Some(flush) = forget.filter(|_| !dirty.is_empty()) {
+            let ticket = state.ticket();
             for (start, _) in dirty {
                 if let Some(leaf) = state.leaves.get_mut(&start) {
-                    leaf.written = Written::Stale;
+                    leaf.written = Written::Stale { ticket };
                 }
             }
-            flush.mark();
+            flush.mark(ticket);
         }
         Ok(())
     }

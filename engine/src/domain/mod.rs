@@ -262,8 +262,8 @@ pub struct Flush {
     gather: Option<Gather>,
     /// Gathers that cannot join the first: each unlinked tables.
     more: Vec<Gather>,
-    /// Removals that a sink keeps no gather of.
-    is_dirty: bool,
+    /// What a domain that keeps no gather put down.
+    tickets: Vec<u64>,
 }
 
 impl Flush {
@@ -272,18 +272,28 @@ impl Flush {
         Self {
             gather: None,
             more: Vec::new(),
-            is_dirty: false,
+            tickets: Vec::new(),
         }
     }
 
     /// Returns whether there is nothing to tell.
     pub fn is_empty(&self) -> bool {
-        !self.is_dirty && self.gather.as_ref().is_none_or(Gather::is_empty)
+        self.tickets.is_empty() && self.gather.as_ref().is_none_or(Gather::is_empty)
     }
 
-    /// Notes that something went which no gather holds, so that the sync is not left out.
-    pub const fn mark(&mut self) {
-        self.is_dirty = true;
+    /// Puts down that something went which no gather holds, for a domain that keeps none: the sync is
+    /// not left out then, and gets the ticket. What it means is the domain's business; equal ones in a
+    /// row are kept once, so that one number does for a domain that tells its hardware everything.
+    pub fn mark(&mut self, ticket: u64) {
+        if self.tickets.last() != Some(&ticket) {
+            self.tickets.push(ticket);
+        }
+    }
+
+    /// Returns the tickets of all [marks](Self::mark), by whatever operation, that this sync is to
+    /// confirm.
+    pub fn tickets(&self) -> &[u64] {
+        &self.tickets
     }
 
     /// Adds what a table's operation gathered.
@@ -300,7 +310,9 @@ impl Flush {
 
     /// Adds what another one of the same domain holds.
     pub(crate) fn append(&mut self, mut other: Self) {
-        self.is_dirty |= other.is_dirty;
+        for &ticket in &other.tickets {
+            self.mark(ticket);
+        }
         while let Some(gather) = other.pop() {
             self.add(gather);
         }

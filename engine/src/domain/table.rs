@@ -193,7 +193,7 @@ impl<F: Format, M: TableMemory, I: Invalidate + Send + Sync> Domain for TableDom
                 Ok(flushed) => self.settle(&flushed),
                 Err(quarantined) => {
                     let error = quarantined.error();
-                    flush.more.push(quarantined.into_gather());
+                    flush.add(quarantined.into_gather());
                     return Err(NotFlushed { flush, error });
                 }
             }

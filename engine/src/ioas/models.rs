@@ -108,7 +108,7 @@ impl Domain for Sink {
             }
             gone.len()
         });
-        flush.mark();
+        flush.mark(0);
         Ok(count as u64 * PAGE)
     }
 

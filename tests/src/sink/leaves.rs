@@ -1,7 +1,6 @@
 //! The leaves of a sink, and its counts.
 
-use std::collections::BTreeMap;
-use std::thread::{self, ThreadId};
+use std::collections::{BTreeMap, BTreeSet};
 
 use iopt::domain::{DomainError, TenantId};
 use iopt_formats::{Iova, IovaRange, Oa, PageSize, Prot};
@@ -14,7 +13,9 @@ pub(super) enum Written {
     No,
     Yes,
     /// The bit was cleared, and the hardware, not told yet, takes it for set: writes are lost.
-    Stale,
+    Stale {
+        ticket: u64,
+    },
 }
 
 /// A leaf; `begins` and `ends` say whether a mapping does so here, so that an unmap may.
@@ -50,8 +51,9 @@ pub(super) struct State {
     pub(super) leaves: BTreeMap<u64, Leaf>,
     /// The leaves by output address and IOVA, with their last output address.
     pub(super) by_oa: BTreeMap<(u64, u64), u64>,
-    /// Output addresses, first and last, of leaves that were removed and not synced, and who did.
-    pub(super) unsynced: Vec<(u64, u64, ThreadId)>,
+    /// Output addresses, first and last, of leaves that were removed and not synced, with the ticket.
+    pub(super) unsynced: Vec<(u64, u64, u64)>,
+    pub(super) ticket_count: u64,
     pub(super) is_tracking: bool,
     pub(super) counts: BTreeMap<Call, u64>,
     pub(super) mapped_bytes: u64,
@@ -85,17 +87,21 @@ impl State {
         })
     }
 
-    /// Notes that hardware was told. A flush holds what one operation removed, which a thread does by
-    /// itself; who removed nothing does so in the name of another.
-    pub(super) fn confirm(&mut self) {
-        let me = thread::current().id();
-        let count = self.unsynced.len();
-        self.unsynced.retain(|&(.., by)| by != me);
-        if self.unsynced.len() == count {
-            self.unsynced.clear();
-        }
+    /// Returns a name for what is about to change.
+    pub(super) const fn ticket(&mut self) -> u64 {
+        self.ticket_count += 1;
+        self.ticket_count
+    }
+
+    /// Notes that hardware was told of the changes with these tickets, and of nothing else.
+    pub(super) fn confirm(&mut self, tickets: &[u64]) {
+        let confirmed: BTreeSet<u64> = tickets.iter().copied().collect();
+        self.unsynced
+            .retain(|(.., ticket)| !confirmed.contains(ticket));
         for leaf in self.leaves.values_mut() {
-            if leaf.written == Written::Stale {
+            if let Written::Stale { ticket } = leaf.written
+                && confirmed.contains(&ticket)
+            {
                 leaf.written = Written::No;
             }
         }
