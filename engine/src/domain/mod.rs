@@ -16,8 +16,9 @@
 //!   the [`Farewell`] of the same; only address spaces make either.
 //! - **G2** (no two grants): on one domain, no two grants that live at the same time share an address. Areas
 //!   do not overlap, and of each there is at most one grant: its state or its lock says whose
-//!   ([`ioas`](crate::ioas), I2). A domain that left the set gets grants from whoever detaches it alone.
-//! - **G3** (leaving): when a tenant says farewell, none of its grants lives, nor will.
+//!   ([`ioas`](crate::ioas), I2). A domain that leaves gets grants under a lock of its own.
+//! - **G3** (leaving): when a tenant says farewell, none of its grants lives, nor will, and what was
+//!   removed with them is flushed.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -359,9 +360,6 @@ pub enum DomainError {
     /// The hardware did not confirm that it forgot what was removed.
     #[error(transparent)]
     Sync(#[from] SyncError),
-    /// Another domain left without confirming that it forgot everything.
-    #[error("a domain that left the address space did not confirm that it forgot it")]
-    Leaving,
     /// Anything else.
     #[error(transparent)]
     Other(Box<dyn Error + Send + Sync>),

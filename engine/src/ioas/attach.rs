@@ -4,23 +4,22 @@
 //! then joins the set, so that whatever is mapped from now on is mapped to it, too; then it gets the
 //! areas there are, one by one, in short read sections. One that goes leaves the set first, so that
 //! nobody changes it any more, and is emptied and flushed while others go on. Until that is done it is
-//! one of those that leave, and no page is let go that it may still reach.
+//! one of those that leave, and no page is let go that it may still reach: see [`leaving`](super::leaving).
 
 use alloc::sync::Arc;
-use core::mem;
 
 use iopt_formats::{Iova, IovaRange, PageSize};
 use smallvec::SmallVec;
 
-use crate::domain::{Domain, DomainError, Farewell, Flush, Grant, Tenant};
+use crate::domain::{Domain, Farewell, Flush, Tenant};
 use crate::intervals::reservations::ReserveError;
 use crate::ioas::area::{Area, Ops, State};
+use crate::ioas::leaving::Leaving;
 use crate::ioas::map::RUNS_PER_SECTION;
 use crate::ioas::msi::Msi;
 use crate::ioas::pages::HoldError;
-use crate::ioas::{
-    AttachError, Attached, DetachError, Domains, Ioas, Leaving, MapError, Owner, is_aligned,
-};
+use crate::ioas::unconfirmed::Unconfirmed;
+use crate::ioas::{AttachError, Attached, DetachError, Domains, Ioas, MapError, Owner, is_aligned};
 
 impl Ioas {
     /// Attaches a domain: everything that is mapped is mapped to it, too, now and later.
@@ -93,6 +92,7 @@ impl Ioas {
             key,
             is_tracking: false,
             unsynced: Flush::new(),
+            unconfirmed: Unconfirmed::new(),
         };
         if result.is_ok() {
             self.domains.write().list.push(attached);
@@ -246,79 +246,10 @@ impl Ioas {
         emptied.map_err(DetachError::NotFlushed)
     }
 
-    /// Empties a domain that leaves, and lets it go.
-    fn empty(&self, key: u64) -> Result<(), DomainError> {
-        let (domain, flush) = {
-            let mut domains = self.domains.write();
-            let Some(leaving) = domains
-                .leaving
-                .iter_mut()
-                .find(|leaving| leaving.key == key)
-            else {
-                return Ok(());
-            };
-            (Arc::clone(&leaving.domain), mem::take(&mut leaving.flush))
-        };
-        let mut flush = flush;
-        // I2, G3: it is out of the set, and who saw it there has finished: the write lock was free.
-        let mut grant = Grant::new(self.id, domain.caps().aperture);
-        let removed = domain.unmap(&mut grant, &mut flush, None);
-        let synced = domain.sync(flush);
-        let mut domains = self.domains.write();
-        let Some(place) = domains
-            .leaving
-            .iter()
-            .position(|leaving| leaving.key == key)
-        else {
-            return Ok(());
-        };
-        let synced = synced.map_err(|failed| {
-            domains.leaving[place].flush = failed.flush;
-            DomainError::Sync(failed.error)
-        });
-        removed.and(synced)?;
-        let left = domains.leaving.swap_remove(place);
-        let is_unused = domains.list.is_empty() && domains.leaving.is_empty();
-        drop(domains);
-        left.domain.unbind(Farewell(self.id));
-        if is_unused {
-            self.release_areas();
-        }
-        Ok(())
-    }
-
     /// Returns the keys of all domains.
     pub(super) fn domain_keys(&self) -> SmallVec<[u64; 4]> {
         let domains = self.domains.read();
         domains.list.iter().map(|attached| attached.key).collect()
-    }
-
-    /// Tries once more to empty the domains that leave.
-    pub(super) fn retry_leaving(&self) {
-        let mut place = 0;
-        loop {
-            let key = self
-                .domains
-                .read()
-                .leaving
-                .get(place)
-                .map(|leaving| leaving.key);
-            match key.map(|key| self.empty(key)) {
-                Some(Ok(())) => {}
-                Some(Err(_)) => place += 1,
-                None => return,
-            }
-        }
-    }
-
-    /// Lets go of the pages of all areas, which no domain maps any more.
-    fn release_areas(&self) {
-        self.index.each(|_, area| {
-            let status = area.status();
-            if matches!(status.state, State::Live | State::Draining) {
-                area.release_held();
-            }
-        });
     }
 
     /// Detaches all domains, as the address space ends.
@@ -348,12 +279,17 @@ impl Domains {
 
     /// Takes a domain out of the set, to those that leave. Needs no memory: attaching made room.
     fn remove(&mut self, place: usize) {
-        let Attached { domain, key, .. } = self.list.remove(place);
+        let Attached {
+            domain,
+            key,
+            unconfirmed,
+            ..
+        } = self.list.remove(place);
         self.widen(key);
         self.leaving.push(Leaving {
             domain,
             key,
-            flush: Flush::new(),
+            unconfirmed,
         });
     }
 

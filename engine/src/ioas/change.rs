@@ -254,6 +254,8 @@ impl Ioas {
                 cut.map_err(|error| SplitError::Domain { iova, error })?;
             }
         }
+        let left = self.remove_from_leaving(&domains, &area);
+        left.map_err(|error| SplitError::Domain { iova, error })?;
         let parts = area.divide(&mut status, iova)?;
         drop(status);
         drop(domains);
@@ -334,7 +336,7 @@ impl Ioas {
             }
             status.state = State::Teardown;
         }
-        self.withdraw_while_attaching(area)?;
+        self.withdraw(slice::from_ref(area), None)?;
         let mut status = area.status();
         status.state = State::Live;
         status.generation = 0;

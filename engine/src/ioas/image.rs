@@ -30,6 +30,7 @@ use crate::domain::{Domain, Farewell, Flush, Grant, MapOp, Tenant};
 use crate::ioas::area::{Area, Ops, State};
 use crate::ioas::map::may_grant;
 use crate::ioas::msi::Doorbell;
+use crate::ioas::unconfirmed::Unconfirmed;
 use crate::ioas::{Attached, Ioas, Owner, Pages, is_aligned};
 use crate::pin::{Access, Fixed, Kind};
 use crate::stripes::EnterError;
@@ -309,6 +310,7 @@ impl Ioas {
                 key,
                 is_tracking: false,
                 unsynced: Flush::new(),
+                unconfirmed: Unconfirmed::new(),
             });
             let doorbells = image
                 .doorbells_of(number)

@@ -3,14 +3,15 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use crate::domain::{Domain, DomainError, Flush};
+use crate::domain::{Domain, DomainError};
 use crate::ioas::area::{Area, State};
+use crate::ioas::unconfirmed::Unconfirmed;
 use crate::ioas::{Ioas, Quarantined, byte_count};
 
 /// What is left to do in one domain.
 pub(super) struct Leftover {
     pub(super) domain: Arc<dyn Domain>,
-    pub(super) flush: Option<Flush>,
+    pub(super) unconfirmed: Arc<Unconfirmed>,
     /// Whether all translations are out of the domain; else it is asked once more.
     pub(super) is_removed: bool,
 }
@@ -57,22 +58,18 @@ impl Ioas {
             batch.leftovers.retain_mut(|leftover| {
                 let Leftover {
                     domain,
-                    flush,
+                    unconfirmed,
                     is_removed,
                 } = leftover;
-                let mut flush = flush.take().unwrap_or_default();
+                let mut so_far = unconfirmed.lock();
                 if !*is_removed {
-                    let removed = self.remove_from(&**domain, &batch.areas, &mut flush, None);
+                    let removed =
+                        self.remove_from(&**domain, &batch.areas, &mut so_far.flush, None);
                     // A domain that was detached meanwhile has nothing left of them.
                     *is_removed = matches!(removed, Ok(()) | Err(DomainError::Stranger));
                 }
-                match domain.sync(flush) {
-                    Ok(()) => !*is_removed,
-                    Err(failed) => {
-                        leftover.flush = Some(failed.flush);
-                        true
-                    }
-                }
+                let synced = so_far.sync(&**domain);
+                synced.is_err() || !*is_removed
             });
             // Memory that was revoked may be pinned by an access, which is asked when it is unmapped.
             let is_free = batch.areas.iter().all(|area| area.status().pin_count == 0);

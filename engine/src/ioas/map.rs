@@ -338,16 +338,14 @@ impl Ioas {
         }
     }
 
-    /// Publishes held areas if there is no domain any more; without pins, as soon as nothing reaches
-    /// them.
+    /// Publishes held areas if there is no domain any more; without pins, unless a domain that leaves may
+    /// still reach them.
     fn publish_unmapped(&self, areas: &[Arc<Area>]) -> bool {
-        // Whoever detaches the last domain is about to remove what was mapped to it.
-        let _one = self.attaching.lock();
         let domains = self.domains.read();
         if !domains.list.is_empty() {
             return false;
         }
-        let is_reached = !domains.leaving.is_empty();
+        let is_reached = self.withdraw_from_leaving(&domains, areas).is_err();
         domains.publish(areas, is_reached);
         drop(domains);
         if !is_reached {

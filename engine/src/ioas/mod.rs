@@ -19,6 +19,8 @@
 //!   again. What a domain does not confirm is quarantined.
 //! - *attach*: the domain narrows the space, joins the set, so that new areas map to it, too, and gets those
 //!   that are there one by one, in short read sections.
+//! - *detach*: the domain leaves the set, is emptied a few areas at a time, and syncs. An unmap beside that
+//!   removes its areas from it, too, instead of waiting.
 //!
 //! # What is like Linux's iommufd, and what is not
 //!
@@ -40,7 +42,8 @@
 //! page table is touched meanwhile. Sources and domains are called with locks of the engine held, and
 //! must not call back; callbacks of accesses run with none. The order stands in [`sync`].
 //!
-//! Areas carry the invariants I1 to I3, pages N1 to N3, domains G1 to G3, at the heads of their files.
+//! Areas carry the invariants I1 to I3, pages N1 to N3, domains G1 to G3, what is not
+//! flushed U1, at the heads of their files.
 
 mod access;
 mod area;
@@ -50,6 +53,7 @@ mod change;
 mod dirty;
 mod error;
 mod image;
+mod leaving;
 mod leftovers;
 mod map;
 #[cfg(all(test, loom))]
@@ -59,6 +63,7 @@ mod pages;
 mod ranges;
 #[cfg(all(test, not(loom)))]
 mod tests;
+mod unconfirmed;
 mod unmap;
 
 use alloc::sync::Arc;
@@ -73,8 +78,10 @@ use crate::intervals::gaps::Gaps;
 use crate::intervals::reservations::Reservations;
 use crate::ioas::access::Registered;
 use crate::ioas::area::Area;
+use crate::ioas::leaving::Leaving;
 use crate::ioas::leftovers::Batch;
 use crate::ioas::msi::Msi;
+use crate::ioas::unconfirmed::Unconfirmed;
 use crate::stripes::Stripes;
 use crate::sync::unmodelled::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{self, DomainLock, Mutex};
@@ -136,13 +143,8 @@ struct Attached {
     /// What was forgotten of dirty pages and not confirmed: the next read tells the hardware again, as
     /// it records no write to them before.
     unsynced: Flush,
-}
-
-/// A domain that is emptied and flushed.
-struct Leaving {
-    domain: Arc<dyn Domain>,
-    key: u64,
-    flush: Flush,
+    /// What was removed and not flushed.
+    unconfirmed: Arc<Unconfirmed>,
 }
 
 /// Who reserved a range.

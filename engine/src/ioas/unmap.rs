@@ -2,7 +2,7 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::slice;
+use core::{mem, slice};
 
 use iopt_formats::IovaRange;
 use smallvec::SmallVec;
@@ -10,13 +10,14 @@ use smallvec::SmallVec;
 use crate::domain::{Domain, DomainError, Flush, Grant};
 use crate::ioas::area::{Area, State};
 use crate::ioas::leftovers::Leftover;
+use crate::ioas::unconfirmed::Unconfirmed;
 use crate::ioas::{
     Attached, DirtyBitmap, Holes, Ioas, PATIENCE, TRY_COUNT, UnmapError, byte_count,
 };
 use crate::sync::{Deadline, Left, pause};
 
 /// Areas that one read section removes.
-const AREAS_PER_SECTION: usize = 64;
+const AREAS_PER_SECTION: usize = if cfg!(loom) { 1 } else { 64 };
 
 /// Takes notes of what devices wrote to; no code of the engine's users.
 pub(super) type EachDirty<'a> = &'a mut dyn FnMut(IovaRange);
@@ -178,47 +179,12 @@ impl Ioas {
         areas: &[Arc<Area>],
         dirty: Option<EachDirtyOf<'_>>,
     ) -> Result<(), DomainError> {
-        let mut left = self.remove_and_sync(areas, dirty);
-        if left.is_reached {
-            left.is_reached = self.is_left_behind();
-        }
-        self.settle(left, areas)
-    }
-
-    /// Waits for a domain on its way out, whose own flush covers what it was asked to forget before.
-    /// Returns whether one stays among those that leave, because its flush failed.
-    fn is_left_behind(&self) -> bool {
-        let mut turn = 0;
-        loop {
-            // Whoever detaches a domain holds the lock until it is gone or given up: who gets it sees
-            // what was given up, and nobody who begins meanwhile.
-            let nobody_else = self.attaching.try_lock();
-            if self.domains.read().leaving.is_empty() {
-                return false;
-            }
-            if nobody_else.is_some() {
-                return true;
-            }
-            drop(nobody_else);
-            pause(turn);
-            turn = turn.saturating_add(1);
-        }
-    }
-
-    /// As [`withdraw`](Self::withdraw), for who holds the attach lock, so that no domain is on its way.
-    pub(super) fn withdraw_while_attaching(&self, area: &Arc<Area>) -> Result<(), DomainError> {
-        let areas = slice::from_ref(area);
-        let left = self.remove_and_sync(areas, None);
-        self.settle(left, areas)
-    }
-
-    /// Keeps what a device may still reach.
-    fn settle(&self, left: Withdrawn, areas: &[Arc<Area>]) -> Result<(), DomainError> {
+        let left = self.remove_and_sync(areas, dirty);
         match left.error {
-            None if !left.is_reached => Ok(()),
-            error => {
+            None => Ok(()),
+            Some(error) => {
                 self.keep(left.leftovers, areas);
-                Err(error.unwrap_or(DomainError::Leaving))
+                Err(error)
             }
         }
     }
@@ -234,33 +200,38 @@ impl Ioas {
             let domains = self.domains.read();
             for attached in &domains.list {
                 let mut flush = Flush::new();
-                let domain = &attached.domain;
                 let removed = self.remove_tracked(attached, areas, &mut flush, &mut dirty);
-                left.sync(domain, flush, removed);
+                let synced = attached.domain.sync(flush).map_err(|failed| {
+                    attached.unconfirmed.put(failed.flush);
+                    DomainError::Sync(failed.error)
+                });
+                left.note(&attached.domain, &attached.unconfirmed, removed, synced);
             }
-            left.is_reached = !domains.leaving.is_empty();
+            left.leave(self.withdraw_from_leaving(&domains, areas));
         } else {
-            let mut flushes: Vec<Removal> = Vec::new();
+            let mut removals: Vec<Removal> = Vec::new();
             for section in areas.chunks(AREAS_PER_SECTION) {
                 let domains = self.domains.read();
                 for attached in &domains.list {
-                    let known = flushes
-                        .iter()
-                        .position(|(domain, ..)| Arc::ptr_eq(domain, &attached.domain));
-                    let known = known.unwrap_or_else(|| {
-                        flushes.push((Arc::clone(&attached.domain), Flush::new(), Ok(())));
-                        flushes.len() - 1
+                    let mut flush = Flush::new();
+                    let removed = self.remove_tracked(attached, section, &mut flush, &mut dirty);
+                    // If it leaves before the next section, that is flushed before it is gone.
+                    attached.unconfirmed.put(flush);
+                    let known = removals.iter_mut().find(|(_, unconfirmed, _)| {
+                        Arc::ptr_eq(unconfirmed, &attached.unconfirmed)
                     });
-                    let (_, flush, result) = &mut flushes[known];
-                    let removed = self.remove_tracked(attached, section, flush, &mut dirty);
-                    if result.is_ok() {
-                        *result = removed;
+                    if let Some((.., result)) = known {
+                        *result = mem::replace(result, Ok(())).and(removed);
+                    } else {
+                        let domain = Arc::clone(&attached.domain);
+                        removals.push((domain, Arc::clone(&attached.unconfirmed), removed));
                     }
                 }
-                left.is_reached |= !domains.leaving.is_empty();
+                left.leave(self.withdraw_from_leaving(&domains, section));
             }
-            for (domain, flush, removed) in flushes {
-                left.sync(&domain, flush, removed);
+            for (domain, unconfirmed, removed) in removals {
+                let synced = unconfirmed.lock_first(|so_far| so_far.sync(&*domain));
+                left.note(&domain, &unconfirmed, removed, synced);
             }
         }
         left
@@ -312,30 +283,37 @@ impl Ioas {
     }
 }
 
-/// A domain, what its hardware has to be told, and whether everything was removed.
-type Removal = (Arc<dyn Domain>, Flush, Result<(), DomainError>);
+/// A domain, where that is put down what its hardware has to be told, and whether everything was removed.
+type Removal = (Arc<dyn Domain>, Arc<Unconfirmed>, Result<(), DomainError>);
 
 /// What came of a removal.
 #[derive(Default)]
 struct Withdrawn {
     leftovers: Vec<Leftover>,
     error: Option<DomainError>,
-    is_reached: bool,
 }
 
 impl Withdrawn {
-    /// Tells a domain's hardware, and notes what failed.
-    fn sync(&mut self, domain: &Arc<dyn Domain>, flush: Flush, removed: Result<(), DomainError>) {
-        let (flush, synced) = match domain.sync(flush) {
-            Ok(()) if removed.is_ok() => return,
-            Ok(()) => (None, Ok(())),
-            Err(failed) => (Some(failed.flush), Err(DomainError::Sync(failed.error))),
-        };
+    /// Notes whether domains that leave reach nothing of it.
+    fn leave(&mut self, left: Result<(), DomainError>) {
+        if let Err(error) = left {
+            self.error.get_or_insert(error);
+        }
+    }
+
+    /// Notes what failed in a domain of the set.
+    fn note(
+        &mut self,
+        domain: &Arc<dyn Domain>,
+        unconfirmed: &Arc<Unconfirmed>,
+        removed: Result<(), DomainError>,
+        synced: Result<(), DomainError>,
+    ) {
         let is_removed = removed.is_ok();
         if let Err(error) = removed.and(synced) {
             self.leftovers.push(Leftover {
                 domain: Arc::clone(domain),
-                flush,
+                unconfirmed: Arc::clone(unconfirmed),
                 is_removed,
             });
             self.error.get_or_insert(error);

@@ -52,15 +52,6 @@ impl<T> Mutex<T> {
         }
     }
 
-    /// Takes the lock if nobody has it.
-    #[inline]
-    #[cfg_attr(debug_assertions, track_caller)]
-    pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
-        let inner = self.inner.try_lock()?;
-        let held = self.label.took(self);
-        Some(MutexGuard { inner, _held: held })
-    }
-
     /// Borrows the data without locking, which `&mut self` makes unnecessary.
     pub(crate) fn get_mut(&mut self) -> &mut T {
         self.inner.get_mut()
@@ -117,9 +108,6 @@ mod tests {
         let mut lock = Mutex::new(&TABLE_POOL, 1);
         *lock.lock() += 1;
         *lock.lock_nested(3) += 1;
-        let held = lock.try_lock().expect("nobody has it");
-        assert!(lock.inner.try_lock().is_none());
-        drop(held);
         assert_eq!(*lock.get_mut(), 3);
     }
 }

@@ -67,6 +67,8 @@ classes! {
         "one stripe of an address space's areas";
     AREA = 850, Lock "area":
         "what changes in the life of an area; while it is live, its translations";
+    UNCONFIRMED = 860, Lock "unconfirmed":
+        "what was removed from a domain of an address space and not flushed; removals, if it leaves";
     DEFERRED = 870, Lock "deferred":
         "removals that wait for a common flush";
     SYNC = 900, Wait "sync":

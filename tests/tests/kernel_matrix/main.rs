@@ -134,6 +134,7 @@ mod failures;
 mod fixture;
 mod ioas;
 mod known_bugs;
+mod leaving;
 #[cfg(target_os = "linux")]
 mod mock_domain;
 mod others;

@@ -58,6 +58,33 @@ fn maps_and_unmaps_go_on_while_domains_come_and_go() {
     }
 }
 
+/// Unmaps of one area and of many, while the domain leaves that maps them.
+#[test]
+fn unmaps_and_the_domain_that_leaves_remove_each_area_once() {
+    const AREA_COUNT: u64 = 400;
+    for _ in 0..TURNS / 20 {
+        let mut fixture = fixture(2, Runs::Single);
+        let start = |place| BASE + place * 2 * PAGE;
+        for place in 0..AREA_COUNT {
+            fixture.map(start(place), place * PAGE, PAGE);
+        }
+        let leaving = fixture.sinks.remove(0);
+        let one_by_one = || {
+            for place in (0..AREA_COUNT / 2).rev() {
+                let unmapped = fixture.unmap(range(start(place), PAGE));
+                assert_eq!(unmapped.expect("it is mapped"), PAGE);
+            }
+        };
+        let many = || {
+            let half = range(start(AREA_COUNT / 2), AREA_COUNT * PAGE);
+            let unmapped = fixture.ioas.unmap(half, Holes::Tolerated);
+            assert_eq!(unmapped.expect("they are mapped"), AREA_COUNT / 2 * PAGE);
+        };
+        together(&[&one_by_one, &many, &|| fixture.detach(&leaving)]);
+        fixture.check_unpinned();
+    }
+}
+
 /// One area is mapped, unmapped, copied, divided, protected, pinned and read all the time.
 #[test]
 fn who_is_late_gets_an_error_and_nothing_is_left() {

@@ -19,12 +19,6 @@ impl<T> Mutex<T> {
         }
     }
 
-    /// Takes the lock if nobody has it.
-    pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
-        let inner = self.0.try_lock()?;
-        Some(MutexGuard { mutex: self, inner })
-    }
-
     pub(crate) fn get_mut(&mut self) -> &mut T {
         self.0.get_mut()
     }

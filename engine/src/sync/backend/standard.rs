@@ -1,7 +1,7 @@
 //! The locks of the standard library.
 
 use core::time::Duration;
-use std::sync::{PoisonError, TryLockError};
+use std::sync::PoisonError;
 
 pub(crate) use std::sync::MutexGuard;
 
@@ -15,15 +15,6 @@ impl<T> Mutex<T> {
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes the lock if nobody has it.
-    pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
-        match self.0.try_lock() {
-            Ok(guard) => Some(guard),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
     }
 
     pub(crate) fn get_mut(&mut self) -> &mut T {

@@ -243,7 +243,6 @@ impl Model {
         let of_source = areas.filter(|area| area.source == source);
         let starts: Vec<u64> = of_source.map(|area| area.range.start().get()).collect();
         for start in starts {
-            let is_reached = !self.spaces[space].leaving.is_empty();
             let Some(area) = self.spaces[space].areas.get_mut(&start) else {
                 continue;
             };
@@ -252,10 +251,6 @@ impl Model {
             }
             if !area.is_held {
                 continue;
-            }
-            if is_reached {
-                area.is_quarantined = true;
-                return Err(vec![Refused::Domain]);
             }
             area.is_held = false;
             let (range, offset, len) = (area.range, area.offset, area.byte_count());
