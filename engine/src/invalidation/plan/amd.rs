@@ -21,8 +21,8 @@ const PAGE_LG2: u8 = 12;
 const LEVEL_LG2: u8 = 9;
 
 /// What of one IOMMU decides how it is told.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct AmdPlanner {
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct Amd {
     /// Whether it caches that nothing is mapped (`NpCache` of the capability header), as emulated ones do.
     pub has_absent_entries: bool,
 }
@@ -49,23 +49,23 @@ pub enum Tag {
         /// without a PASID that use guest tables have 0.
         pasid: Option<Pasid>,
     },
-    /// The IOMMU's caches, for guest tables over host tables, which changed. Every domain ID of such a
-    /// nesting needs its own tag.
-    NestedParent {
+    /// The IOMMU's caches, for entries that combine guest tables with the host tables. Every domain ID of
+    /// such a nesting needs its own tag.
+    Combined {
         /// The domain.
         domain_id: u16,
         /// The address space in guest tables, or `None` for the host tables' own translations.
         pasid: Option<Pasid>,
     },
-    /// What a device caches of these translations.
-    DeviceTlb {
+    /// What a device caches of the addresses that changed.
+    Ats {
         /// The device.
         device: Device,
         /// PASID of its requests, if they have one.
         pasid: Option<Pasid>,
     },
-    /// What a device caches of guest tables over host tables, which changed.
-    NestedDeviceTlb {
+    /// What a device caches, all of it: its addresses are a guest's, and those that changed are not.
+    AtsFull {
         /// The device.
         device: Device,
         /// PASID of its requests, if they have one.
@@ -73,7 +73,7 @@ pub enum Tag {
     },
 }
 
-impl AmdPlanner {
+impl Amd {
     /// Takes the features from the first word of the capability block in configuration space.
     pub const fn from_capability_header(header: u32) -> Self {
         const NP_CACHE: u32 = 26;
@@ -83,7 +83,7 @@ impl AmdPlanner {
     }
 }
 
-impl Planner for AmdPlanner {
+impl Planner for Amd {
     type Command = Command;
     type Tag = Tag;
 
@@ -104,7 +104,7 @@ impl Planner for AmdPlanner {
                 });
             }
             // Addresses of the host tables are not those that nested translations are found by.
-            Tag::NestedParent { domain_id, pasid } if !is_added || self.has_absent_entries => {
+            Tag::Combined { domain_id, pasid } if !is_added || self.has_absent_entries => {
                 emit(Command::InvalidatePages {
                     domain_id,
                     pasid,
@@ -113,10 +113,10 @@ impl Planner for AmdPlanner {
                 });
             }
             // A device does not cache that nothing is mapped.
-            Tag::DeviceTlb { device, pasid } if !is_added => {
+            Tag::Ats { device, pasid } if !is_added => {
                 emit(device_tlb(device, pasid, block(range, changes)));
             }
-            Tag::NestedDeviceTlb { device, pasid } if !is_added => {
+            Tag::AtsFull { device, pasid } if !is_added => {
                 emit(device_tlb(device, pasid, Span::ALL));
             }
             _ => {}
@@ -125,8 +125,8 @@ impl Planner for AmdPlanner {
 
     fn phase(tag: &Tag) -> Phase {
         match tag {
-            Tag::Iotlb { .. } | Tag::NestedParent { .. } => Phase::Iotlb,
-            Tag::DeviceTlb { .. } | Tag::NestedDeviceTlb { .. } => Phase::DeviceTlb,
+            Tag::Iotlb { .. } | Tag::Combined { .. } => Phase::Iotlb,
+            Tag::Ats { .. } | Tag::AtsFull { .. } => Phase::DeviceTlb,
         }
     }
 }

@@ -23,8 +23,8 @@ const MAX_BLOCKS: u64 = 8;
     clippy::struct_excessive_bools,
     reason = "each is an independent bit of the capability register"
 )]
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct VtdPlanner {
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct Vtd {
     /// Whether the IOTLB can drop blocks (CAP.PSI).
     pub has_blocks: bool,
     /// Base-2 logarithm of the pages of the largest such block (CAP.MAMV).
@@ -54,21 +54,21 @@ pub enum Tag {
         /// The address space.
         pasid: Pasid,
     },
-    /// The unit's IOTLB, for a guest's first stages over a second stage, which changed. Every DID of such a
-    /// nesting needs its own tag, beside the tags of what the second stage translates alone.
-    NestedParent {
+    /// The unit's IOTLB, for entries that combine a guest's first stages with the second stage. Every DID of
+    /// such a nesting needs its own tag, beside the tags of what the second stage translates alone.
+    Combined {
         /// DID.
         domain_id: u16,
     },
-    /// What a device caches of these translations.
-    DeviceTlb {
+    /// What a device caches of the addresses that changed.
+    Ats {
         /// The device.
         device: Device,
         /// PASID of its requests, if they have one.
         pasid: Option<Pasid>,
     },
-    /// What a device caches of a guest's first stages over a second stage, which changed.
-    NestedDeviceTlb {
+    /// What a device caches, all of it: its addresses are a guest's, and those that changed are not.
+    AtsFull {
         /// The device.
         device: Device,
         /// PASID of its requests, if they have one.
@@ -76,7 +76,7 @@ pub enum Tag {
     },
 }
 
-impl VtdPlanner {
+impl Vtd {
     /// Takes the features from the value of the capability register.
     pub const fn from_capabilities(capabilities: u64) -> Self {
         const fn has(capabilities: u64, bit: u32) -> bool {
@@ -122,7 +122,7 @@ impl VtdPlanner {
     }
 }
 
-impl Planner for VtdPlanner {
+impl Planner for Vtd {
     type Command = Descriptor;
     type Tag = Tag;
 
@@ -141,10 +141,10 @@ impl Planner for VtdPlanner {
                 self.second_stage(domain_id, range, is_leaf_only, emit);
             }
             // Addresses of the second stage are not those that nested translations are found by.
-            Tag::NestedParent { domain_id } if !is_added || self.has_caching_mode => {
+            Tag::Combined { domain_id } if !is_added || self.has_caching_mode => {
                 emit(self.iotlb(IotlbScope::Domain { domain_id }));
             }
-            Tag::SecondStage { domain_id } | Tag::NestedParent { domain_id } => {
+            Tag::SecondStage { domain_id } | Tag::Combined { domain_id } => {
                 if self.has_write_buffer {
                     self.second_stage(domain_id, first_page, true, emit);
                 }
@@ -172,22 +172,20 @@ impl Planner for VtdPlanner {
                 }
             }
             // A device does not cache that nothing is mapped.
-            Tag::DeviceTlb { device, pasid } if !is_added => {
+            Tag::Ats { device, pasid } if !is_added => {
                 emit(device_tlb(device, pasid, Span::covering(range)));
             }
-            Tag::NestedDeviceTlb { device, pasid } if !is_added => {
+            Tag::AtsFull { device, pasid } if !is_added => {
                 emit(device_tlb(device, pasid, Span::ALL));
             }
-            Tag::FirstStage { .. } | Tag::DeviceTlb { .. } | Tag::NestedDeviceTlb { .. } => {}
+            Tag::FirstStage { .. } | Tag::Ats { .. } | Tag::AtsFull { .. } => {}
         }
     }
 
     fn phase(tag: &Tag) -> Phase {
         match tag {
-            Tag::SecondStage { .. } | Tag::FirstStage { .. } | Tag::NestedParent { .. } => {
-                Phase::Iotlb
-            }
-            Tag::DeviceTlb { .. } | Tag::NestedDeviceTlb { .. } => Phase::DeviceTlb,
+            Tag::SecondStage { .. } | Tag::FirstStage { .. } | Tag::Combined { .. } => Phase::Iotlb,
+            Tag::Ats { .. } | Tag::AtsFull { .. } => Phase::DeviceTlb,
         }
     }
 }

@@ -22,23 +22,23 @@ const GUEST: Tag = Tag::Iotlb {
     domain_id: DOMAIN,
     pasid: PASID,
 };
-const PARENT: Tag = Tag::NestedParent {
+const COMBINED: Tag = Tag::Combined {
     domain_id: DOMAIN,
     pasid: PASID,
 };
-const DEVICE_TLB: Tag = Tag::DeviceTlb {
+const ATS: Tag = Tag::Ats {
     device: DEVICE,
     pasid: PASID,
 };
-const NESTED_DEVICE_TLB: Tag = Tag::NestedDeviceTlb {
+const ATS_FULL: Tag = Tag::AtsFull {
     device: DEVICE,
     pasid: PASID,
 };
-const IOMMU: AmdPlanner = AmdPlanner {
+const IOMMU: Amd = Amd {
     has_absent_entries: false,
 };
 
-fn plan(iommu: AmdPlanner, tag: Tag, changes: &Changes) -> Vec<Command> {
+fn plan(iommu: Amd, tag: Tag, changes: &Changes) -> Vec<Command> {
     let mut commands = Vec::new();
     iommu.plan(&tag, changes, |command| commands.push(command));
     commands
@@ -59,7 +59,7 @@ fn drops(commands: &[Command], tag: Tag, entry: Span, is_table: bool) -> bool {
                     has_tables,
                     span,
                 },
-                Tag::Iotlb { pasid: tagged, .. } | Tag::NestedParent { pasid: tagged, .. },
+                Tag::Iotlb { pasid: tagged, .. } | Tag::Combined { pasid: tagged, .. },
             ) if pasid == tagged => (span, has_tables),
             (
                 Command::InvalidateIotlbPages {
@@ -69,7 +69,7 @@ fn drops(commands: &[Command], tag: Tag, entry: Span, is_table: bool) -> bool {
                     pasid: PASID,
                     span,
                 },
-                Tag::DeviceTlb { .. } | Tag::NestedDeviceTlb { .. },
+                Tag::Ats { .. } | Tag::AtsFull { .. },
             ) => (span, false),
             other => panic!("{other:x?} drops nothing under the tag"),
         };
@@ -97,7 +97,7 @@ fn check(tag: Tag, changes: &Changes) {
             assert!(is_dropped, "{changes:x?}: leaf {leaf:x?} stays");
         }
         for level in 1..=Level::MAX.0 {
-            if changes.has_table(Level(level)) && AmdPlanner::phase(&tag) == Phase::Iotlb {
+            if changes.has_table(Level(level)) && Amd::phase(&tag) == Phase::Iotlb {
                 let table = entry(9 * level);
                 let is_dropped = drops(&commands, tag, table, true);
                 assert!(is_dropped, "{changes:x?}: table {table:x?} stays");
@@ -106,7 +106,7 @@ fn check(tag: Tag, changes: &Changes) {
     }
 }
 
-const TAGS: [Tag; 5] = [HOST, GUEST, PARENT, DEVICE_TLB, NESTED_DEVICE_TLB];
+const TAGS: [Tag; 5] = [HOST, GUEST, COMBINED, ATS, ATS_FULL];
 
 #[test]
 #[cfg_attr(miri, ignore = "arithmetic alone, and much of it")]
@@ -224,9 +224,9 @@ fn additions_are_told_where_absent_entries_are_cached() {
     for tag in TAGS {
         assert_eq!(plan(IOMMU, tag, &added), [], "{tag:?}");
     }
-    let caching = AmdPlanner::from_capability_header(1 << 26);
+    let caching = Amd::from_capability_header(1 << 26);
     assert!(caching.has_absent_entries);
-    assert!(!AmdPlanner::from_capability_header(!(1 << 26)).has_absent_entries);
+    assert!(!Amd::from_capability_header(!(1 << 26)).has_absent_entries);
     let pages = |pasid, span| Command::InvalidatePages {
         domain_id: DOMAIN,
         pasid,
@@ -236,14 +236,14 @@ fn additions_are_told_where_absent_entries_are_cached() {
     let page = Span::new(0x5000, 0).expect("a valid order");
     assert_eq!(plan(caching, HOST, &added), [pages(None, page)]);
     assert_eq!(plan(caching, GUEST, &added), [pages(PASID, page)]);
-    assert_eq!(plan(caching, PARENT, &added), [pages(PASID, Span::ALL)]);
-    for tag in [DEVICE_TLB, NESTED_DEVICE_TLB] {
+    assert_eq!(plan(caching, COMBINED, &added), [pages(PASID, Span::ALL)]);
+    for tag in [ATS, ATS_FULL] {
         assert_eq!(plan(caching, tag, &added), [], "{tag:?}");
     }
 }
 
 #[test]
-fn a_nested_parent_drops_all_that_is_nested() {
+fn of_combined_entries_all_are_dropped() {
     let changes = leaves(range(0x5000, 0x5fff), 1 << 12, Kind::Removed);
     let expected = Command::InvalidatePages {
         domain_id: DOMAIN,
@@ -251,9 +251,8 @@ fn a_nested_parent_drops_all_that_is_nested() {
         has_tables: true,
         span: Span::ALL,
     };
-    assert_eq!(plan(IOMMU, PARENT, &changes), [expected]);
-    let [Command::InvalidateIotlbPages { span, .. }] = plan(IOMMU, NESTED_DEVICE_TLB, &changes)[..]
-    else {
+    assert_eq!(plan(IOMMU, COMBINED, &changes), [expected]);
+    let [Command::InvalidateIotlbPages { span, .. }] = plan(IOMMU, ATS_FULL, &changes)[..] else {
         panic!("one invalidation of the device");
     };
     assert_eq!(span, Span::ALL);
@@ -261,9 +260,9 @@ fn a_nested_parent_drops_all_that_is_nested() {
 
 #[test]
 fn tags_are_in_the_order_of_their_phases() {
-    assert!(TAGS.is_sorted() && TAGS.is_sorted_by_key(AmdPlanner::phase));
-    assert_eq!(AmdPlanner::phase(&PARENT), Phase::Iotlb);
-    assert_eq!(AmdPlanner::phase(&DEVICE_TLB), Phase::DeviceTlb);
+    assert!(TAGS.is_sorted() && TAGS.is_sorted_by_key(Amd::phase));
+    assert_eq!(Amd::phase(&COMBINED), Phase::Iotlb);
+    assert_eq!(Amd::phase(&ATS), Phase::DeviceTlb);
 }
 
 #[test]

@@ -20,18 +20,18 @@ const FIRST: Tag = Tag::FirstStage {
     domain_id: DOMAIN,
     pasid: PASID,
 };
-const PARENT: Tag = Tag::NestedParent { domain_id: DOMAIN };
-const DEVICE_TLB: Tag = Tag::DeviceTlb {
+const COMBINED: Tag = Tag::Combined { domain_id: DOMAIN };
+const ATS: Tag = Tag::Ats {
     device: DEVICE,
     pasid: None,
 };
-const NESTED_DEVICE_TLB: Tag = Tag::NestedDeviceTlb {
+const ATS_FULL: Tag = Tag::AtsFull {
     device: DEVICE,
     pasid: Some(PASID),
 };
 
 /// A unit that has all there is for leaving entries alone.
-const UNIT: VtdPlanner = VtdPlanner {
+const UNIT: Vtd = Vtd {
     has_blocks: true,
     max_order: 18,
     has_caching_mode: false,
@@ -40,7 +40,7 @@ const UNIT: VtdPlanner = VtdPlanner {
     has_write_drain: true,
 };
 
-fn plan(unit: VtdPlanner, tag: Tag, changes: &Changes) -> Vec<Descriptor> {
+fn plan(unit: Vtd, tag: Tag, changes: &Changes) -> Vec<Descriptor> {
     let mut descriptors = Vec::new();
     unit.plan(&tag, changes, |descriptor| descriptors.push(descriptor));
     descriptors
@@ -105,7 +105,7 @@ fn drops(descriptors: &[Descriptor], cached: Cached) -> bool {
 }
 
 /// Checks that a plan drops all that may be cached of `changes`, in few descriptors that the unit has.
-fn check(unit: VtdPlanner, tag: Tag, changes: &Changes) {
+fn check(unit: Vtd, tag: Tag, changes: &Changes) {
     let descriptors = plan(unit, tag, changes);
     let range = changes.range().expect("something changed");
     assert!(!descriptors.is_empty() && descriptors.len() as u64 <= MAX_BLOCKS);
@@ -127,7 +127,7 @@ fn check(unit: VtdPlanner, tag: Tag, changes: &Changes) {
                 ..leaf
             };
             let is_dropped = drops(&descriptors, table);
-            let must = !changes.is_leaf_only() && Phase::Iotlb == VtdPlanner::phase(&tag);
+            let must = !changes.is_leaf_only() && Phase::Iotlb == Vtd::phase(&tag);
             assert!(is_dropped || !must, "{changes:x?}: {table:x?} stays");
         }
     }
@@ -149,7 +149,7 @@ fn every_small_range_is_dropped_whatever_the_unit_can() {
     const PAGES: u64 = 40;
     for max_order in [0, 1, 2, 3, 5, 18] {
         for has_blocks in [false, true] {
-            let unit = VtdPlanner {
+            let unit = Vtd {
                 has_blocks,
                 max_order,
                 ..UNIT
@@ -157,7 +157,7 @@ fn every_small_range_is_dropped_whatever_the_unit_can() {
             for first in 0..PAGES {
                 for last in first..PAGES {
                     let range = range(first << 12, (last << 12) + 0xfff);
-                    for tag in [SECOND, FIRST, PARENT, DEVICE_TLB] {
+                    for tag in [SECOND, FIRST, COMBINED, ATS] {
                         check(unit, tag, &leaves(range, Kind::Removed));
                         check(unit, tag, &tables(range));
                     }
@@ -179,15 +179,15 @@ fn random_ranges_are_dropped_up_to_the_last_byte() {
             _ => start.max(last) | 0xfff,
         };
         let range = range(start, last);
-        let unit = VtdPlanner {
+        let unit = Vtd {
             max_order: numbers.below(64) as u8,
             ..UNIT
         };
-        let tag = [SECOND, FIRST, PARENT, DEVICE_TLB][numbers.below(4) as usize];
+        let tag = [SECOND, FIRST, COMBINED, ATS][numbers.below(4) as usize];
         check(unit, tag, &tables(range));
         check(unit, tag, &leaves(range, Kind::Removed));
     }
-    for tag in [SECOND, FIRST, PARENT, DEVICE_TLB, NESTED_DEVICE_TLB] {
+    for tag in [SECOND, FIRST, COMBINED, ATS, ATS_FULL] {
         check(UNIT, tag, &tables(IovaRange::FULL));
         check(UNIT, tag, &tables(range(u64::MAX - 0xfff, u64::MAX)));
     }
@@ -196,7 +196,7 @@ fn random_ranges_are_dropped_up_to_the_last_byte() {
 #[test]
 #[cfg_attr(miri, ignore = "arithmetic alone, and much of it")]
 fn what_is_dropped_needlessly_is_less_than_the_range() {
-    let unit = VtdPlanner {
+    let unit = Vtd {
         max_order: 63,
         ..UNIT
     };
@@ -293,11 +293,11 @@ fn the_hint_is_for_leaves_that_went_alone() {
 #[test]
 fn additions_are_told_to_units_that_cache_or_buffer() {
     let added = leaves(range(0x20_0000, 0x3f_ffff), Kind::Added);
-    let all = [SECOND, FIRST, PARENT, DEVICE_TLB, NESTED_DEVICE_TLB];
+    let all = [SECOND, FIRST, COMBINED, ATS, ATS_FULL];
     for tag in all {
         assert_eq!(plan(UNIT, tag, &added), [], "{tag:?}");
     }
-    let caching = VtdPlanner {
+    let caching = Vtd {
         has_caching_mode: true,
         ..UNIT
     };
@@ -307,42 +307,42 @@ fn additions_are_told_to_units_that_cache_or_buffer() {
         plan(UNIT, SECOND, &tables(range(0x20_0000, 0x3f_ffff)))
     );
     let domain = UNIT.iotlb(IotlbScope::Domain { domain_id: DOMAIN });
-    assert_eq!(plan(caching, PARENT, &added), [domain]);
-    for tag in [FIRST, DEVICE_TLB, NESTED_DEVICE_TLB] {
+    assert_eq!(plan(caching, COMBINED, &added), [domain]);
+    for tag in [FIRST, ATS, ATS_FULL] {
         assert_eq!(plan(caching, tag, &added), [], "{tag:?}");
     }
     // Any one page will do.
-    let buffering = VtdPlanner {
+    let buffering = Vtd {
         has_write_buffer: true,
         ..UNIT
     };
-    for tag in [SECOND, PARENT, FIRST] {
+    for tag in [SECOND, COMBINED, FIRST] {
         let descriptors = plan(buffering, tag, &added);
         let page = range(0x20_0000, 0x20_0fff);
         assert_eq!(descriptors.len(), 1);
         assert_eq!(dropped(descriptors[0]), (page, false), "{tag:?}");
     }
-    let without_blocks = VtdPlanner {
+    let without_blocks = Vtd {
         has_blocks: false,
         ..buffering
     };
     assert_eq!(plan(without_blocks, SECOND, &added), [domain]);
-    for tag in [DEVICE_TLB, NESTED_DEVICE_TLB] {
+    for tag in [ATS, ATS_FULL] {
         assert_eq!(plan(buffering, tag, &added), [], "{tag:?}");
     }
 }
 
 #[test]
-fn a_nested_parent_drops_all_that_is_nested() {
+fn of_combined_entries_all_are_dropped() {
     let changes = leaves(range(0x5000, 0x5fff), Kind::Removed);
     let domain = UNIT.iotlb(IotlbScope::Domain { domain_id: DOMAIN });
-    assert_eq!(plan(UNIT, PARENT, &changes), [domain]);
+    assert_eq!(plan(UNIT, COMBINED, &changes), [domain]);
     let device = Descriptor::PasidDeviceTlb {
         device: DEVICE,
         pasids: PasidScope::One(PASID),
         span: Span::ALL,
     };
-    assert_eq!(plan(UNIT, NESTED_DEVICE_TLB, &changes), [device]);
+    assert_eq!(plan(UNIT, ATS_FULL, &changes), [device]);
 }
 
 #[test]
@@ -353,10 +353,10 @@ fn a_device_gets_one_block_of_its_pasid() {
         device: DEVICE,
         span,
     };
-    assert_eq!(plan(UNIT, DEVICE_TLB, &changes), [expected]);
+    assert_eq!(plan(UNIT, ATS, &changes), [expected]);
     // 32 invalidations at once are written as 0; eight pages as two ones below a zero.
     assert_eq!(expected.encode(), [0x0110_0100_0000_0003, 0x3001]);
-    let tag = Tag::DeviceTlb {
+    let tag = Tag::Ats {
         device: DEVICE,
         pasid: Some(PASID),
     };
@@ -372,12 +372,12 @@ fn a_device_gets_one_block_of_its_pasid() {
 fn requests_in_flight_are_waited_for_where_the_unit_can() {
     let changes = leaves(range(0, 0xfff), Kind::Removed);
     for (has_read_drain, has_write_drain) in [(false, true), (true, false)] {
-        let unit = VtdPlanner {
+        let unit = Vtd {
             has_read_drain,
             has_write_drain,
             ..UNIT
         };
-        for tag in [SECOND, PARENT] {
+        for tag in [SECOND, COMBINED] {
             let [
                 Descriptor::Iotlb {
                     drains_reads,
@@ -398,7 +398,7 @@ fn requests_in_flight_are_waited_for_where_the_unit_can() {
 
 #[test]
 fn features_stand_at_the_bits_of_the_capability_register() {
-    let none = VtdPlanner {
+    let none = Vtd {
         has_blocks: false,
         max_order: 0,
         has_caching_mode: false,
@@ -406,8 +406,8 @@ fn features_stand_at_the_bits_of_the_capability_register() {
         has_read_drain: false,
         has_write_drain: false,
     };
-    assert_eq!(VtdPlanner::from_capabilities(!0x00ff_0080_0000_0090), none);
-    let all = VtdPlanner {
+    assert_eq!(Vtd::from_capabilities(!0x00ff_0080_0000_0090), none);
+    let all = Vtd {
         has_blocks: true,
         max_order: 0x12,
         has_caching_mode: true,
@@ -415,20 +415,20 @@ fn features_stand_at_the_bits_of_the_capability_register() {
         has_read_drain: true,
         has_write_drain: true,
     };
-    assert_eq!(VtdPlanner::from_capabilities(0x00d2_0080_0000_0090), all);
+    assert_eq!(Vtd::from_capabilities(0x00d2_0080_0000_0090), all);
 }
 
 #[test]
 fn tags_are_in_the_order_of_their_phases() {
-    let tags = [SECOND, FIRST, PARENT, DEVICE_TLB, NESTED_DEVICE_TLB];
-    assert!(tags.is_sorted() && tags.is_sorted_by_key(VtdPlanner::phase));
-    assert_eq!(VtdPlanner::phase(&PARENT), Phase::Iotlb);
-    assert_eq!(VtdPlanner::phase(&DEVICE_TLB), Phase::DeviceTlb);
+    let tags = [SECOND, FIRST, COMBINED, ATS, ATS_FULL];
+    assert!(tags.is_sorted() && tags.is_sorted_by_key(Vtd::phase));
+    assert_eq!(Vtd::phase(&COMBINED), Phase::Iotlb);
+    assert_eq!(Vtd::phase(&ATS), Phase::DeviceTlb);
 }
 
 #[test]
 fn no_changes_need_no_descriptors() {
-    for tag in [SECOND, FIRST, PARENT, DEVICE_TLB, NESTED_DEVICE_TLB] {
+    for tag in [SECOND, FIRST, COMBINED, ATS, ATS_FULL] {
         assert_eq!(plan(UNIT, tag, &Changes::none(Kind::Removed)), []);
     }
 }
