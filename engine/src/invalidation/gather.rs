@@ -132,6 +132,17 @@ pub struct Pending<'a, I: Invalidate> {
 }
 
 impl<I: Invalidate> Pending<'_, I> {
+    /// Returns whether [`wait`](Self::wait) would return at once. Helps the invalidation on, and waits for
+    /// nothing but room in a queue: so who looks now and then, and works in between, need not wait at all.
+    #[inline]
+    pub fn is_done(&mut self) -> bool {
+        let _waiting = SYNC.waiting();
+        match &mut self.ticket {
+            Ok(Some(ticket)) => self.hardware.is_done(ticket),
+            Ok(None) | Err(_) => true,
+        }
+    }
+
     /// Waits until the hardware holds nothing of the changes any more.
     ///
     /// # Errors

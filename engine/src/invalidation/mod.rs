@@ -56,6 +56,13 @@ pub trait Invalidate {
     ///
     /// [`SyncError`] if the hardware fails or does not answer in time.
     fn wait(&self, ticket: Self::Ticket) -> Result<(), SyncError>;
+
+    /// Returns whether [`wait`](Self::wait) would return at once, without waiting. Who asks helps the submission
+    /// on, where something has to be sent for that. By default it says that it would, so that the caller waits.
+    fn is_done(&self, ticket: &mut Self::Ticket) -> bool {
+        let _ = ticket;
+        true
+    }
 }
 
 impl<I: Invalidate + ?Sized> Invalidate for &I {
@@ -67,6 +74,10 @@ impl<I: Invalidate + ?Sized> Invalidate for &I {
 
     fn wait(&self, ticket: Self::Ticket) -> Result<(), SyncError> {
         (**self).wait(ticket)
+    }
+
+    fn is_done(&self, ticket: &mut Self::Ticket) -> bool {
+        (**self).is_done(ticket)
     }
 }
 

@@ -21,13 +21,14 @@ use alloc::collections::TryReserveError;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
+use core::mem;
 
 use smallvec::SmallVec;
 
 use crate::invalidation::instance::{Encode, Instance};
 use crate::invalidation::places::PlaceSet;
 use crate::invalidation::plan::{Phase, Planner};
-use crate::invalidation::queue::{self, Device};
+use crate::invalidation::queue::{self, Device, Queue};
 use crate::invalidation::{Changes, Invalidate, SyncError};
 use crate::sync::{DomainLock, INVALIDATION_SET, OnceLock};
 
@@ -142,10 +143,7 @@ where
     /// Sends what makes the places of `phase` forget `changes`.
     fn send(&self, phase: Phase, changes: &Changes) -> Result<Round, SyncError> {
         let places = self.places.read();
-        let mut round = Round {
-            tickets: SmallVec::new(),
-            next: None,
-        };
+        let mut round = Round::default();
         for places in places
             .as_slice()
             .chunk_by(|(one, _), (next, _)| one.instance == next.instance)
@@ -168,14 +166,35 @@ where
         }
         Ok(round)
     }
+
+    /// Waits for a round and sends the next, if there is one.
+    fn finish(&self, round: Round, changes: &Changes) -> Result<Option<Round>, SyncError> {
+        round.failed.map_or(Ok(()), Err)?;
+        for (number, ticket) in round.tickets {
+            self.queue(number)
+                .map_or(Ok(()), |queue| queue.wait(ticket))?;
+        }
+        round
+            .next
+            .map(|phase| self.send(phase, changes))
+            .transpose()
+    }
+
+    /// Returns the queue to an instance that places or tickets name.
+    fn queue(&self, number: u8) -> Option<&Queue<D>> {
+        let slot = self.instances.get(usize::from(number))?;
+        slot.get().map(|instance| instance.queue())
+    }
 }
 
 /// Commands that may run at the same time.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Round {
     tickets: SmallVec<[(u8, queue::Ticket); 2]>,
     /// Which places have their turn when these are complete.
     next: Option<Phase>,
+    /// Why there is no sense in waiting.
+    failed: Option<SyncError>,
 }
 
 /// An invalidation on its way through all places of a domain.
@@ -204,16 +223,29 @@ where
     /// Waits for each round and sends the next, to the places that are there by then.
     fn wait(&self, ticket: SetTicket) -> Result<(), SyncError> {
         let SetTicket { changes, mut round } = ticket;
+        while let Some(next) = self.finish(round, &changes)? {
+            round = next;
+        }
+        Ok(())
+    }
+
+    fn is_done(&self, ticket: &mut SetTicket) -> bool {
+        let SetTicket { changes, round } = ticket;
         loop {
-            for (number, ticket) in round.tickets {
-                if let Some(instance) = self.instances[usize::from(number)].get() {
-                    instance.queue().wait(ticket)?;
-                }
+            let mut tickets = round.tickets.iter_mut();
+            if !tickets
+                .all(|(number, ticket)| self.queue(*number).is_none_or(|it| it.is_done(ticket)))
+            {
+                return false;
             }
-            let Some(phase) = round.next else {
-                return Ok(());
+            *round = match self.finish(mem::take(round), changes) {
+                Ok(Some(next)) => next,
+                Ok(None) => return true,
+                Err(error) => {
+                    round.failed = Some(error);
+                    return true;
+                }
             };
-            round = self.send(phase, &changes)?;
         }
     }
 }

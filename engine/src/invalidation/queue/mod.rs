@@ -336,6 +336,28 @@ impl<D: Device> Queue<D> {
         }
     }
 
+    /// Returns whether [`wait`](Self::wait) would return at once. Sends the SYNC that the ticket lacks, if nobody
+    /// else has and there is room, and never waits; so who looks now and then, and works in between, need not
+    /// wait at all.
+    #[inline]
+    pub fn is_done(&self, ticket: &mut Ticket) -> bool {
+        if ticket.is_nothing() {
+            return true;
+        }
+        let sent = ticket
+            .own_sync()
+            .or_else(|| self.join_at_once(ticket.end()));
+        let Some(sync) = sent else {
+            self.poll();
+            return false;
+        };
+        ticket.join(sync);
+        if self.outcome(ticket.first(), sync).is_none() {
+            self.poll();
+        }
+        self.outcome(ticket.first(), sync).is_some()
+    }
+
     /// Returns what is known of a SYNC, for a ticket whose first entry is `first` (Q5).
     #[inline]
     fn outcome(&self, first: u64, sync: u64) -> Option<Result<(), SyncError>> {
@@ -368,6 +390,15 @@ impl<D: Device> Queue<D> {
             }
             Err(sync) => Ok(sync),
         }
+    }
+
+    /// As [`join`](Self::join), if there is room.
+    fn join_at_once(&self, end: u64) -> Option<u64> {
+        self.latest_sync(end).or_else(|| {
+            let start = self.take_if_first(1)?;
+            self.fill(start, &[], true);
+            Some(start)
+        })
     }
 
     /// Returns the position of the last SYNC if that is at or behind `end`.

@@ -33,7 +33,7 @@ impl<D: Device> Queue<D> {
 
     /// Reserves entries if there is room and nobody waits for it (Q6).
     #[inline]
-    fn take_if_first(&self, count: u64) -> Option<u64> {
+    pub(super) fn take_if_first(&self, count: u64) -> Option<u64> {
         self.line.is_empty().then(|| self.take(count)).flatten()
     }
 

@@ -7,7 +7,7 @@ pub struct Ticket {
     first: u64,
     /// The position behind the last command.
     end: u64,
-    /// The SYNC that was sent along.
+    /// The SYNC that was sent along, or that it joined.
     sync: Option<u64>,
 }
 
@@ -57,6 +57,11 @@ impl Ticket {
 
     pub(super) const fn end(&self) -> u64 {
         self.end
+    }
+
+    /// Notes a SYNC that stands at or behind the end.
+    pub(super) const fn join(&mut self, sync: u64) {
+        self.sync = Some(sync);
     }
 
     pub(super) const fn own_sync(&self) -> Option<u64> {

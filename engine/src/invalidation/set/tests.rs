@@ -124,6 +124,51 @@ fn a_submission_is_waited_for_after_other_work() {
     assert_eq!(consumed(&one).len(), 4);
 }
 
+/// Hardware that moves only when it is told to.
+#[test]
+fn who_looks_now_and_then_need_not_wait() {
+    for shares in [false, true] {
+        let set = set();
+        let queue = Queue::new(Toy::new(SHAPE)).expect("the shape is sound");
+        let mut one = Instance::new(
+            Plain {
+                opcode: Opcode::Plain,
+            },
+            queue,
+        );
+        if shares {
+            one = one.with_shared_syncs();
+        }
+        let one = Arc::new(one);
+        set.attach(&one, &[Tag(0, 3), Tag(2, 7)]).expect("room");
+        let mut pending = removal().submit(&set);
+        let mut looks = 0;
+        while !pending.is_done() {
+            one.queue().device().run();
+            looks += 1;
+        }
+        assert!((2..=4).contains(&looks), "{looks}");
+        let expected = [Some((0, 3)), None, Some((2, 7)), None];
+        assert_eq!(consumed(&one), expected);
+        assert!(pending.wait().is_ok());
+    }
+}
+
+#[test]
+fn who_looks_sees_a_failure_and_sends_nothing_more() {
+    let (set, failing) = (set(), instance(Opcode::Illegal, false));
+    set.attach(&failing, &[Tag(0, 3), Tag(2, 7)]).expect("room");
+    let mut pending = removal().submit(&set);
+    while !pending.is_done() {
+        failing.queue().device().run();
+    }
+    failing.queue().device().run();
+    assert!(!consumed(&failing).contains(&Some((2, 7))));
+    assert!(pending.is_done());
+    let quarantined = pending.wait().expect_err("the command was refused");
+    assert_eq!(quarantined.error(), SyncError::Refused);
+}
+
 #[test]
 fn those_who_wait_share_a_sync_if_told_so() {
     let set = set();
