@@ -1,6 +1,7 @@
 //! Changes that nobody thought of, told by every kind of SMMU.
 
 use super::*;
+use crate::invalidation::plan::testing::Numbers;
 
 /// The bytes that commands drop, sorted; the last byte is inclusive.
 fn dropped(targets: &[Target], granule: Granule, step: u64) -> Vec<(u64, u64)> {
@@ -24,14 +25,10 @@ fn dropped(targets: &[Target], granule: Granule, step: u64) -> Vec<(u64, u64)> {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "arithmetic alone, and much of it")]
 fn random_changes_are_told_exactly_and_in_few_commands() {
-    let mut state = 7_u64;
-    let mut random = move |below: u64| {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
-        (state >> 33) % below
-    };
+    let mut numbers = Numbers::new(7);
+    let mut random = |below| numbers.below(below);
     for _ in 0..20_000 {
         let granule = [KIB4, KIB16, KIB64][random(3) as usize];
         let g = granule.lg2();
