@@ -107,7 +107,7 @@ pub enum Command {
     AtsInval {
         /// The device.
         function: Function,
-        /// The PASID; `None` sends a request without.
+        /// The PASID; `None` sends a request without, which reaches what was asked for with any.
         pasid: Option<Pasid>,
         /// Translations of all PASIDs are meant (G).
         is_global: bool,

@@ -170,7 +170,7 @@ pub enum Command {
     AtcInv {
         /// The device.
         stream: u32,
-        /// The PASID of the request; `None` sends one without.
+        /// The PASID of the request; `None` sends one without, which reaches what was asked for with any.
         substream: Option<Pasid>,
         /// Translations of all PASIDs are meant (Global); ignored without a PASID.
         is_global: bool,

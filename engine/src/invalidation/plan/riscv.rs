@@ -86,14 +86,14 @@ pub enum Tag {
     Ats {
         /// The device.
         function: Function,
-        /// The PASID; `None` are requests without.
+        /// The PASID; without one, translations for all of them are dropped.
         pasid: Option<Pasid>,
     },
     /// What a device caches, all of it: its addresses are a guest's, and those that changed are not.
     AtsFull {
         /// The device.
         function: Function,
-        /// The PASID; `None` are requests without.
+        /// The PASID; without one, translations for all of them are dropped.
         pasid: Option<Pasid>,
     },
 }
