@@ -66,6 +66,7 @@
 //! ```text
 //! ioas           one address space over many domains: areas, pages, accesses
 //! domain         a table with its hardware, or a sink that keeps translations elsewhere
+//! iova           which IOVA drivers get, and when it is free again
 //! radix          one table of any format: map, unmap, look up, dirty, cut, compact
 //! invalidation   what changed -> hardware told -> proof
 //! claim          who may change which range
@@ -122,6 +123,7 @@ mod intervals;
 pub mod invalidation;
 #[cfg(feature = "std")]
 pub mod ioas;
+pub mod iova;
 pub mod mem;
 #[cfg(feature = "std")]
 pub mod pin;

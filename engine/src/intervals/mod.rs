@@ -20,7 +20,7 @@ mod augmented;
 pub(crate) mod disjoint;
 pub(crate) mod gaps;
 #[cfg(test)]
-mod random;
+pub(crate) mod random;
 pub(crate) mod reservations;
 pub(crate) mod spans;
 pub(crate) mod tree;

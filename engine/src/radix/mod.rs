@@ -354,7 +354,6 @@ impl<F: Format, M: TableMemory> Table<F, M> {
 
     /// As [`mapper`](Self::mapper), for a part of a claim that the caller holds for `'t`, where no other
     /// mapper of that claim overlaps it. Whoever calls this answers for that (T3).
-    #[cfg(feature = "std")]
     pub(crate) fn mapper_of_part(&self, range: IovaRange) -> Result<Mapper<'_, F, M>, MapperError> {
         if !self.decodes(range) {
             return Err(MapperError::OutsideWindow { range });
