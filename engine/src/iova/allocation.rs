@@ -36,7 +36,7 @@ impl Part<'_> {
 pub(super) struct Kept<'s>(Part<'s>);
 
 impl Kept<'_> {
-    fn range(&self) -> IovaRange {
+    pub(super) fn range(&self) -> IovaRange {
         self.0.range()
     }
 
@@ -244,6 +244,11 @@ impl<'s, I: Invalidate> PendingIova<'s, '_, I> {
     /// Returns the range.
     pub fn range(&self) -> IovaRange {
         self.kept.range()
+    }
+
+    /// Returns whether [`wait`](Self::wait) would return at once, as [`Pending::is_done`].
+    pub fn is_done(&mut self) -> bool {
+        self.pending.is_done()
     }
 
     /// Waits until the hardware holds nothing of the range any more; then it is free again.

@@ -6,9 +6,8 @@ use core::fmt;
 use crate::invalidation::{Flushed, Gather, Invalidate, SyncError};
 use crate::iova::allocation::{Kept, WithdrawnIova};
 
-/// Withdrawn ranges that wait for one sync together: with one for each processor, and a limit and a timer
-/// of your own, this is the deferred mode of drivers that trade time in which devices may reach
-/// old pages for speed.
+/// Withdrawn ranges that wait for one sync together: those of one scatter list, say. Who puts flushes off for
+/// longer leaves them to a [`Deferred`](crate::invalidation::deferred::Deferred).
 ///
 /// The hardware is told of one range that holds all of them. Dropping a batch leaks what it holds.
 #[must_use = "the hardware may still use the ranges until the batch is synced"]

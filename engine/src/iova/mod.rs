@@ -8,8 +8,8 @@
 //!            into_allocation            withdraw             sync
 //! FreshIova ---------------> IovaAllocation -----> WithdrawnIova ----> free again, and Flushed
 //!     | cancel, drop             | mapper     everything unmapped | `-> QuarantinedIova: try again
-//!     v                                                           v
-//!   free again                                            IovaBatch: one sync for many
+//!     v                                                           +-----> IovaBatch: one sync for many
+//!   free again                                                    `-----> Deferred: a common flush, later
 //! ```
 //!
 //! Nothing but a sync of the whole range that follows its last unmap makes a range free again that was
@@ -67,6 +67,8 @@ mod batch;
 mod bits;
 mod block;
 mod config;
+#[cfg(feature = "std")]
+mod deferral;
 mod directory;
 mod error;
 mod layout;
@@ -102,6 +104,8 @@ pub use crate::iova::allocation::{
 };
 pub use crate::iova::batch::{BatchError, IovaBatch};
 pub use crate::iova::config::{IovaConfig, IovaRequest};
+#[cfg(feature = "std")]
+pub use crate::iova::deferral::{DeferredIova, NotDeferredIova};
 pub use crate::iova::error::{IovaConfigError, IovaError, IovaSpaceError};
 
 /// The allocator of the IOVA of one table.

@@ -5,7 +5,10 @@ use core::cell::RefCell;
 use iopt_formats::{Oa, Prot};
 
 use super::*;
-use crate::invalidation::{Changes, Invalidate, Kind, NoHardware, SyncError};
+use core::time::Duration;
+
+use crate::invalidation::deferred::{Deferred, Window};
+use crate::invalidation::{Changes, Flushed, Invalidate, Kind, NoHardware, SyncError};
 use crate::radix::UnmapPolicy;
 
 /// Notes what it is told, and fails as long as it is to.
@@ -273,4 +276,68 @@ fn a_batch_frees_all_with_one_sync_or_none() {
     refused.withdrawn.sync(&hardware).expect("it answers");
     batch.sync(&hardware).expect("it answers");
     assert_eq!(other_space.statistics().used_len, 0);
+}
+
+#[test]
+fn a_deferred_range_is_free_again_after_the_common_flush_and_not_before() {
+    let (table, space) = pair();
+    let window = Window {
+        queue_count: 1,
+        capacity: 2,
+        age: Duration::MAX,
+    };
+    let hardware = Recorder::default();
+    let released = RefCell::new(Vec::new());
+    let deferred = Deferred::new(&hardware, window);
+    let withdraw = || {
+        let mut buffer = space
+            .alloc(&IovaRequest::new(PAGE))
+            .expect("room")
+            .into_allocation();
+        let range = buffer.range();
+        let mut mapper = buffer.mapper(&table).expect("its table");
+        let mapped = mapper.map(range, Oa::new(0x8000_0000), Prot::RW);
+        mapped
+            .expect("it is empty")
+            .sync(&NoHardware)
+            .expect("nothing to do");
+        buffer.withdraw(&table).expect("its table")
+    };
+    let note = |range: IovaRange| {
+        let released = &released;
+        move |flushed: Flushed| {
+            assert!(flushed.covers(range));
+            released.borrow_mut().push(range);
+        }
+    };
+    let first = withdraw();
+    let place = first.range();
+    first.defer(&deferred, note(place)).expect("there is room");
+    assert_eq!(space.statistics().used_len, PAGE);
+    let second = withdraw();
+    assert_ne!(
+        second.range(),
+        place,
+        "what waits for its flush is not used again"
+    );
+    *hardware.fails.borrow_mut() = true;
+    for withdrawn in [second, withdraw(), withdraw()] {
+        let note = note(withdrawn.range());
+        let result = withdrawn.defer(&deferred, note);
+        result.expect("there is room, also beside a flush that failed");
+    }
+    let last = withdraw();
+    let note = note(last.range());
+    let refused = last.defer(&deferred, note);
+    let refused = refused.expect_err("no room, and flushes fail");
+    assert_eq!(refused.error, SyncError::TimedOut);
+    assert!(released.borrow().is_empty());
+
+    *hardware.fails.borrow_mut() = false;
+    deferred.flush().expect("the hardware works again");
+    assert_eq!(released.borrow().len(), 4);
+    let last = refused.withdrawn.sync(&hardware);
+    assert!(last.is_ok());
+    assert_eq!(space.statistics().used_len, 0);
+    assert_eq!(space.statistics().leaked_count, 0);
 }
