@@ -9,7 +9,8 @@
 //!
 //! [`submit`](Queue::submit) reserves room for a whole list with one compare-exchange, writes it, marks it as
 //! written and sees to it that hardware is told; [`wait`](Queue::wait) returns when a SYNC behind the
-//! list is complete. What the hardware is like, [`Device`] says.
+//! list is complete. What the hardware is like, [`Device`] says; for [`smmuv3`], [`vtd`], [`amd`] and [`riscv`] it is
+//! there, over a few registers and a [`Platform`].
 //!
 //! - **No thread waits for another to submit.** Whoever finishes a list becomes the owner of a run, if there
 //!   is none, and tells hardware of everything that is written up to the first gap, with one store to the tail
@@ -61,17 +62,22 @@
 //!   acquired (Q7).
 //! - `reserved`, `latest_sync` and the line of those that wait carry numbers only.
 
+pub mod amd;
 mod device;
 mod failures;
 mod marks;
 #[cfg(all(test, loom))]
 mod models;
 mod patience;
+mod platform;
 mod progress;
+pub mod riscv;
 mod room;
+pub mod smmuv3;
 #[cfg(all(test, feature = "std", not(loom)))]
 pub(super) mod tests;
 mod ticket;
+pub mod vtd;
 
 use core::fmt;
 use core::time::Duration;
@@ -84,6 +90,7 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{CachePadded, SYNC};
 
 pub use crate::invalidation::queue::device::{Completion, Device, Entry, Fault, Head, Shape};
+pub use crate::invalidation::queue::platform::Platform;
 pub use crate::invalidation::queue::ticket::Ticket;
 
 /// Commands of a list that are reserved together.

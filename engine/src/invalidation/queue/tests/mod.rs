@@ -2,6 +2,8 @@
 
 mod errors;
 mod fairness;
+mod fake;
+mod hardware;
 mod single;
 mod threads;
 pub(in crate::invalidation) mod toy;
