@@ -1,9 +1,11 @@
 //! Cached device and process contexts.
 
-use crate::contexts::{Context, Resolution};
-use crate::memory::Read;
+use std::collections::BTreeSet;
 
 use iopt_reference::context::ContextFault;
+
+use crate::contexts::{Context, Resolution};
+use crate::memory::Read;
 
 /// A structure on the way from a device to its tables.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -103,12 +105,20 @@ impl ContextCache {
         self.entries.iter().filter(is_meant).cloned().collect()
     }
 
-    pub(crate) fn drop_where(&mut self, keeps: impl Fn(&CachedContext) -> Option<&'static str>) {
-        for entry in &mut self.entries {
-            if keeps(entry).is_none() {
+    /// Drops what `keeps` gives no reason to keep, until the next sync in name only, and returns the
+    /// requests that it was for.
+    pub(crate) fn drop_where(
+        &mut self,
+        keeps: impl Fn(&CachedContext) -> Option<&'static str>,
+    ) -> BTreeSet<(u32, Option<u32>)> {
+        let meant = |entry: &&mut CachedContext| !entry.is_dropped && keeps(entry).is_none();
+        let dropped = self.entries.iter_mut().filter(meant);
+        dropped
+            .map(|entry| {
                 entry.is_dropped = true;
-            }
-        }
+                (entry.device, entry.pasid)
+            })
+            .collect()
     }
 
     pub(crate) fn sync(&mut self) {

@@ -325,8 +325,11 @@ impl Iommu {
                 }
                 Effect::Atc(request) => self.invalidate_device_tlb(state, request),
                 Effect::Context(request) => {
-                    state.contexts.drop_where(|entry| request.keeps(entry));
+                    let dropped = state.contexts.drop_where(|entry| request.keeps(entry));
                     state.pending.push(*effect);
+                    for (device, pasid) in dropped {
+                        self.examiner(state, device, pasid).machine.bounds();
+                    }
                 }
                 Effect::Sync(_) => {}
             }

@@ -21,6 +21,8 @@ pub(crate) struct Machine {
     pub(crate) shift: u32,
     /// A sync that its head tells of.
     pub(crate) sync: [u64; 2],
+    /// What acknowledges an error, when there is one.
+    pub(crate) acknowledgement: u64,
     /// Words of a pointer to a table of `level` (1 is the last), of a page, and of a 2 MiB block.
     pub(crate) pointer: fn(address: u64, level: u64) -> u64,
     pub(crate) page: fn(oa: u64) -> u64,
@@ -35,6 +37,7 @@ const fn smmu(features: behaviour::smmuv3::Features) -> Machine {
         laps: 2,
         shift: 0,
         sync: [0x46, 0],
+        acknowledgement: 1,
         pointer: |address, _| address | 0b11,
         // Not global, accessed, inner shareable, all may read and write.
         page: |oa| oa | 0xf43,
@@ -83,10 +86,10 @@ pub(crate) fn smmu_nested() -> Context {
     }
 }
 
-const fn vtd(has_caching_mode: bool) -> Machine {
+const fn vtd(has_caching_mode: bool, is_wide: bool) -> Machine {
     Machine {
         architecture: Architecture::Vtd(behaviour::vtd::Features {
-            is_wide: false,
+            is_wide,
             has_caching_mode,
             has_page_selective: true,
             most_address_mask: 18,
@@ -94,10 +97,11 @@ const fn vtd(has_caching_mode: bool) -> Machine {
             page_selective_drops_combined: false,
         }),
         base: QUEUE,
-        entries: 256,
+        entries: if is_wide { 128 } else { 256 },
         laps: 1,
         shift: 4,
         sync: [5, 0],
+        acknowledgement: u64::MAX,
         pointer: |address, _| address | 0b11,
         page: |oa| oa | 0b11,
         block: |oa| oa | 0b1000_0011,
@@ -105,9 +109,11 @@ const fn vtd(has_caching_mode: bool) -> Machine {
 }
 
 /// The words of [`VTD`], for machines like it.
-pub(crate) const VTD_WORDS: Machine = vtd(false);
+pub(crate) const VTD_WORDS: Machine = vtd(false, false);
 pub(crate) static VTD: Machine = VTD_WORDS;
-pub(crate) static VTD_CACHING: Machine = vtd(true);
+pub(crate) static VTD_CACHING: Machine = vtd(true, false);
+/// With descriptors of 256 bits.
+pub(crate) static VTD_WIDE: Machine = vtd(false, true);
 
 /// The second stage of domain 9.
 pub(crate) fn vtd_context() -> Context {
@@ -154,6 +160,7 @@ const fn amd(caches_absent: bool) -> Machine {
         laps: 1,
         shift: 4,
         sync: [1 << 60, 0],
+        acknowledgement: 1 << 12,
         pointer: |address, level| address | AMD_RIGHTS | level << 9 | 1,
         page: |oa| oa | AMD_RIGHTS | 1,
         block: |oa| oa | AMD_RIGHTS | 1,
@@ -209,6 +216,7 @@ const fn riscv(has_non_leaf: bool) -> Machine {
         laps: 1,
         shift: 0,
         sync: [2, 0],
+        acknowledgement: u64::MAX,
         pointer: |address, _| address >> 12 << 10 | 1,
         // V, R, W, X, U, A, D.
         page: |oa| oa >> 12 << 10 | 0xdf,

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use iopt_sim::{
-    Attachment, Clock, Config, Context, ContextTable, Contexts, Injection, Iommu, Law, Ledger,
-    Memory as _, Outcome, Ram, Refusal, Rights, StaleAccess,
+    Attachment, Clock, Config, Context, ContextTable, Contexts, Iommu, Law, Ledger, Memory as _,
+    Outcome, Ram, Refusal, Rights, StaleAccess,
 };
 
 use crate::machines::Machine;
@@ -22,7 +22,6 @@ pub(crate) struct Rig {
     pub(crate) ram: Arc<Ram>,
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) clock: Arc<Clock>,
-    pub(crate) contexts: Arc<ContextTable>,
     pub(crate) iommu: Arc<Iommu>,
     pub(crate) tail: u64,
 }
@@ -32,28 +31,23 @@ impl Rig {
     pub(crate) fn new(machine: &'static Machine, context: Context) -> Self {
         let contexts = Arc::new(ContextTable::new());
         contexts.set(DEVICE, None, Some(context));
-        let rig = Self::with_contexts(machine, contexts.clone(), contexts);
+        let rig = Self::with_contexts(machine, contexts);
         rig.ledger.attach(DEVICE, None, Attachment::Domain(DOMAIN));
         rig.ledger.attach_done(DEVICE, None);
         rig
     }
 
-    pub(crate) fn with_contexts(
-        machine: &'static Machine,
-        contexts: Arc<ContextTable>,
-        found: Arc<dyn Contexts>,
-    ) -> Self {
+    pub(crate) fn with_contexts(machine: &'static Machine, contexts: Arc<dyn Contexts>) -> Self {
         let (ram, ledger) = (Arc::new(Ram::new()), Arc::new(Ledger::new()));
         let clock = Clock::new(100);
         let config = Config::new(machine.architecture);
-        let iommu = Iommu::new(config, ram.clone(), found, ledger.clone(), &clock);
+        let iommu = Iommu::new(config, ram.clone(), contexts, ledger.clone(), &clock);
         iommu.write_base(machine.base);
         Self {
             machine,
             ram,
             ledger,
             clock,
-            contexts,
             iommu,
             tail: 0,
         }
@@ -79,7 +73,8 @@ impl Rig {
     /// Fails if it does not get there.
     pub(crate) fn wait(&self) {
         for _ in 0..1000 {
-            if self.iommu.read_head() == self.tail << self.machine.shift {
+            // The SMMU's register keeps the code of the last error above the index.
+            if self.iommu.read_head() & 0xff_ffff == self.tail << self.machine.shift {
                 return;
             }
             self.clock.poll();
@@ -143,9 +138,5 @@ impl Rig {
             );
         }
         accessed
-    }
-
-    pub(crate) fn inject(&self, injection: Injection) {
-        self.iommu.inject(injection);
     }
 }

@@ -5,7 +5,7 @@ use iopt_sim::Law;
 use crate::machines::{RISCV, RISCV_NON_LEAF, riscv_context, riscv_nested};
 use crate::rig::{DEVICE, DOMAIN, Rig, Words};
 use crate::scenes::{
-    BLOCK_AND_PAGES, FOUR_PAGES, GUEST_PAGE, LEVEL_1, ONE_BLOCK, absent_pages, block,
+    BLOCK_AND_PAGES, FOUR_PAGES, Formats, GUEST_PAGE, LEVEL_1, ONE_BLOCK, absent_pages, block,
     block_and_pages, block_over_table, detached_table, four_pages, four_pages_in_device,
     guest_page,
 };
@@ -178,14 +178,11 @@ fn the_device_is_told_after_the_iotlb() {
 #[test]
 fn a_page_of_the_second_stage_needs_the_combined_entries_dropped_after_it() {
     let law = |commands: &[Words]| {
-        let word = |oa: u64| oa >> 12 << 10 | 0xdf;
-        let pointer = |table: u64| table >> 12 << 10 | 1;
-        let mut rig = guest_page(
-            &RISCV,
-            riscv_nested(),
-            (pointer, word),
-            (RISCV.pointer, word),
-        );
+        let words = || Formats {
+            pointer: RISCV.pointer,
+            page: RISCV.page,
+        };
+        let mut rig = guest_page(&RISCV, riscv_nested(), words(), words());
         rig.send(commands);
         rig.wait();
         rig.ledger

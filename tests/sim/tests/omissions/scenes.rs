@@ -172,6 +172,12 @@ pub(crate) fn absent_pages(machine: &'static Machine, context: Context) -> Rig {
     rig
 }
 
+/// The words of one of two stages.
+pub(crate) struct Formats {
+    pub(crate) pointer: fn(address: u64, level: u64) -> u64,
+    pub(crate) page: fn(oa: u64) -> u64,
+}
+
 /// A guest's page at `0x1000` goes by two stages to `OFFSET + 0x1000`, was met, and has been cleared in the
 /// second one.
 ///
@@ -179,8 +185,8 @@ pub(crate) fn absent_pages(machine: &'static Machine, context: Context) -> Rig {
 pub(crate) fn guest_page(
     machine: &'static Machine,
     context: Context,
-    first: (fn(u64) -> u64, fn(u64) -> u64),
-    second: (fn(u64, u64) -> u64, fn(u64) -> u64),
+    first: Formats,
+    second: Formats,
 ) -> Rig {
     let rig = Rig::new(machine, context);
     rig.ledger.detach(DEVICE, None);
@@ -190,11 +196,11 @@ pub(crate) fn guest_page(
         parent: DOMAIN,
     };
     rig.ledger.attach(DEVICE, None, attachment);
-    let (guest_pointer, guest_page) = first;
-    let (pointer, page) = second;
-    rig.put(ROOT, guest_pointer(LEVEL_3));
-    rig.put(LEVEL_3, guest_pointer(LEVEL_2));
-    rig.put(LEVEL_2, guest_pointer(LEVEL_1));
+    let (guest_pointer, guest_page) = (first.pointer, first.page);
+    let (pointer, page) = (second.pointer, second.page);
+    rig.put(ROOT, guest_pointer(LEVEL_3, 3));
+    rig.put(LEVEL_3, guest_pointer(LEVEL_2, 2));
+    rig.put(LEVEL_2, guest_pointer(LEVEL_1, 1));
     // Its input address of the second stage.
     rig.put(LEVEL_1 + 8, guest_page(GUEST_PAGE));
     let lower = [

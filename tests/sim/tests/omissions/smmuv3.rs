@@ -5,7 +5,7 @@ use iopt_sim::Law;
 use crate::machines::{SMMU, SMMU_ERRATUM, SMMU_RANGES, smmu_context, smmu_nested};
 use crate::rig::{DEVICE, DOMAIN, Rig, Words};
 use crate::scenes::{
-    BLOCK_AND_PAGES, FOUR_PAGES, GUEST_PAGE, LEVEL_1, ONE_BLOCK, absent_pages, block,
+    BLOCK_AND_PAGES, FOUR_PAGES, Formats, GUEST_PAGE, LEVEL_1, ONE_BLOCK, absent_pages, block,
     block_and_pages, block_over_table, detached_table, four_pages, four_pages_in_device,
     guest_page,
 };
@@ -264,9 +264,15 @@ fn nested_page() -> Rig {
     guest_page(
         &SMMU_RANGES,
         smmu_nested(),
-        (|table| table | 0b11, |oa| oa | 0xf43),
+        Formats {
+            pointer: SMMU.pointer,
+            page: SMMU.page,
+        },
         // Stage 2: read, write, normal memory.
-        (|table, _| table | 0b11, |oa| oa | 0x7ff),
+        Formats {
+            pointer: SMMU.pointer,
+            page: |oa| oa | 0x7ff,
+        },
     )
 }
 

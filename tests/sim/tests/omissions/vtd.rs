@@ -7,7 +7,7 @@ use crate::machines::{
 };
 use crate::rig::{DEVICE, DOMAIN, Rig, Words};
 use crate::scenes::{
-    BLOCK_AND_PAGES, FOUR_PAGES, GUEST_PAGE, LEVEL_1, ONE_BLOCK, absent_pages, block,
+    BLOCK_AND_PAGES, FOUR_PAGES, Formats, GUEST_PAGE, LEVEL_1, ONE_BLOCK, absent_pages, block,
     block_and_pages, block_over_table, detached_table, four_pages, four_pages_in_device,
     guest_page,
 };
@@ -148,8 +148,14 @@ fn a_page_of_the_second_stage_needs_the_combined_entries_dropped() {
         let mut rig = guest_page(
             &VTD,
             vtd_nested(),
-            (|table| table | 0b111, |oa| oa | 0x27),
-            (|table, _| table | 0b11, |oa| oa | 0b11),
+            Formats {
+                pointer: |table, _| table | 0b111,
+                page: |oa| oa | 0x27,
+            },
+            Formats {
+                pointer: VTD.pointer,
+                page: VTD.page,
+            },
         );
         rig.send(commands);
         rig.wait();
