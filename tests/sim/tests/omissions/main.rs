@@ -9,4 +9,5 @@ mod rig;
 mod riscv;
 mod scenes;
 mod smmuv3;
+mod together;
 mod vtd;

@@ -22,6 +22,8 @@ pub(crate) struct Rig {
     pub(crate) ram: Arc<Ram>,
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) clock: Arc<Clock>,
+    /// The contexts, unless they are read from words.
+    pub(crate) contexts: Arc<ContextTable>,
     pub(crate) iommu: Arc<Iommu>,
     pub(crate) tail: u64,
 }
@@ -31,16 +33,31 @@ impl Rig {
     pub(crate) fn new(machine: &'static Machine, context: Context) -> Self {
         let contexts = Arc::new(ContextTable::new());
         contexts.set(DEVICE, None, Some(context));
-        let rig = Self::with_contexts(machine, contexts);
+        let rig = Self::with_config(machine, Config::new(machine.architecture), contexts);
         rig.ledger.attach(DEVICE, None, Attachment::Domain(DOMAIN));
         rig.ledger.attach_done(DEVICE, None);
         rig
     }
 
+    pub(crate) fn with_config(
+        machine: &'static Machine,
+        config: Config,
+        contexts: Arc<ContextTable>,
+    ) -> Self {
+        let found = contexts.clone();
+        Self {
+            contexts,
+            ..Self::build(machine, config, found)
+        }
+    }
+
     pub(crate) fn with_contexts(machine: &'static Machine, contexts: Arc<dyn Contexts>) -> Self {
+        Self::build(machine, Config::new(machine.architecture), contexts)
+    }
+
+    fn build(machine: &'static Machine, config: Config, contexts: Arc<dyn Contexts>) -> Self {
         let (ram, ledger) = (Arc::new(Ram::new()), Arc::new(Ledger::new()));
         let clock = Clock::new(100);
-        let config = Config::new(machine.architecture);
         let iommu = Iommu::new(config, ram.clone(), contexts, ledger.clone(), &clock);
         iommu.write_base(machine.base);
         Self {
@@ -48,6 +65,7 @@ impl Rig {
             ram,
             ledger,
             clock,
+            contexts: Arc::default(),
             iommu,
             tail: 0,
         }

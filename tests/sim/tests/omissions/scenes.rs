@@ -173,6 +173,7 @@ pub(crate) fn absent_pages(machine: &'static Machine, context: Context) -> Rig {
 }
 
 /// The words of one of two stages.
+#[derive(Clone, Copy)]
 pub(crate) struct Formats {
     pub(crate) pointer: fn(address: u64, level: u64) -> u64,
     pub(crate) page: fn(oa: u64) -> u64,
