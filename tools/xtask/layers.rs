@@ -399,6 +399,9 @@ mod tests {
         assert_eq!(manifest("a", alone).len(), 1);
         let tested = alone.replace("[dep", "[dev-dep");
         assert_eq!(texts(&manifest("a", &tested)), [""; 0]);
+        let simulated =
+            "[package]\nname = \"iopt-sim\"\n[dependencies]\niopt-formats.workspace = true\n";
+        assert_eq!(manifest("a", simulated).len(), 1);
         let unknown = "[package]\nname = \"iopt-cellar\"\n[dependencies]\nspin = \"1\"\n";
         assert_eq!(manifest("a", unknown).len(), 1);
     }

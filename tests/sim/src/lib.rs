@@ -16,6 +16,54 @@
 //! What the caches hold is either sure or dropped: a command marks what it drops, which may be used until
 //! a sync completes, and what is cached after the command stays. So both an early and a late execution of
 //! each command are covered.
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use iopt_reference::context::Binding;
+//! use iopt_reference::{Table, vtd};
+//! use iopt_sim::behaviour::vtd::Features;
+//! use iopt_sim::{
+//!     Architecture, Attachment, Clock, Config, Context, ContextTable, Iommu, Law, Ledger, Memory, Ram,
+//!     Rights, Tag,
+//! };
+//!
+//! let (ram, ledger, clock) = (Arc::new(Ram::new()), Arc::new(Ledger::new()), Clock::new(100));
+//! let contexts = Arc::new(ContextTable::new());
+//! let config = Config::new(Architecture::Vtd(Features::default()));
+//! let iommu = Iommu::new(config, ram.clone(), contexts.clone(), ledger.clone(), &clock);
+//! iommu.write_base(0x10_0000);
+//!
+//! // Device 7 is in domain 9, which maps 1 GiB.
+//! let table = Table::VtdSecond(vtd::Config::new(0x1000, 3));
+//! let context = Context {
+//!     binding: Binding::Table(table),
+//!     tag: Tag::second(9),
+//!     has_ats: false,
+//! };
+//! contexts.set(7, None, Some(context));
+//! ledger.attach(7, None, Attachment::Domain(0));
+//! ledger.map(0, 0..=0x3fff_ffff, 0x4000_0000, Rights::ALL);
+//! ram.write64(0x1000, 0x4000_0083);
+//! assert!(iommu.access(7, None, 0x123, Rights::READ).is_ok());
+//!
+//! // It is cleared, but its memory is used again before the IOTLB has forgotten.
+//! ram.write64(0x1000, 0);
+//! ledger.forgotten(0, 0..=0x3fff_ffff);
+//! let stale = iommu.access(7, None, 0x123, Rights::READ).unwrap_err();
+//! assert_eq!(stale.law, Law::Reach);
+//! println!("{stale}");
+//!
+//! // A domain-selective invalidation and a wait descriptor.
+//! for (index, word) in [2 | 2 << 4 | 9 << 16, 0, 5, 0].into_iter().enumerate() {
+//!     ram.write64(0x10_0000 + 8 * index as u64, word);
+//! }
+//! iommu.write_tail(2 << 4);
+//! while iommu.read_head() != 2 << 4 {
+//!     clock.poll();
+//! }
+//! assert!(iommu.access(7, None, 0x123, Rights::READ).is_ok());
+//! ```
 
 mod atc;
 pub mod behaviour;
