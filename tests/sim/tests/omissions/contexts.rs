@@ -153,6 +153,28 @@ fn a_changed_cd_is_told_before_its_translations() {
 }
 
 #[test]
+fn a_cd_that_is_stored_after_its_command_is_caught() {
+    let mut rig = rig(&SMMU, SMMU_REGISTERS);
+    for (address, word) in [
+        (STE, STE_WORD),
+        (BEHIND, cd(5)),
+        (BEHIND + 8, ROOT),
+        (BEHIND + 56, 0),
+    ] {
+        rig.put(address, word);
+    }
+    attach(&rig, DOMAIN);
+    rig.warm(IOVA, OA - IOVA);
+    rig.ledger.detach(DEVICE, None);
+    rig.send(&[[0x05 | u64::from(DEVICE) << 32, 1]]);
+    rig.put(BEHIND, 0);
+    rig.send(&[[0x46, 0]]);
+    rig.wait();
+    rig.ledger.detach_done(DEVICE, None);
+    assert_eq!(rig.law(IOVA..=IOVA + 0xfff), Some(Law::Reach));
+}
+
+#[test]
 fn an_ste_that_was_not_valid_is_cached() {
     let setup = [
         (STE, 0),
@@ -323,4 +345,122 @@ fn a_device_context_that_was_not_valid_is_not_cached() {
     ];
     let found = law_of_first(rig(&RISCV, RISCV_REGISTERS), &setup, &[(DC, 1)], &[]);
     assert_eq!(found, None);
+}
+
+/// PASID directory and table.
+const DIRECTORY: u64 = 0xa_0000;
+const PASIDS: u64 = 0xb_0000;
+
+#[test]
+fn a_changed_pasid_entry_is_told_with_domain_and_pasid() {
+    let registers = vtd::Registers {
+        rtaddr: TABLE | 1 << 10,
+        ..VTD_REGISTERS
+    };
+    // Requests without PASID are those of PASID 3; second stage, four levels.
+    let entry = |root: u64| 1 | 2 << 2 | 2 << 6 | root;
+    let context = BEHIND + 32 * u64::from(DEVICE);
+    let setup = [
+        (TABLE, BEHIND | 1),
+        (TABLE + 8, 0),
+        (context, DIRECTORY | 1),
+        (context + 8, 3),
+        (DIRECTORY, PASIDS | 1),
+        (PASIDS + 3 * 64, entry(ROOT)),
+        (PASIDS + 3 * 64 + 8, 9),
+    ];
+    let store = [(PASIDS + 3 * 64, entry(OTHER_ROOT))];
+    let law = |commands: &[Words]| law_of_change(rig(&VTD, registers), &setup, &store, commands);
+    let (domain, wait) = ([2 | 2 << 4 | 9 << 16, 0], [5, 0]);
+    assert_eq!(law(&[[7 | 9 << 16, 0], wait, domain, wait]), None);
+    assert_eq!(law(&[[7 | 3 << 4, 0], wait, domain, wait]), None);
+    assert_eq!(law(&[[7 | 9 << 16, 0], wait]), Some(Law::Reach));
+    assert_eq!(
+        law(&[[7 | 8 << 16, 0], wait, domain, wait]),
+        Some(Law::Reach)
+    );
+    // The context cache is another one.
+    let contexts = [1 | 1 << 4, 0];
+    assert_eq!(law(&[contexts, wait, domain, wait]), Some(Law::Reach));
+}
+
+#[test]
+fn a_changed_process_context_is_told() {
+    let registers = riscv::Registers {
+        capabilities: RISCV_REGISTERS.capabilities | 1 << 38,
+        ..RISCV_REGISTERS
+    };
+    let sv48 = |root: u64| 9 << 60 | root >> 12;
+    // PDTV, and DPE: requests without a process are those of process 0. PD8.
+    let setup = [
+        (DC, 1 | 1 << 5 | 1 << 9),
+        (DC + 8, 0),
+        (DC + 16, 0),
+        (DC + 24, 1 << 60 | BEHIND >> 12),
+        (BEHIND, 1 | 5 << 12),
+        (BEHIND + 8, sv48(ROOT)),
+    ];
+    let store = [(BEHIND + 8, sv48(OTHER_ROOT))];
+    let law = |commands: &[Words]| law_of_change(rig(&RISCV, registers), &setup, &store, commands);
+    let device = u64::from(DEVICE) << 40 | 1 << 33;
+    let (process, fence) = ([3 | 1 << 7 | device, 0], [2, 0]);
+    let vma = |pscid: u64| [1 | pscid << 12 | 1 << 32, 0];
+    assert_eq!(law(&[process, fence, vma(5), fence]), None);
+    assert_eq!(law(&[[3 | device, 0], fence, vma(5), fence]), None);
+    assert_eq!(law(&[process, fence, vma(0), fence]), Some(Law::Reach));
+    let other = [3 | 1 << 7 | 1 << 12 | device, 0];
+    assert_eq!(law(&[other, fence, vma(5), fence]), Some(Law::Reach));
+}
+
+#[test]
+fn two_stages_are_tagged_by_asid_and_vmid() {
+    // The second stage maps the lowest GiB to itself by one block.
+    let second_root = 0xc_0000;
+    let stage2 = 7 | (16 | 2 << 6 | 5 << 16) << 32 | 1 << 51 | 1 << 58;
+    let setup = [
+        (STE, 1 | 7 << 1 | BEHIND),
+        (STE + 16, stage2),
+        (STE + 24, second_root),
+        (STE + 56, 0),
+        (second_root, (second_root + 0x1000) | 0b11),
+        (second_root + 0x1000, 0x7fd),
+        (BEHIND, cd(5)),
+        (BEHIND + 8, ROOT),
+        (BEHIND + 56, 0),
+    ];
+    let law = |commands: &[Words]| {
+        let mut rig = rig(&SMMU, SMMU_REGISTERS);
+        for (address, word) in setup {
+            rig.put(address, word);
+        }
+        let parent = 3;
+        rig.ledger.map(parent, 0..=0x3fff_ffff, 0, Rights::ALL);
+        let nested = |guest| Attachment::Nested {
+            guest: Some(guest),
+            parent,
+        };
+        let [oa, other] = [0x1000_0000, 0x2000_0000];
+        link(&rig, 4, ROOT, oa);
+        link(&rig, 5, OTHER_ROOT, other);
+        rig.ledger.attach(DEVICE, None, nested(4));
+        assert_eq!(rig.read(IOVA).expect("nothing is stale yet"), Some(oa));
+        rig.ledger.detach(DEVICE, None);
+        rig.ledger.attach(DEVICE, None, nested(5));
+        rig.put(BEHIND + 8, OTHER_ROOT);
+        rig.send(commands);
+        rig.wait();
+        rig.ledger.detach_done(DEVICE, None);
+        rig.law(IOVA..=IOVA + 0xfff)
+    };
+    let (cfgi_cd, sync) = ([0x05 | u64::from(DEVICE) << 32, 1], [0x46, 0]);
+    let asid = |asid: u64, vmid: u64| [0x11 | vmid << 32 | asid << 48, 0];
+    assert_eq!(law(&[cfgi_cd, sync, asid(5, 7), sync]), None);
+    assert_eq!(law(&[cfgi_cd, sync, asid(5, 0), sync]), Some(Law::Reach));
+    assert_eq!(law(&[cfgi_cd, sync, asid(6, 7), sync]), Some(Law::Reach));
+    assert_eq!(law(&[asid(5, 7), sync]), Some(Law::Reach));
+    // The second stage has not changed.
+    assert_eq!(
+        law(&[cfgi_cd, sync, [0x2a | 7 << 32, IOVA], sync]),
+        Some(Law::Reach)
+    );
 }

@@ -86,7 +86,7 @@ pub(crate) fn smmu_nested() -> Context {
     }
 }
 
-const fn vtd(has_caching_mode: bool, is_wide: bool) -> Machine {
+const fn vtd(has_caching_mode: bool, is_wide: bool, drops_combined: bool) -> Machine {
     Machine {
         architecture: Architecture::Vtd(behaviour::vtd::Features {
             is_wide,
@@ -94,7 +94,7 @@ const fn vtd(has_caching_mode: bool, is_wide: bool) -> Machine {
             has_page_selective: true,
             most_address_mask: 18,
             is_scalable: true,
-            page_selective_drops_combined: false,
+            page_selective_drops_combined: drops_combined,
         }),
         base: QUEUE,
         entries: if is_wide { 128 } else { 256 },
@@ -109,11 +109,13 @@ const fn vtd(has_caching_mode: bool, is_wide: bool) -> Machine {
 }
 
 /// The words of [`VTD`], for machines like it.
-pub(crate) const VTD_WORDS: Machine = vtd(false, false);
+pub(crate) const VTD_WORDS: Machine = vtd(false, false, false);
 pub(crate) static VTD: Machine = VTD_WORDS;
-pub(crate) static VTD_CACHING: Machine = vtd(true, false);
+pub(crate) static VTD_CACHING: Machine = vtd(true, false, false);
 /// With descriptors of 256 bits.
-pub(crate) static VTD_WIDE: Machine = vtd(false, true);
+pub(crate) static VTD_WIDE: Machine = vtd(false, true, false);
+/// What is combined goes with pages of the second stage.
+pub(crate) static VTD_JOINED: Machine = vtd(false, false, true);
 
 /// The second stage of domain 9.
 pub(crate) fn vtd_context() -> Context {
@@ -202,13 +204,13 @@ pub(crate) fn amd_nested() -> Context {
     }
 }
 
-const fn riscv(has_non_leaf: bool) -> Machine {
+const fn riscv(has_non_leaf: bool, has_split_caches: bool) -> Machine {
     Machine {
         architecture: Architecture::Riscv(behaviour::riscv::Features {
             has_non_leaf,
             has_ranges: true,
             has_ats: true,
-            has_split_caches: true,
+            has_split_caches,
         }),
         // Page number from bit 10; 2^(5 + 1) entries.
         base: QUEUE >> 12 << 10 | 5,
@@ -224,8 +226,10 @@ const fn riscv(has_non_leaf: bool) -> Machine {
     }
 }
 
-pub(crate) static RISCV: Machine = riscv(false);
-pub(crate) static RISCV_NON_LEAF: Machine = riscv(true);
+pub(crate) static RISCV: Machine = riscv(false, true);
+pub(crate) static RISCV_NON_LEAF: Machine = riscv(true, true);
+/// By the text, what is combined goes with the second stage.
+pub(crate) static RISCV_JOINED: Machine = riscv(false, false);
 
 /// PSCID 5, without a second stage.
 pub(crate) fn riscv_context() -> Context {

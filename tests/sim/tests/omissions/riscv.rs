@@ -2,7 +2,7 @@
 
 use iopt_sim::Law;
 
-use crate::machines::{RISCV, RISCV_NON_LEAF, riscv_context, riscv_nested};
+use crate::machines::{RISCV, RISCV_JOINED, RISCV_NON_LEAF, riscv_context, riscv_nested};
 use crate::rig::{DEVICE, DOMAIN, Rig, Words};
 use crate::scenes::{
     BLOCK_AND_PAGES, FOUR_PAGES, Formats, GUEST_PAGE, LEVEL_1, ONE_BLOCK, absent_pages, block,
@@ -177,18 +177,19 @@ fn the_device_is_told_after_the_iotlb() {
 
 #[test]
 fn a_page_of_the_second_stage_needs_the_combined_entries_dropped_after_it() {
-    let law = |commands: &[Words]| {
+    let law_of = |machine, commands: &[Words]| {
         let words = || Formats {
             pointer: RISCV.pointer,
             page: RISCV.page,
         };
-        let mut rig = guest_page(&RISCV, riscv_nested(), words(), words());
+        let mut rig = guest_page(machine, riscv_nested(), words(), words());
         rig.send(commands);
         rig.wait();
         rig.ledger
             .forgotten(DOMAIN, GUEST_PAGE..=GUEST_PAGE + 0xfff);
         rig.law(0x1000..=0x1fff)
     };
+    let law = |commands: &[Words]| law_of(&RISCV, commands);
     let guest = [GVMA | AV, at(GUEST_PAGE)];
     // Every address space of the guest.
     let vma = [1 | GV | 7 << 44, 0];
@@ -196,4 +197,8 @@ fn a_page_of_the_second_stage_needs_the_combined_entries_dropped_after_it() {
     assert_eq!(law(&[guest, FENCE]), Some(Law::Reach));
     assert_eq!(law(&[vma, FENCE]), Some(Law::Reach));
     assert_eq!(law(&[guest, FENCE, [1, 0], FENCE]), Some(Law::Reach));
+    assert_eq!(law(&[[GVMA, 0], FENCE]), Some(Law::Reach));
+    // Where the caches are one, the second stage takes all along.
+    assert_eq!(law_of(&RISCV_JOINED, &[guest, FENCE]), None);
+    assert_eq!(law_of(&RISCV_JOINED, &[vma, FENCE]), Some(Law::Reach));
 }

@@ -5,9 +5,9 @@ use iopt_sim::Law;
 use crate::machines::{SMMU, SMMU_ERRATUM, SMMU_RANGES, smmu_context, smmu_nested};
 use crate::rig::{DEVICE, DOMAIN, Rig, Words};
 use crate::scenes::{
-    BLOCK_AND_PAGES, FOUR_PAGES, Formats, GUEST_PAGE, LEVEL_1, ONE_BLOCK, absent_pages, block,
-    block_and_pages, block_over_table, detached_table, four_pages, four_pages_in_device,
-    guest_page,
+    BLOCK_AND_PAGES, FOUR_PAGES, Formats, GUEST_PAGE, LEVEL_1, LEVEL_2, OFFSET, ONE_BLOCK,
+    absent_pages, block, block_and_pages, block_over_table, detached_table, four_pages,
+    four_pages_in_device, guest_page,
 };
 
 const SYNC: Words = [0x46, 0];
@@ -59,7 +59,8 @@ fn a_range_that_is_short_by_a_page_is_caught() {
     assert_eq!(law(range(2)), Some(Law::Reach));
     // 2^2 granules with SCALE.
     assert_eq!(law([NH_VA | 2 << 20, 0x1000 | TG | LEAF]), None);
-    // Another granule, 16 KiB.
+    // Another granule, 16 KiB, without and with a level.
+    assert_eq!(law([NH_VA | 1 << 12, 2 << 10 | LEAF]), Some(Law::Reach));
     assert_eq!(
         law([NH_VA | 1 << 12, 2 << 10 | TTL_3 | LEAF]),
         Some(Law::Reach)
@@ -92,6 +93,31 @@ fn commands_before_the_store_that_they_are_for_are_caught() {
     rig.put(LEVEL_1 + 8, word);
     rig.send(&PAGES);
     rig.put(LEVEL_1 + 8, 0);
+    assert_eq!(rig.law_after(&[SYNC], FOUR_PAGES), Some(Law::Reach));
+}
+
+#[test]
+fn a_walk_through_a_dropped_pointer_leaves_what_the_command_does_not_name() {
+    let mut rig = four_pages(&SMMU, smmu_context());
+    rig.send(&[[0x30, 0], SYNC]);
+    rig.wait();
+    rig.ledger.forgotten(DOMAIN, FOUR_PAGES);
+    for page in [1, 2] {
+        let oa = OFFSET + page * 0x1000;
+        rig.map(
+            LEVEL_1 + 8 * page,
+            (SMMU.page)(oa),
+            page * 0x1000,
+            oa,
+            0x1000,
+        );
+    }
+    rig.warm(0x1000, OFFSET);
+    // The table is detached with its leaves, one of which nobody has met.
+    rig.ledger.unmap(DOMAIN, FOUR_PAGES);
+    rig.put(LEVEL_2, 0);
+    rig.send(&[[NH_VA, 0x1000]]);
+    rig.read(0x2000).expect("the command may be late");
     assert_eq!(rig.law_after(&[SYNC], FOUR_PAGES), Some(Law::Reach));
 }
 

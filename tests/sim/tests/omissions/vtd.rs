@@ -3,7 +3,7 @@
 use iopt_sim::Law;
 
 use crate::machines::{
-    Machine, VTD, VTD_CACHING, VTD_WORDS, vtd_context, vtd_first_context, vtd_nested,
+    Machine, VTD, VTD_CACHING, VTD_JOINED, VTD_WORDS, vtd_context, vtd_first_context, vtd_nested,
 };
 use crate::rig::{DEVICE, DOMAIN, Rig, Words};
 use crate::scenes::{
@@ -144,9 +144,9 @@ fn the_device_is_told_after_the_iotlb() {
 
 #[test]
 fn a_page_of_the_second_stage_needs_the_combined_entries_dropped() {
-    let law = |commands: &[Words]| {
+    let law_of = |machine, commands: &[Words]| {
         let mut rig = guest_page(
-            &VTD,
+            machine,
             vtd_nested(),
             Formats {
                 pointer: |table, _| table | 0b111,
@@ -163,6 +163,7 @@ fn a_page_of_the_second_stage_needs_the_combined_entries_dropped() {
             .forgotten(DOMAIN, GUEST_PAGE..=GUEST_PAGE + 0xfff);
         rig.law(0x1000..=0x1fff)
     };
+    let law = |commands: &[Words]| law_of(&VTD, commands);
     let domain = [2 | 2 << 4 | 9 << 16, 0];
     assert_eq!(law(&[domain, WAIT]), None);
     // The address between the stages, then the PASID.
@@ -172,4 +173,7 @@ fn a_page_of_the_second_stage_needs_the_combined_entries_dropped() {
     assert_eq!(law(&[pasid, WAIT]), Some(Law::Reach));
     // The parent's domain alone.
     assert_eq!(law(&[[2 | 2 << 4 | 10 << 16, 0], WAIT]), Some(Law::Reach));
+    // Hardware that drops what is combined with it.
+    assert_eq!(law_of(&VTD_JOINED, &[[PAGE, GUEST_PAGE], WAIT]), None);
+    assert_eq!(law_of(&VTD_JOINED, &[pasid, WAIT]), Some(Law::Reach));
 }
