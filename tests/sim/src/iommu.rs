@@ -309,6 +309,9 @@ impl Iommu {
     /// cached after it is dropped.
     fn apply(&self, state: &mut State, words: [u64; 4], command: Command) {
         *state.statistics.commands.entry(command.name).or_default() += 1;
+        if !command.effects.is_empty() {
+            state.pending.push(command.effects.clone());
+        }
         for effect in &command.effects {
             match effect {
                 Effect::Tlb(request) => {
@@ -320,13 +323,11 @@ impl Iommu {
                     let dropped = state.iotlb.drop_where(is_meant, request.range, keeps);
                     let keeps = |entry: &_| request.keeps_table(entry);
                     state.walk_cache.drop_where(is_meant, request.range, keeps);
-                    state.pending.push(*effect);
                     self.refill(state, &dropped);
                 }
                 Effect::Atc(request) => self.invalidate_device_tlb(state, request),
                 Effect::Context(request) => {
                     let dropped = state.contexts.drop_where(|entry| request.keeps(entry));
-                    state.pending.push(*effect);
                     for (device, pasid) in dropped {
                         self.examiner(state, device, pasid).machine.bounds();
                     }

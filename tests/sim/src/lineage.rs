@@ -30,14 +30,15 @@ impl Parent {
 /// A parent that can be used says that the commands which drop it are not complete, and one of these
 /// that drops the child as well will do so when it is. Other commands may be complete already.
 pub(crate) fn is_dropped(
-    pending: &[Effect],
+    pending: &[Vec<Effect>],
     parents: &[Parent],
     drops_child: impl Fn(&Effect) -> bool,
 ) -> bool {
-    let drops_both = |effect: &&Effect| {
-        drops_child(effect) && parents.iter().any(|parent| parent.is_dropped_by(effect))
+    let drops_parent = |effect: &Effect| parents.iter().any(|parent| parent.is_dropped_by(effect));
+    let drops_both = |command: &Vec<Effect>| {
+        command.iter().any(&drops_child) && command.iter().any(drops_parent)
     };
-    !parents.is_empty() && pending.iter().any(|effect| drops_both(&effect))
+    !parents.is_empty() && pending.iter().any(drops_both)
 }
 
 pub(crate) fn drops_leaf(effect: &Effect, entry: &LeafEntry) -> bool {

@@ -25,8 +25,8 @@ pub(crate) struct State {
     pub(crate) log: VecDeque<Logged>,
     /// Commands consumed.
     pub(crate) commands: u64,
-    /// What was consumed since the last sync.
-    pub(crate) pending: Vec<Effect>,
+    /// What was consumed since the last sync, by command.
+    pub(crate) pending: Vec<Vec<Effect>>,
     /// When the sync at the head is complete, if it has begun.
     pub(crate) sync_due: Option<u64>,
     /// The sync at the head does not complete.
