@@ -92,13 +92,21 @@ impl<T> Default for Cache<T> {
 }
 
 impl<T: Cached> Cache<T> {
-    /// Adds an entry unless the same is there.
-    pub(crate) fn insert(&mut self, entry: T, is_dropped: bool) {
+    /// Adds an entry unless the same is there. `is_dropped` says whether it is gone with the next sync, and
+    /// is asked only if that matters.
+    pub(crate) fn insert(&mut self, entry: T, is_dropped: impl FnOnce(&T) -> bool) {
         let (tag, span) = (entry.tag(), entry.span());
         let slots = self.tags.entry(tag).or_default().entry(span).or_default();
-        let is_there =
-            |slot: &Slot<T>| slot.entry.is_same(&entry) && (is_dropped || !slot.is_dropped);
-        if slots.iter().any(is_there) {
+        let is_there = |slots: &[Slot<T>], is_dropped: bool| {
+            slots
+                .iter()
+                .any(|slot| slot.entry.is_same(&entry) && slot.is_dropped == is_dropped)
+        };
+        if is_there(slots, false) {
+            return;
+        }
+        let is_dropped = is_dropped(&entry);
+        if is_dropped && is_there(slots, true) {
             return;
         }
         slots.push(Slot {

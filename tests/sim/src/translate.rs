@@ -318,16 +318,22 @@ impl Machine<'_> {
                 next: self.generation(reads[index + 1].address),
                 origin: self.origin(reads[..=index].to_vec()),
             };
-            let drops = |effect: &_| drops_table(effect, &entry);
-            let is_dropped = lineage::is_dropped(&self.state.pending, parents, drops);
-            self.state.walk_cache.insert(entry, is_dropped);
+            let State {
+                walk_cache,
+                pending,
+                ..
+            } = &mut *self.state;
+            walk_cache.insert(entry, |entry| {
+                lineage::is_dropped(pending, parents, |effect| drops_table(effect, entry))
+            });
         }
     }
 
     pub(crate) fn insert_leaf(&mut self, entry: LeafEntry, parents: &[Parent]) {
-        let drops = |effect: &_| drops_leaf(effect, &entry);
-        let is_dropped = lineage::is_dropped(&self.state.pending, parents, drops);
-        self.state.iotlb.insert(entry, is_dropped);
+        let State { iotlb, pending, .. } = &mut *self.state;
+        iotlb.insert(entry, |entry| {
+            lineage::is_dropped(pending, parents, |effect| drops_leaf(effect, entry))
+        });
     }
 
     pub(crate) fn cache_leaf(

@@ -2,6 +2,7 @@
 //! the whole sequence is not.
 
 mod amd;
+mod careful;
 mod contexts;
 mod machines;
 mod queues;
