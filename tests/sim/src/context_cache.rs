@@ -27,6 +27,8 @@ pub struct CachedContext {
     pub device: u32,
     /// The PASID of the request.
     pub pasid: Option<u32>,
+    /// The PASID by which the entry was found.
+    pub entry_pasid: u32,
     /// The last structure that is cached.
     pub structure: Structure,
     /// The words up to there.
@@ -76,6 +78,7 @@ impl ContextCache {
             let mut entry = CachedContext {
                 device: request.0,
                 pasid: request.1,
+                entry_pasid: resolution.entry_pasid,
                 structure: *structure,
                 words: resolution.reads[..(*count).min(resolution.reads.len())].to_vec(),
                 meaning,

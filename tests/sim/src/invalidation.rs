@@ -272,7 +272,7 @@ pub enum Devices {
 pub struct ContextDrop {
     /// The devices.
     pub devices: Devices,
-    /// One PASID, requests without one counting as 0; `None` for all.
+    /// One PASID, by which the entry is found; `None` for all.
     pub pasid: Option<u32>,
     /// One domain; contexts that are not valid count as domain 0.
     pub domain: Option<u32>,
@@ -289,10 +289,7 @@ impl ContextDrop {
         };
         if !is_device {
             Some("another device")
-        } else if self
-            .pasid
-            .is_some_and(|pasid| pasid != entry.pasid.unwrap_or(0))
-        {
+        } else if self.pasid.is_some_and(|pasid| pasid != entry.entry_pasid) {
             Some("another PASID")
         } else if self.domain.is_some_and(|domain| domain != entry.domain()) {
             Some("another domain")

@@ -45,6 +45,7 @@ impl Contexts for Registers {
             result,
             reads,
             structures,
+            entry_pasid: space,
         }
     }
 }

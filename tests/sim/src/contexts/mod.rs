@@ -36,6 +36,8 @@ pub struct Resolution {
     /// The structures that were read, each with the number of reads until its end. With the last one the
     /// result was known.
     pub structures: Vec<(Structure, usize)>,
+    /// The PASID by which the entry was found: that of the request, or the one that requests without have.
+    pub entry_pasid: u32,
 }
 
 /// Finds contexts as one architecture does. The same reads must lead to the same answer.

@@ -63,6 +63,7 @@ impl Contexts for Registers {
             }),
             reads,
             structures,
+            entry_pasid: pasid.unwrap_or(0),
         }
     }
 }

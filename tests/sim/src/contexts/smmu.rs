@@ -52,6 +52,7 @@ impl Contexts for Registers {
             result,
             reads,
             structures,
+            entry_pasid: pasid.unwrap_or(0),
         }
     }
 }

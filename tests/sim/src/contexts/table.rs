@@ -53,6 +53,7 @@ impl Contexts for ContextTable {
             result,
             reads: Vec::new(),
             structures,
+            entry_pasid: pasid.unwrap_or(0),
         }
     }
 }

@@ -28,13 +28,18 @@ impl Contexts for Registers {
         let is_scalable = bits(self.rtaddr, 11, 10) == 1;
         let ends = if is_scalable { SCALABLE } else { LEGACY };
         let word = |index: usize| reads.get(index).map_or(0, |read: &Read| read.word);
-        let (domain, space, has_ats) = if is_scalable {
-            // RID_PASID names the space of requests without PASID; DTE enables translation requests.
-            let rid_pasid = bits(word(3), 19, 0) as u32;
-            let domain = bits(word(8), 15, 0) as u32;
-            (domain, pasid.unwrap_or(rid_pasid), bit(word(2), 2))
+        // RID_PASID names the space of requests without PASID.
+        let rid_pasid = if is_scalable {
+            bits(word(3), 19, 0) as u32
         } else {
-            (bits(word(3), 23, 8) as u32, 0, bits(word(2), 3, 2) == 1)
+            0
+        };
+        let space = pasid.unwrap_or(rid_pasid);
+        let (domain, has_ats) = if is_scalable {
+            // DTE enables translation requests.
+            (bits(word(8), 15, 0) as u32, bit(word(2), 2))
+        } else {
+            (bits(word(3), 23, 8) as u32, bits(word(2), 3, 2) == 1)
         };
         let structures = structures(ends, reads.len());
         let result = binding.map(|binding| {
@@ -53,6 +58,7 @@ impl Contexts for Registers {
             result,
             reads,
             structures,
+            entry_pasid: space,
         }
     }
 }

@@ -46,6 +46,7 @@ fn another_domain_or_stage_is_caught() {
     assert_eq!(law([PAGES, EIGHT | GN]), Some(Law::Reach));
 }
 
+/// A guest table: writable, user, accessed.
 static GUEST: Machine = Machine {
     pointer: |address, _| address | 0b111,
     page: |oa| oa | 0x27,

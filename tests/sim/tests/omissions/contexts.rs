@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use iopt_reference::context::{amd, riscv, smmu, vtd};
-use iopt_sim::{Attachment, Contexts, Law, Rights};
+use iopt_sim::{Attachment, Contexts, Law, Outcome, Refusal, Rights};
 
 use crate::machines::{AMD, AMD_ABSENT, Machine, RISCV, ROOT, SMMU, VTD, VTD_CACHING};
 use crate::rig::{DEVICE, DOMAIN, Rig, Words};
+use crate::vtd::FIRST;
 
 /// Stream table, root table, device table, device directory; and what stands behind it.
 const TABLE: u64 = 0x8_0000;
@@ -382,6 +383,58 @@ fn a_changed_pasid_entry_is_told_with_domain_and_pasid() {
     // The context cache is another one.
     let contexts = [1 | 1 << 4, 0];
     assert_eq!(law(&[contexts, wait, domain, wait]), Some(Law::Reach));
+}
+
+#[test]
+fn requests_without_pasid_are_tagged_by_the_one_that_the_context_names() {
+    let registers = vtd::Registers {
+        rtaddr: TABLE | 1 << 10,
+        ..VTD_REGISTERS
+    };
+    let context = BEHIND + 32 * u64::from(DEVICE);
+    // First stage of four levels, PASID 3.
+    let setup = [
+        (TABLE, BEHIND | 1),
+        (TABLE + 8, 0),
+        (context, DIRECTORY | 1),
+        (context + 8, 3),
+        (DIRECTORY, PASIDS | 1),
+        (PASIDS + 3 * 64, 1 | 1 << 6),
+        (PASIDS + 3 * 64 + 8, 9),
+        (PASIDS + 3 * 64 + 16, ROOT),
+    ];
+    let store = [(PASIDS + 3 * 64 + 16, OTHER_ROOT)];
+    let law = |pasid: u64| {
+        let commands = [
+            [7 | 1 << 4 | 9 << 16 | pasid << 32, 0],
+            [5, 0],
+            [6 | 2 << 4 | 9 << 16 | pasid << 32, 0],
+            [5, 0],
+        ];
+        law_of_change(rig(&FIRST, registers), &setup, &store, &commands)
+    };
+    assert_eq!(law(3), None);
+    assert_eq!(law(0), Some(Law::Reach));
+}
+
+#[test]
+fn requests_with_and_without_pasid_have_contexts_of_their_own() {
+    let rig = rig(&AMD, AMD_REGISTERS);
+    // Host table for requests without PASID; guest tables behind a GCR3 table of one level, in which there
+    // is none.
+    let (gv, gcr3) = (1 << 55, BEHIND);
+    rig.put(DTE, dte(ROOT) | gv | (gcr3 >> 12 & 7) << 58);
+    rig.put(DTE + 8, 9 | (gcr3 >> 15 & 0xffff) << 16);
+    rig.put(DTE + 24, 0);
+    rig.put(BEHIND, 0);
+    attach(&rig, DOMAIN);
+    rig.warm(IOVA, OA - IOVA);
+    let outcome = rig.iommu.access(DEVICE, Some(5), IOVA, Rights::READ);
+    let outcome = outcome.expect("a request with PASID reaches nothing");
+    assert!(
+        matches!(outcome, Outcome::Refused(Refusal::Context(_))),
+        "{outcome:?}"
+    );
 }
 
 #[test]

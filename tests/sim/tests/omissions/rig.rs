@@ -155,6 +155,8 @@ impl Rig {
                 "an entry is stale, and nobody can reach it"
             );
         }
+        // What the accesses left is allowed as a whole.
+        accessed = accessed.or_else(|| self.iommu.check_all().err().map(|stale| stale.law));
         accessed
     }
 }

@@ -41,8 +41,8 @@ fn another_domain_or_stage_is_caught() {
     assert_eq!(law([PASID_PAGE, EIGHT]), Some(Law::Reach));
 }
 
-/// Writable, user, accessed.
-static FIRST: Machine = Machine {
+/// A first stage: writable, user, accessed.
+pub(crate) static FIRST: Machine = Machine {
     pointer: |address, _| address | 0b111,
     page: |oa| oa | 0x27,
     block: |oa| oa | 0xa7,
