@@ -9,6 +9,7 @@
 //! | How close to the bare loop is a map of 12 TiB? | `cargo bench -p iopt-benches --bench large` |
 //! | How long does a map, an unmap, a lookup take? | `cargo bench -p iopt-benches --bench operations` |
 //! | What does a call of a whole IO address space cost? | `cargo bench -p iopt-benches --bench ioas` |
+//! | What does it cost to get an IOVA and to give it back, and what after a long time? | `cargo bench -p iopt-benches --bench iova` |
 //! | How many instructions do they take? | `cargo run --release -p iopt-benches --bin count`, or with `gungraun`: `cargo bench -p iopt-benches --features instructions --bench instructions` |
 //!
 //! # What is compared
@@ -48,6 +49,7 @@ pub mod formats;
 pub mod histogram;
 pub mod instructions;
 pub mod ioas;
+pub mod iova;
 pub mod large;
 pub mod locks;
 pub mod loops;

@@ -96,7 +96,8 @@ impl Block {
 
     pub(super) fn clear(&self, chunk: usize, flags: u64) {
         let (word, shift) = self.flag_word(chunk);
-        word.fetch_and(!(flags << shift), Ordering::Relaxed);
+        // Who sees it gone, and so looks no further, sees the move in which it went.
+        word.fetch_and(!(flags << shift), Ordering::Release);
     }
 
     /// Turns a chunk into a held one.

@@ -64,7 +64,7 @@ pub enum IovaError {
     #[error("an allocation of no bytes")]
     Empty,
     /// No free run is long enough, or none at such an address. Nothing was overlooked that was free all
-    /// the time, unless other threads kept moving free ranges during 64 searches.
+    /// the time, unless other threads kept moving free ranges during 128 searches.
     #[error(
         "no free run of {len:#x} bytes aligned to {align:#x} up to {limit}: {free_len:#x} bytes are free, \
          {largest_len:#x} in the largest run"

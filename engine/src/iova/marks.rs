@@ -47,7 +47,8 @@ impl Marks {
 
     pub(super) fn clear(&self, block: usize) {
         if let Some(word) = self.0.get(block / WORD_BITS) {
-            word.fetch_and(!(1 << (block % WORD_BITS)), Ordering::Relaxed);
+            // Who sees it gone, and so looks no further, sees the move in which it went.
+            word.fetch_and(!(1 << (block % WORD_BITS)), Ordering::Release);
         }
     }
 

@@ -1,6 +1,5 @@
 //! Finding free pages, and taking them.
 
-use core::hint;
 use core::iter;
 use core::ops::Range;
 
@@ -10,12 +9,13 @@ use crate::iova::layout::{CHUNK_COUNT, Run};
 use crate::iova::slots::Slot;
 use crate::iova::space::{NoMemory, Space};
 use crate::sync::atomic::{Ordering, fence};
+use crate::sync::pause;
 
 /// Calls for which a thread leaves the first zone out that had nothing.
 const SKIP_COUNT: usize = 64;
 
 /// Searches before a refusal, if others move free pages all the time.
-const ATTEMPT_COUNT: usize = if cfg!(loom) { 3 } else { 64 };
+const ATTEMPT_COUNT: u32 = 128;
 
 /// Which way round a space is searched, and up to where.
 #[derive(Clone, Debug)]
@@ -93,7 +93,7 @@ impl Space {
                 slot.skip_first(SKIP_COUNT);
             }
         }
-        for _ in 0..ATTEMPT_COUNT {
+        for attempt in 0..ATTEMPT_COUNT {
             let ended_count = self.slots.ended_count();
             for zone in zones.iter().chain(iter::once(&(0..reach.end))) {
                 if let Some(page) = self.take_in(slot, run, zone, Effort::All)? {
@@ -104,7 +104,7 @@ impl Space {
             if self.slots.begun_count() == ended_count {
                 break;
             }
-            hint::spin_loop();
+            pause(attempt);
         }
         Err(Refusal::NoRoom)
     }

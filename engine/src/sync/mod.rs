@@ -58,8 +58,9 @@ pub(crate) use crate::sync::backend::CachePadded;
 #[cfg(not(loom))]
 pub(crate) use crossbeam_utils::CachePadded;
 
+pub(crate) use crate::sync::backend::pause;
 #[cfg(feature = "std")]
-pub(crate) use crate::sync::backend::{Deadline, Left, now_ns, pause};
+pub(crate) use crate::sync::backend::{Deadline, Left, now_ns};
 pub(crate) use crate::sync::mutex::{Mutex, MutexGuard};
 pub(crate) use crate::sync::thread::thread_index;
 
