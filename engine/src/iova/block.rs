@@ -6,6 +6,12 @@
 //! | `OPEN` | its pages are given out one by one; changes only while somebody owns all of them |
 //! | `LISTED` | may have free pages, and no thread keeps to it |
 //! | `HELD` | a thread keeps to it |
+//!
+//! # Memory order
+//!
+//! Flags are set behind the stores that open a chunk, and taken away in front of the look at its pages, by
+//! releasing and acquiring read-modify-writes: who takes them away from a chunk that was just opened sees
+//! what is free in it. And who sees `OPEN` gone, and so looks no further, sees the move in which it went.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -91,13 +97,12 @@ impl Block {
 
     pub(super) fn set(&self, chunk: usize, flags: u64) {
         let (word, shift) = self.flag_word(chunk);
-        word.fetch_or(flags << shift, Ordering::Relaxed);
+        word.fetch_or(flags << shift, Ordering::Release);
     }
 
     pub(super) fn clear(&self, chunk: usize, flags: u64) {
         let (word, shift) = self.flag_word(chunk);
-        // Who sees it gone, and so looks no further, sees the move in which it went.
-        word.fetch_and(!(flags << shift), Ordering::Release);
+        word.fetch_and(!(flags << shift), Ordering::AcqRel);
     }
 
     /// Turns a chunk into a held one.
@@ -105,7 +110,7 @@ impl Block {
         let (word, shift) = self.flag_word(chunk);
         // In one step: who lets the chunk go meanwhile lists it before, or behind.
         let hold = |flags: u64| Some(flags & !(LISTED << shift) | HELD << shift);
-        let _ = word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, hold);
+        let _ = word.fetch_update(Ordering::Release, Ordering::Relaxed, hold);
     }
 
     /// Turns a listed chunk into a held one; false if another thread was faster.

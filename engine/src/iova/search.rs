@@ -312,7 +312,7 @@ impl Space {
                 if count == 1 {
                     self.enter(slot, block, last);
                 } else {
-                    self.list(block, last);
+                    self.list_new(block, last);
                 }
             }
             return Some(self.layout.first_page(chunk));
@@ -381,7 +381,7 @@ impl Space {
                 if parts.pages > 0 {
                     let chunk = last * CHUNK_COUNT + parts.chunks;
                     open_chunk(block, chunk, parts.pages);
-                    self.list(block, chunk);
+                    self.list_new(block, chunk);
                 }
                 bits::store_prefix(block.chunks(), chunk_count);
                 self.open.mark(last);

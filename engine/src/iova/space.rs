@@ -218,6 +218,13 @@ impl Space {
         }
     }
 
+    /// Makes a chunk found that the caller has just opened. Whoever kept to it before it was closed may
+    /// let it go only now, so its flags say nothing yet.
+    pub(super) fn list_new(&self, block: &Block, chunk: usize) {
+        block.set(chunk, LISTED);
+        self.listed.mark(chunk / CHUNK_COUNT);
+    }
+
     /// Makes one free chunk of all pages of an open one; false, with everything as before, if one of them is
     /// not free.
     pub(super) fn close_chunk(&self, block: &Block, chunk: usize) -> bool {
