@@ -11,8 +11,10 @@
 //! Only the wait for the hardware turns them into [`Flushed`], and only [`Flushed`] lets memory be
 //! unpinned, an IOVA be used again or a table be freed. Nobody else can make one.
 //!
-//! The hardware is behind [`Invalidate`]. [`NoHardware`] is for tables that nothing walks.
+//! The hardware is behind [`Invalidate`]. [`NoHardware`] is for tables that nothing walks, [`Callback`] for
+//! those that software walks.
 
+mod callback;
 mod changes;
 #[cfg(feature = "std")]
 pub mod deferred;
@@ -25,6 +27,7 @@ pub mod queue;
 #[cfg(feature = "std")]
 mod set;
 
+pub use crate::invalidation::callback::Callback;
 pub use crate::invalidation::changes::{Changes, Kind, TableId};
 pub use crate::invalidation::gather::{Flushed, Gather, JoinError, MapSync, Pending, Quarantined};
 pub use crate::invalidation::instance::{Encode, Instance};

@@ -5,7 +5,7 @@ use iopt_formats::{Iova, IovaRange, Oa, PageSize, Prot};
 
 use super::*;
 use crate::domain::TableDomain;
-use crate::invalidation::{Changes, Invalidate, SyncError};
+use crate::invalidation::{Callback, Changes, SyncError};
 use crate::mem::Heap;
 use crate::pin::{Budget, PageRange, Simulated, Source};
 use crate::radix::Table;
@@ -20,29 +20,23 @@ struct Hardware {
     refuses: AtomicBool,
 }
 
-impl Invalidate for &'static Hardware {
-    type Ticket = ();
-
-    fn submit(&self, _: &Changes) -> Result<(), SyncError> {
-        self.sync_count.fetch_add(1, Ordering::Relaxed);
-        if self.refuses.load(Ordering::Relaxed) {
-            return Err(SyncError::Refused);
-        }
-        Ok(())
-    }
-
-    fn wait(&self, (): ()) -> Result<(), SyncError> {
-        Ok(())
-    }
-}
-
-type VtdDomain = TableDomain<SecondStage, Heap, &'static Hardware>;
+type Submit = Box<dyn Fn(&Changes) -> Result<(), SyncError> + Send + Sync>;
+type VtdDomain = TableDomain<SecondStage, Heap, Callback<Submit>>;
 
 fn domain() -> (Arc<VtdDomain>, Arc<dyn Domain>, &'static Hardware) {
     let hardware: &'static Hardware = Box::leak(Box::default());
+    let submit: Submit = Box::new(|_| {
+        hardware.sync_count.fetch_add(1, Ordering::Relaxed);
+        let refuses = hardware.refuses.load(Ordering::Relaxed);
+        if refuses {
+            Err(SyncError::Refused)
+        } else {
+            Ok(())
+        }
+    });
     let format = SecondStage::new(39).expect("39 bits are a width");
     let table = Table::new(format, Heap).expect("there is memory");
-    let domain = Arc::new(TableDomain::new(table, hardware));
+    let domain = Arc::new(TableDomain::new(table, Callback::new(submit)));
     (Arc::clone(&domain), domain, hardware)
 }
 
