@@ -16,8 +16,6 @@ pub enum Spaces {
     One(u32),
     /// One, without global pages.
     OneLocal(u32),
-    /// Those entries that have no address space.
-    Without,
 }
 
 /// Which names a command means.
@@ -74,9 +72,7 @@ impl Names {
             return Some("contexts with, or without, a second stage only");
         }
         let is_meant = match (self.spaces, tag.space) {
-            (Spaces::All, _) | (Spaces::One(_), Space::Global) | (Spaces::Without, Space::Only) => {
-                true
-            }
+            (Spaces::All, _) | (Spaces::One(_), Space::Global) => true,
             (Spaces::One(id) | Spaces::OneLocal(id), Space::Id(other)) => id == other,
             _ => false,
         };

@@ -9,7 +9,7 @@ use crate::clock::{Clock, Latencies, Timed};
 use crate::contexts::{Context, Contexts};
 use crate::examine::Examiner;
 use crate::injection::{Event, Injection};
-use crate::invalidation::AtcDrop;
+use crate::invalidation::{AtcDrop, Tables};
 use crate::iotlb::{LeafEntry, Origin};
 use crate::ledger::Ledger;
 use crate::memory::Memory;
@@ -316,7 +316,7 @@ impl Iommu {
             match effect {
                 Effect::Tlb(request) => {
                     let is_meant = |tag| request.names.is_meant(tag);
-                    if request.tables != crate::invalidation::Tables::None {
+                    if request.tables != Tables::None {
                         state.statistics.table_invalidations += 1;
                     }
                     let keeps = |entry: &_| request.keeps_leaf(entry);

@@ -21,6 +21,8 @@ pub(crate) struct Machine {
     pub(crate) shift: u32,
     /// A sync that its head tells of.
     pub(crate) sync: [u64; 2],
+    /// Device TLBs are told when the commands before are complete.
+    pub(crate) orders_device_tlb: bool,
     /// What acknowledges an error, when there is one.
     pub(crate) acknowledgement: u64,
     /// Words of a pointer to a table of `level` (1 is the last), of a page, and of a 2 MiB block.
@@ -37,6 +39,7 @@ const fn smmu(features: behaviour::smmuv3::Features) -> Machine {
         laps: 2,
         shift: 0,
         sync: [0x46, 0],
+        orders_device_tlb: false,
         acknowledgement: 1,
         pointer: |address, _| address | 0b11,
         // Not global, accessed, inner shareable, all may read and write.
@@ -101,6 +104,7 @@ const fn vtd(has_caching_mode: bool, is_wide: bool, drops_combined: bool) -> Mac
         laps: 1,
         shift: 4,
         sync: [5, 0],
+        orders_device_tlb: false,
         acknowledgement: u64::MAX,
         pointer: |address, _| address | 0b11,
         page: |oa| oa | 0b11,
@@ -111,6 +115,11 @@ const fn vtd(has_caching_mode: bool, is_wide: bool, drops_combined: bool) -> Mac
 /// The words of [`VTD`], for machines like it.
 pub(crate) const VTD_WORDS: Machine = vtd(false, false, false);
 pub(crate) static VTD: Machine = VTD_WORDS;
+/// Device TLBs are told in order.
+pub(crate) static VTD_ORDERED: Machine = Machine {
+    orders_device_tlb: true,
+    ..VTD_WORDS
+};
 pub(crate) static VTD_CACHING: Machine = vtd(true, false, false);
 /// With descriptors of 256 bits.
 pub(crate) static VTD_WIDE: Machine = vtd(false, true, false);
@@ -162,6 +171,7 @@ const fn amd(caches_absent: bool) -> Machine {
         laps: 1,
         shift: 4,
         sync: [1 << 60, 0],
+        orders_device_tlb: false,
         acknowledgement: 1 << 12,
         pointer: |address, level| address | AMD_RIGHTS | level << 9 | 1,
         page: |oa| oa | AMD_RIGHTS | 1,
@@ -218,6 +228,7 @@ const fn riscv(has_non_leaf: bool, has_split_caches: bool) -> Machine {
         laps: 1,
         shift: 0,
         sync: [2, 0],
+        orders_device_tlb: false,
         acknowledgement: u64::MAX,
         pointer: |address, _| address >> 12 << 10 | 1,
         // V, R, W, X, U, A, D.

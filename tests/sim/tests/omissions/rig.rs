@@ -33,7 +33,11 @@ impl Rig {
     pub(crate) fn new(machine: &'static Machine, context: Context) -> Self {
         let contexts = Arc::new(ContextTable::new());
         contexts.set(DEVICE, None, Some(context));
-        let rig = Self::with_config(machine, Config::new(machine.architecture), contexts);
+        let config = Config {
+            orders_device_tlb: machine.orders_device_tlb,
+            ..Config::new(machine.architecture)
+        };
+        let rig = Self::with_config(machine, config, contexts);
         rig.ledger.attach(DEVICE, None, Attachment::Domain(DOMAIN));
         rig.ledger.attach_done(DEVICE, None);
         rig
