@@ -238,7 +238,7 @@ impl Iommu {
     fn step(&self, state: &mut State, address: u64) -> bool {
         let mut words = [0; 4];
         for (index, word) in (0..self.config.architecture.entry_len() / 8).zip(&mut words) {
-            let Some(read) = self.memory.read64(address + 8 * index) else {
+            let Some(read) = self.memory.read64(address.wrapping_add(8 * index)) else {
                 state.queue.stop(Stop::Abort);
                 return false;
             };

@@ -180,3 +180,46 @@ const fn encoded_lg2(address: u64) -> u32 {
     let lg2 = 12 + (address >> 12).trailing_ones() + 1;
     if lg2 > 64 { 64 } else { lg2 }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Architecture, amd, riscv, smmuv3, vtd};
+
+    #[test]
+    fn any_words_are_a_command_or_an_error() {
+        let architectures = [
+            Architecture::SmmuV3(smmuv3::Features::ALL),
+            Architecture::Vtd(vtd::Features::default()),
+            Architecture::Amd(amd::Features {
+                caches_absent: true,
+                has_invalidate_all: true,
+            }),
+            Architecture::Riscv(riscv::Features {
+                has_non_leaf: true,
+                has_ranges: true,
+                ..riscv::Features::default()
+            }),
+        ];
+        let mut random = 1_u64;
+        let mut draw = || {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            random ^ random >> 29
+        };
+        let mut commands = 0;
+        for _ in 0..20_000 {
+            // Few bits, or reserved ones would refuse nearly all.
+            let (low, high) = (draw() & draw() & draw(), draw() & draw());
+            let opcode = draw() % 0x50;
+            for architecture in architectures {
+                for low in [low & !0xff | opcode, low & !(0xf << 60) | opcode << 60] {
+                    for high in [high, 0, u64::MAX << 12, high & !0xfff] {
+                        commands += u32::from(architecture.decode([low, high, 0, 0]).is_ok());
+                    }
+                }
+            }
+        }
+        assert!(commands > 1000, "{commands}");
+    }
+}

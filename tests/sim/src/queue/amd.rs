@@ -57,7 +57,8 @@ impl Queue for CommandBuffer {
     }
 
     fn next(&self) -> Option<u64> {
-        (self.is_running && self.head != self.tail).then_some(self.base + self.head * LEN)
+        (self.is_running && self.head != self.tail)
+            .then_some(self.base.wrapping_add(self.head * LEN))
     }
 
     fn consume(&mut self) {

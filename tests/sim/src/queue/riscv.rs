@@ -52,7 +52,8 @@ impl Queue for CommandQueue {
     }
 
     fn next(&self) -> Option<u64> {
-        (self.status == ON && self.head != self.tail).then_some(self.base + self.head * LEN)
+        (self.status == ON && self.head != self.tail)
+            .then_some(self.base.wrapping_add(self.head * LEN))
     }
 
     fn consume(&mut self) {

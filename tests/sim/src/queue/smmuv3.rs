@@ -55,7 +55,7 @@ impl Queue for CommandQueue {
     fn next(&self) -> Option<u64> {
         let index = self.cons & ((1 << self.log2size) - 1);
         let is_running = self.gerror == self.gerrorn && self.base != 0;
-        (is_running && self.cons != self.prod).then_some(self.base + index * LEN)
+        (is_running && self.cons != self.prod).then_some(self.base.wrapping_add(index * LEN))
     }
 
     fn consume(&mut self) {

@@ -63,7 +63,8 @@ impl Queue for InvalidationQueue {
 
     fn next(&self) -> Option<u64> {
         let is_running = self.status == 0 && self.count != 0;
-        (is_running && self.head != self.tail).then_some(self.base + self.head * self.entry_len)
+        (is_running && self.head != self.tail)
+            .then_some(self.base.wrapping_add(self.head * self.entry_len))
     }
 
     fn consume(&mut self) {
