@@ -2,8 +2,9 @@
 //! elsewhere.
 //!
 //! [`Domain`] is the seam. [`TableDomain`] is a [`Table`](crate::radix::Table) with the hardware that
-//! walks it; a container of `vfio`, an `iommufd`, a `vhost` device or a guest's memory map fits the same
-//! way: runs go in with all that such a sink may want to know about them, whole areas come out.
+//! walks it, [`VirtioDomain`](virtio::VirtioDomain) asks a virtio-iommu device to translate; a container
+//! of `vfio`, an `iommufd`, a `vhost` device or a guest's memory map fits the same way: runs go in with
+//! all that such a sink may want to know about them, whole areas come out.
 //!
 //! # Who may call
 //!
@@ -32,6 +33,7 @@ use crate::invalidation::{Gather, SyncError};
 use crate::pin::Source;
 
 mod table;
+pub mod virtio;
 
 pub use crate::domain::table::TableDomain;
 

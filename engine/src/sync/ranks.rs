@@ -85,6 +85,8 @@ classes! {
         "which pages of a source are pinned";
     TENANT = 1250, Lock "tenant":
         "which address space changes a domain";
+    VIRTIO = 1270, Lock "virtio-iommu":
+        "the requests to a device, and what it should map";
     CLAIMS = 1300, Indexed "claims":
         "one stripe of a registry's claims";
     INVALIDATION_SET = 1400, Lock "invalidation set":

@@ -1,0 +1,443 @@
+//! One device, its queue and the domains in it.
+
+use alloc::vec::Vec;
+use core::fmt;
+use core::time::Duration;
+
+use iopt_formats::IovaRange;
+use iopt_formats::command::virtio::{Config, Properties, Property, Request, feature};
+
+use crate::domain::virtio::mappings::{Held, Mappings};
+use crate::domain::virtio::requests::{Answer, Requests, Work};
+use crate::domain::virtio::{RequestError, Transport};
+use crate::sync::{self, Deadline, Left, Mutex, MutexGuard, SYNC, pause};
+
+/// The time that the device has if nobody says otherwise.
+const LIMIT: Duration = Duration::from_secs(1);
+
+/// A virtio-iommu device behind its request queue, for all its domains; see the [module](super).
+pub struct VirtioIommu<T> {
+    config: Config,
+    /// Bits of [`feature`].
+    features: u64,
+    limit: Duration,
+    state: Mutex<State<T>>,
+}
+
+/// What the lock guards. Nobody waits for the device while holding it.
+pub(super) struct State<T> {
+    pub(super) requests: Requests<T>,
+    domains: Vec<Member>,
+    /// Requests that somebody waits for by name.
+    awaited: Vec<u64>,
+    /// Their answers.
+    answers: Vec<Answer>,
+    next_ticket: u64,
+    /// Whether the device let a time pass: nothing new is asked of it before it has answered everything.
+    is_overdue: bool,
+}
+
+/// A domain of the device.
+pub(super) struct Member {
+    number: u32,
+    pub(super) endpoints: Vec<u32>,
+    pub(super) mappings: Mappings,
+    /// [`TenantId`](crate::domain::TenantId) of the tenant, or 0.
+    pub(super) tenant: u64,
+    /// Whether its maker is gone.
+    pub(super) is_dropped: bool,
+}
+
+/// What a step of [`VirtioIommu::pump`] did.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Step {
+    /// It sent a request, or had none to send this time.
+    Sent,
+    /// There is nothing left to send.
+    Done,
+}
+
+impl<T: Transport> VirtioIommu<T> {
+    /// Takes a device over: in working order (`DRIVER_OK`), with `config` as read from its configuration space
+    /// and `features` as negotiated, bit `n` for the [`feature`] `n`; `MAP_UNMAP` is among them. Nobody
+    /// else sends requests.
+    pub fn new(transport: T, config: Config, features: u64) -> Self {
+        let state = State {
+            requests: Requests::new(transport),
+            domains: Vec::new(),
+            awaited: Vec::new(),
+            answers: Vec::new(),
+            next_ticket: 0,
+            is_overdue: false,
+        };
+        Self {
+            config,
+            features,
+            limit: LIMIT,
+            state: Mutex::new(&sync::VIRTIO, state),
+        }
+    }
+
+    /// Gives the device `limit` to answer what is waited for, instead of a second.
+    #[must_use]
+    pub fn with_limit(self, limit: Duration) -> Self {
+        Self { limit, ..self }
+    }
+
+    /// Returns the configuration.
+    pub const fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Returns whether a [`feature`] was negotiated.
+    pub const fn has_feature(&self, number: u32) -> bool {
+        number < u64::BITS && self.features >> number & 1 != 0
+    }
+
+    /// Returns the numbers that domains may have.
+    pub(super) const fn numbers(&self) -> (u32, u32) {
+        if self.has_feature(feature::DOMAIN_RANGE) {
+            (self.config.first_domain, self.config.last_domain)
+        } else {
+            (0, u32::MAX)
+        }
+    }
+
+    /// Returns what can be mapped.
+    pub(super) const fn aperture(&self) -> IovaRange {
+        if self.has_feature(feature::INPUT_RANGE) {
+            self.config.input_range
+        } else {
+            IovaRange::FULL
+        }
+    }
+
+    /// Asks what is special about an endpoint: the reserved ranges, for an address space to
+    /// [reserve](crate::ioas::Ioas::reserve) before the endpoint is attached. Without the feature `PROBE`,
+    /// none. What stands behind a malformed property is lost.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError`]: [`NoEntry`](RequestError::NoEntry) if there is no such endpoint.
+    #[doc(alias = "VIRTIO_IOMMU_T_PROBE")]
+    pub fn probe(&self, endpoint: u32) -> Result<Vec<Property>, RequestError> {
+        if !self.has_feature(feature::PROBE) {
+            return Ok(Vec::new());
+        }
+        let answer = self.call(&Request::Probe { endpoint }, Work::Probe)?;
+        let properties = Properties::new(&answer.properties);
+        Ok(properties.map_while(Result::ok).collect())
+    }
+
+    /// Says that the device was reset and is in working order again, behind `transport`: nothing is
+    /// under way, no endpoint attached, nothing mapped. Returns the transport of before.
+    ///
+    /// What was unmapped and not confirmed is now, so that quarantines can be
+    /// [retried](crate::ioas::Ioas::retry_quarantined); what is mapped is sent again as endpoints
+    /// are attached.
+    pub fn was_reset(&self, transport: T) -> T {
+        let mut state = self.state.lock();
+        state.is_overdue = false;
+        for member in &mut state.domains {
+            member.endpoints.clear();
+            member.mappings.dropped();
+        }
+        state.tidy();
+        state.requests.replace(transport)
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock()
+    }
+
+    /// Waits until `is_done`, which is asked after answers came in, once at least.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError::TimedOut`]: nothing new is sent from then on.
+    pub(super) fn wait_until(
+        &self,
+        mut is_done: impl FnMut(&mut State<T>) -> bool,
+    ) -> Result<(), RequestError> {
+        let _waiting = SYNC.waiting();
+        let mut deadline = Deadline::after(self.limit);
+        let mut turn = 0;
+        loop {
+            let mut state = self.state.lock();
+            state.requests.kick();
+            if state.collect() {
+                turn = 0;
+            }
+            if is_done(&mut state) {
+                return Ok(());
+            }
+            if deadline.left() == Left::Nothing {
+                state.is_overdue = true;
+                return Err(RequestError::TimedOut);
+            }
+            drop(state);
+            pause(turn);
+            turn = turn.saturating_add(1);
+        }
+    }
+
+    /// Takes steps until there is nothing left to send. Each may send one request, for which there is room:
+    /// the device is told of them, and waited for, only where there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError::TimedOut`] if the device makes no room, or was late before.
+    pub(super) fn pump(
+        &self,
+        mut next: impl FnMut(&mut State<T>) -> Step,
+    ) -> Result<(), RequestError> {
+        loop {
+            {
+                let mut state = self.state.lock();
+                if state.is_overdue {
+                    state.collect();
+                }
+                if state.is_overdue {
+                    return Err(RequestError::TimedOut);
+                }
+                while !state.requests.is_full() {
+                    if next(&mut state) == Step::Done {
+                        return Ok(());
+                    }
+                }
+            }
+            self.wait_until(|state| !state.requests.is_full())?;
+        }
+    }
+
+    /// Sends a request and waits for its answer.
+    pub(super) fn call(&self, request: &Request, work: Work) -> Result<Answer, RequestError> {
+        let mut tag = None;
+        self.pump(|state| {
+            if tag.is_some() {
+                return Step::Done;
+            }
+            let sent = state.requests.send(request, work, self.config.probe_size);
+            state.awaited.push(sent);
+            tag = Some(sent);
+            Step::Done
+        })?;
+        let tag = tag.ok_or(RequestError::TimedOut)?;
+        let mut answer = None;
+        let waited = self.wait_until(|state| {
+            let place = state.answers.iter().position(|answer| answer.tag == tag);
+            answer = place.map(|place| state.answers.swap_remove(place));
+            // After a reset there is neither.
+            answer.is_some() || !state.requests.has_tag(tag)
+        });
+        if answer.is_none() {
+            let mut state = self.state.lock();
+            state.awaited.retain(|&awaited| awaited != tag);
+            if waited.is_err()
+                && state.requests.has_tag(tag)
+                && let Work::Attach { domain, endpoint } = work
+                && let Some(member) = state.member(domain)
+            {
+                // It may be attached, so that whatever is removed has to be told.
+                member.endpoints.push(endpoint);
+            }
+        }
+        let answer = answer.ok_or(RequestError::TimedOut)?;
+        answer.result.map(|()| answer)
+    }
+
+    /// Sends what the device should have of `range` and has not. What comes of it shows in the mappings
+    /// once it is answered.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError::TimedOut`]: not all was sent.
+    pub(super) fn fill(&self, domain: u32, range: IovaRange) -> Result<(), RequestError> {
+        let mut rest = Some(range);
+        self.pump(|state| {
+            let Some(member) = state.member(domain) else {
+                return Step::Done;
+            };
+            let missing = rest.and_then(|rest| member.mappings.first_missing(rest));
+            let Some((range, mapping)) = missing.filter(|_| !member.endpoints.is_empty()) else {
+                return Step::Done;
+            };
+            let next = range.last().checked_add(1);
+            let last = rest.map(IovaRange::last);
+            rest = next.and_then(|next| IovaRange::new(next, last?));
+            let mappings = &mut member.mappings;
+            mappings.begin(range, Held::Missing, Held::Coming, false);
+            let request = Request::Map {
+                domain,
+                range,
+                oa: mapping.oa,
+                access: mapping.access,
+            };
+            state
+                .requests
+                .send(&request, Work::Map { domain, range }, 0);
+            Step::Sent
+        })
+    }
+
+    /// Asks the device to forget the mappings of `range`, which it has: those that were ended if there is
+    /// a ticket, those that are to be replaced if not.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError::TimedOut`]: nothing was sent.
+    pub(super) fn clear(
+        &self,
+        domain: u32,
+        range: IovaRange,
+        ticket: Option<u64>,
+    ) -> Result<(), RequestError> {
+        let mut is_sent = false;
+        self.pump(|state| {
+            if is_sent {
+                return Step::Done;
+            }
+            is_sent = true;
+            state.clear(domain, range, ticket);
+            Step::Done
+        })
+    }
+
+    /// Waits until nothing is under way that changes mappings of `range`.
+    pub(super) fn settle(&self, domain: u32, range: IovaRange) -> Result<(), RequestError> {
+        self.wait_until(|state| {
+            let is_here = |of: IovaRange, _: Option<u64>| of.overlaps(range);
+            !state.requests.has(|work| work.is_in(domain, is_here))
+        })
+    }
+}
+
+impl<T: Transport> State<T> {
+    /// Takes all answers that there are, and notes what they say. Returns whether there was one.
+    pub(super) fn collect(&mut self) -> bool {
+        let mut has_some = false;
+        while let Some(answer) = self.requests.collect() {
+            has_some = true;
+            if !answer.is_void {
+                self.note(answer.work, answer.result);
+            }
+            if let Some(place) = self.awaited.iter().position(|&tag| tag == answer.tag) {
+                self.awaited.swap_remove(place);
+                self.answers.push(answer);
+            }
+        }
+        self.is_overdue &= !self.requests.is_idle();
+        has_some
+    }
+
+    fn note(&mut self, work: Work, result: Result<(), RequestError>) {
+        match work {
+            Work::Map { domain, range } => {
+                if let Some(member) = self.member(domain) {
+                    member.mappings.mapped(range, result);
+                }
+            }
+            Work::Unmap { domain, range, .. } => {
+                if let Some(member) = self.member(domain) {
+                    member.mappings.unmapped(range, result);
+                }
+            }
+            Work::Attach { domain, endpoint } => match result {
+                Ok(()) => {
+                    // Out of the domain where it was, which may go with it.
+                    let others = self.domains.iter().map(|member| member.number);
+                    let others: Vec<u32> = others.filter(|&other| other != domain).collect();
+                    for other in others {
+                        self.leave(other, endpoint);
+                    }
+                    if let Some(member) = self.member(domain)
+                        && !member.endpoints.contains(&endpoint)
+                    {
+                        member.endpoints.push(endpoint);
+                    }
+                }
+                Err(_) => self.leave(domain, endpoint),
+            },
+            Work::Detach { domain, endpoint } => {
+                if result.is_ok() {
+                    self.leave(domain, endpoint);
+                }
+            }
+            Work::Probe => {}
+        }
+    }
+
+    /// Notes that an endpoint is not in a domain any more. With the last one the device drops what is mapped.
+    fn leave(&mut self, domain: u32, endpoint: u32) {
+        let Some(member) = self.member(domain) else {
+            return;
+        };
+        let Some(place) = member.endpoints.iter().position(|&of| of == endpoint) else {
+            return;
+        };
+        member.endpoints.swap_remove(place);
+        if member.endpoints.is_empty() {
+            member.mappings.dropped();
+            self.requests.make_void(domain);
+            self.tidy();
+        }
+    }
+
+    /// Sends an `UNMAP`, for which there is room. A domain without endpoints is empty already.
+    pub(super) fn clear(&mut self, domain: u32, range: IovaRange, ticket: Option<u64>) {
+        let Some(member) = self.member(domain) else {
+            return;
+        };
+        if member.endpoints.is_empty() {
+            return;
+        }
+        let mappings = &mut member.mappings;
+        mappings.begin(range, Held::Held, Held::Going, ticket.is_some());
+        let work = Work::Unmap {
+            domain,
+            range,
+            ticket,
+        };
+        self.requests
+            .send(&Request::Unmap { domain, range }, work, 0);
+    }
+
+    pub(super) const fn new_ticket(&mut self) -> u64 {
+        self.next_ticket += 1;
+        self.next_ticket
+    }
+
+    pub(super) fn member(&mut self, number: u32) -> Option<&mut Member> {
+        let mut members = self.domains.iter_mut();
+        members.find(|member| member.number == number)
+    }
+
+    /// Adds a domain. Returns false if there is no memory.
+    pub(super) fn add(&mut self, number: u32) -> bool {
+        let has_room = self.domains.try_reserve(1).is_ok();
+        if has_room {
+            self.domains.push(Member {
+                number,
+                endpoints: Vec::new(),
+                mappings: Mappings::new(),
+                tenant: 0,
+                is_dropped: false,
+            });
+        }
+        has_room
+    }
+
+    /// Forgets domains that nobody has any more, in software or in the device.
+    pub(super) fn tidy(&mut self) {
+        self.domains
+            .retain(|member| !member.is_dropped || !member.endpoints.is_empty());
+    }
+}
+
+impl<T> fmt::Debug for VirtioIommu<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VirtioIommu")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
