@@ -7,7 +7,7 @@ use core::time::Duration;
 use iopt_formats::IovaRange;
 use iopt_formats::command::virtio::{Config, Properties, Property, Request, feature};
 
-use crate::domain::virtio::mappings::{Held, Mappings};
+use crate::domain::virtio::mappings::{Mappings, Presence};
 use crate::domain::virtio::requests::{Answer, Requests, Work};
 use crate::domain::virtio::{RequestError, Transport};
 use crate::sync::{self, Deadline, Left, Mutex, MutexGuard, SYNC, pause};
@@ -266,7 +266,7 @@ impl<T: Transport> VirtioIommu<T> {
             let last = rest.map(IovaRange::last);
             rest = next.and_then(|next| IovaRange::new(next, last?));
             let mappings = &mut member.mappings;
-            mappings.begin(range, Held::Missing, Held::Coming, false);
+            mappings.begin(range, Presence::Missing, Presence::Coming, false);
             let request = Request::Map {
                 domain,
                 range,
@@ -392,7 +392,7 @@ impl<T: Transport> State<T> {
             return;
         }
         let mappings = &mut member.mappings;
-        mappings.begin(range, Held::Held, Held::Going, ticket.is_some());
+        mappings.begin(range, Presence::Present, Presence::Going, ticket.is_some());
         let work = Work::Unmap {
             domain,
             range,

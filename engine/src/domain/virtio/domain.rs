@@ -6,7 +6,7 @@ use iopt_formats::command::virtio::{Access, feature};
 use iopt_formats::{IovaRange, Memory, PageSize, Prot};
 
 use crate::domain::virtio::device::{Member, State, Step};
-use crate::domain::virtio::mappings::{Ended, Held, hull, is_one};
+use crate::domain::virtio::mappings::{Ended, Presence, hull, is_one};
 use crate::domain::virtio::requests::Work;
 use crate::domain::virtio::{RequestError, Transport, VirtioDomain, VirtioError};
 use crate::domain::{
@@ -197,7 +197,7 @@ impl<T: Transport> VirtioDomain<T> {
         let mut left = member.mappings.in_range(range);
         left.find_map(|(range, mapping)| {
             let error = mapping.error.unwrap_or(RequestError::TimedOut);
-            (mapping.held != Held::Missing).then_some((range, error))
+            (mapping.presence != Presence::Missing).then_some((range, error))
         })
     }
 

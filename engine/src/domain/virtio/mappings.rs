@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!            send MAP              answered
-//!   Missing ----------> Coming ---------------> Held
+//!   Missing ----------> Coming ---------------> Present
 //!      ^                   | refused             |  send UNMAP
 //!      |<------------------'                     v
 //!      |<------------------------------------- Going
@@ -18,13 +18,13 @@ use crate::intervals::disjoint::{DisjointList, InsertError};
 
 /// Whether the device has a mapping.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Held {
+pub(super) enum Presence {
     /// It has not.
     Missing,
     /// A `MAP` is under way.
     Coming,
     /// It has, or may have.
-    Held,
+    Present,
     /// An `UNMAP` is under way.
     Going,
 }
@@ -33,7 +33,7 @@ pub(super) enum Held {
 pub(super) struct Mapping {
     pub(super) oa: Oa,
     pub(super) access: Access,
-    pub(super) held: Held,
+    pub(super) presence: Presence,
     /// Names the unmap that ended it.
     pub(super) ticket: Option<u64>,
     /// How many replace it at this moment (V3).
@@ -77,7 +77,7 @@ impl Mappings {
         let mapping = Mapping {
             oa,
             access,
-            held: Held::Missing,
+            presence: Presence::Missing,
             ticket: None,
             busy_count: 0,
             error: None,
@@ -134,7 +134,7 @@ impl Mappings {
         self.in_range(range)
             .find(|(_, mapping)| {
                 let is_wanted = mapping.ticket.is_none() && mapping.busy_count == 0;
-                is_wanted && mapping.held == Held::Missing
+                is_wanted && mapping.presence == Presence::Missing
             })
             .map(|(range, mapping)| (range, *mapping))
     }
@@ -147,11 +147,11 @@ impl Mappings {
             if mapping.ticket.is_none() {
                 let len = range.len_minus_one().saturating_add(1);
                 ended.bytes = ended.bytes.saturating_add(len);
-                match mapping.held {
-                    Held::Missing => return false,
-                    Held::Held => ended.hull = Some(hull(ended.hull, range)),
+                match mapping.presence {
+                    Presence::Missing => return false,
+                    Presence::Present => ended.hull = Some(hull(ended.hull, range)),
                     // Only the answer tells whether there is something to unmap.
-                    Held::Coming | Held::Going => has_stuck = true,
+                    Presence::Coming | Presence::Going => has_stuck = true,
                 }
                 mapping.ticket = Some(ticket);
             }
@@ -181,8 +181,8 @@ impl Mappings {
     /// error, that it has them in spite of what it said.
     pub(super) fn set_doubt(&mut self, range: IovaRange, error: Option<RequestError>) {
         self.change(range, |_, mapping| {
-            if mapping.held == Held::Missing && error.is_some() {
-                mapping.held = Held::Held;
+            if mapping.presence == Presence::Missing && error.is_some() {
+                mapping.presence = Presence::Present;
             }
             mapping.error = error;
             true
@@ -194,16 +194,16 @@ impl Mappings {
         let mut all = self.in_range(range);
         let found = all.find(|(_, mapping)| {
             let is_free = mapping.ticket.is_none() && mapping.busy_count == 0;
-            is_free && mapping.held == Held::Held && mapping.error.is_some()
+            is_free && mapping.presence == Presence::Present && mapping.error.is_some()
         });
         found.map(|(range, _)| range)
     }
 
     /// Notes that a `MAP` or an `UNMAP` of the mappings of `range` is under way.
-    pub(super) fn begin(&mut self, range: IovaRange, from: Held, to: Held, is_ended: bool) {
+    pub(super) fn begin(&mut self, range: IovaRange, from: Presence, to: Presence, is_ended: bool) {
         self.change(range, |_, mapping| {
-            if mapping.held == from && mapping.ticket.is_some() == is_ended {
-                mapping.held = to;
+            if mapping.presence == from && mapping.ticket.is_some() == is_ended {
+                mapping.presence = to;
                 mapping.error = None;
             }
             true
@@ -214,16 +214,16 @@ impl Mappings {
     pub(super) fn mapped(&mut self, range: IovaRange, result: Result<(), RequestError>) {
         let mut has_stuck = false;
         self.change(range, |_, mapping| {
-            if mapping.held != Held::Coming {
+            if mapping.presence != Presence::Coming {
                 return true;
             }
             mapping.error = result.err();
             // What the device may have done is undone as if it had.
             let is_missing = result.is_err_and(RequestError::is_without_effect);
-            mapping.held = if is_missing {
-                Held::Missing
+            mapping.presence = if is_missing {
+                Presence::Missing
             } else {
-                Held::Held
+                Presence::Present
             };
             has_stuck |= mapping.ticket.is_some();
             !is_missing || mapping.ticket.is_none()
@@ -237,11 +237,15 @@ impl Mappings {
         // Without the domain there are no mappings, either.
         let is_gone = matches!(result, Ok(()) | Err(RequestError::NoEntry));
         self.change(range, |_, mapping| {
-            if mapping.held != Held::Going {
+            if mapping.presence != Presence::Going {
                 return true;
             }
             mapping.error = result.err();
-            mapping.held = if is_gone { Held::Missing } else { Held::Held };
+            mapping.presence = if is_gone {
+                Presence::Missing
+            } else {
+                Presence::Present
+            };
             has_stuck |= mapping.ticket.is_some();
             !is_gone || mapping.ticket.is_none()
         });
@@ -251,7 +255,7 @@ impl Mappings {
     /// Notes that the device has dropped everything.
     pub(super) fn dropped(&mut self) {
         self.change(IovaRange::FULL, |_, mapping| {
-            mapping.held = Held::Missing;
+            mapping.presence = Presence::Missing;
             mapping.error = None;
             mapping.ticket.is_none()
         });
@@ -274,7 +278,7 @@ impl Mappings {
             has_ended |= mapping.ticket.is_some();
             mapping.ticket.is_some_and(|ticket| is_one(ticket, tickets))
         });
-        let found = found.map(|(range, mapping)| (range, mapping.held == Held::Held));
+        let found = found.map(|(range, mapping)| (range, mapping.presence == Presence::Present));
         if start == IovaRange::FULL.start() && !has_ended {
             self.has_stuck = false;
         }

@@ -59,7 +59,7 @@ use core::fmt;
 use iopt_formats::command::virtio::Request;
 use iopt_formats::{IovaRange, PageSize};
 
-use crate::domain::virtio::mappings::Held;
+use crate::domain::virtio::mappings::Presence;
 use crate::domain::virtio::requests::Work;
 use crate::radix::FaultWindow;
 
@@ -214,7 +214,7 @@ impl<T: Transport> VirtioDomain<T> {
         }
         let mut wanted = member.mappings.in_range(range);
         wanted.find_map(|(range, mapping)| {
-            let is_there = mapping.held == Held::Held && mapping.error.is_none();
+            let is_there = mapping.presence == Presence::Present && mapping.error.is_none();
             let error = mapping.error.unwrap_or(RequestError::TimedOut);
             // Whoever replaces a mapping sends it.
             let is_wanted = mapping.ticket.is_none() && mapping.busy_count == 0;
