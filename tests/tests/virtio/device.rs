@@ -75,7 +75,7 @@ pub(crate) struct State {
     pub(crate) shuffle: Option<u64>,
     pub(crate) kick_count: u64,
     /// Of each request, in the order in which it was sent.
-    pub(crate) kinds: Vec<u8>,
+    pub(crate) kinds: Vec<u16>,
     /// Of each request that nobody ordered to fail, if it failed.
     pub(crate) refusals: Vec<(u8, u8)>,
     pub(crate) most_under_way: usize,
@@ -93,8 +93,8 @@ impl Device {
             granule: 0x1000,
             input_range: (0, u64::MAX),
             probe_size: 64,
-            endpoints: (1..=3).map(|endpoint| (endpoint, None)).collect(),
             takes_mmio: true,
+            endpoints: (1..=3).map(|endpoint| (endpoint, None)).collect(),
             capacity,
             ..State::default()
         })))
@@ -145,7 +145,11 @@ impl Device {
     /// Returns the number of requests of a type.
     pub(crate) fn count(&self, kind: u8) -> usize {
         let state = self.state();
-        state.kinds.iter().filter(|&&sent| sent == kind).count()
+        state
+            .kinds
+            .iter()
+            .filter(|&&sent| sent == kind.into())
+            .count()
     }
 
     /// Returns what an endpoint reaches at an address: where, and the flags.
@@ -199,16 +203,16 @@ impl State {
                 .push(format!("a request of {} bytes", bytes.len()));
             return None;
         }
-        let reserved: &[std::ops::Range<usize>] = match bytes[0] {
-            ATTACH => &[1..4, 16..20],
-            DETACH => &[1..4, 12..20],
-            MAP => &[1..4],
-            UNMAP => &[1..4, 24..28],
-            _ => &[1..4, 8..72],
+        let reserved: &[(usize, usize)] = match bytes[0] {
+            ATTACH => &[(1, 4), (16, 20)],
+            DETACH => &[(1, 4), (12, 20)],
+            MAP => &[(1, 4)],
+            UNMAP => &[(1, 4), (24, 28)],
+            _ => &[(1, 4), (8, 72)],
         };
         if reserved
             .iter()
-            .any(|part| bytes[part.clone()].iter().any(|&byte| byte != 0))
+            .any(|&(from, to)| bytes[from..to].iter().any(|&byte| byte != 0))
         {
             self.mistakes.push(format!("reserved bytes: {bytes:x?}"));
             return Some(INVALID);
@@ -367,7 +371,7 @@ impl Transport for Device {
 
     fn send(&mut self, tag: u64, request: &[u8], written_len: usize) {
         let mut state = self.state();
-        state.kinds.push(request[0]);
+        state.kinds.push(request[0].into());
         state.queue.push(Sent {
             tag,
             bytes: request.to_vec(),

@@ -49,6 +49,8 @@ fn a_refused_map_names_its_run_and_leaves_nothing() {
                 panic!("{error:?}");
             };
             assert_eq!(error.downcast_ref(), Some(&expected));
+            // What came behind is taken back by the batch, what came before by the address space.
+            assert_eq!(world.device.count(UNMAP), 2);
             assert_eq!(world.device.mapping_count(NUMBER), 4);
             assert_eq!(world.source.pinned_pages(), 4);
             world
