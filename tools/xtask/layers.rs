@@ -17,8 +17,18 @@ const PACKAGES: &[(&str, &[&str])] = &[
     ("iopt", &["iopt-formats"]),
     ("iopt-sim", &["iopt-reference"]),
     (
-        "iopt-tests",
+        "iopt-rig",
         &["iopt-formats", "iopt", "iopt-reference", "iopt-sim"],
+    ),
+    (
+        "iopt-tests",
+        &[
+            "iopt-formats",
+            "iopt",
+            "iopt-reference",
+            "iopt-sim",
+            "iopt-rig",
+        ],
     ),
     (
         "iopt-benches",
@@ -27,6 +37,7 @@ const PACKAGES: &[(&str, &[&str])] = &[
             "iopt",
             "iopt-reference",
             "iopt-sim",
+            "iopt-rig",
             "iopt-tests",
         ],
     ),
@@ -37,6 +48,7 @@ const PACKAGES: &[(&str, &[&str])] = &[
             "iopt",
             "iopt-reference",
             "iopt-sim",
+            "iopt-rig",
             "iopt-tests",
         ],
     ),
