@@ -37,7 +37,7 @@ mod machine;
 mod memory;
 mod registers;
 
-pub use behaviour::{Amd, Behaviour, Riscv, Smmuv3, TagOf, Vtd};
+pub use behaviour::{Amd, Behaviour, EntryOf, Riscv, Smmuv3, TagOf, Vtd};
 pub use choice::{Choice, Visitor};
 pub use domain::{Domain, RigError};
 pub use machine::{Machine, MachineConfig};

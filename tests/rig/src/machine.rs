@@ -11,10 +11,10 @@ use iopt::invalidation::queue::{Entry as _, Queue, WithSync};
 use iopt::sync::SYNC;
 use iopt_formats::PageSize;
 use iopt_sim::{
-    Attachment, Clock, Config, ContextTable, Iommu, Latencies, Ledger, Outcome, Rights, StaleAccess,
+    Clock, Config, ContextTable, Iommu, Latencies, Ledger, Outcome, Rights, StaleAccess,
 };
 
-use crate::behaviour::{Behaviour, EntryOf, TagOf};
+use crate::behaviour::{Behaviour, EntryOf};
 use crate::domain::{Domain, RigError};
 use crate::memory::{Physical, Tables};
 use crate::registers::Registers;
@@ -57,8 +57,10 @@ type InstanceOf<B> = Instance<<B as Behaviour>::Planner, <B as Behaviour>::Devic
 
 /// A device as it was attached.
 #[derive(Clone, Copy, Debug)]
-struct Attached<T> {
-    tags: (T, Option<T>),
+struct Attached {
+    /// The domain.
+    id: u16,
+    has_ats: bool,
 }
 
 /// A simulated IOMMU with its memory, and the engine's queue to it.
@@ -72,7 +74,7 @@ pub struct Machine<B: Behaviour> {
     instance: Arc<InstanceOf<B>>,
     last_id: AtomicU16,
     /// Devices that are attached; the lock is held while one comes or goes.
-    devices: Mutex<BTreeMap<u16, Attached<TagOf<B>>>>,
+    devices: Mutex<BTreeMap<u16, Attached>>,
 }
 
 impl<B: Behaviour> Machine<B> {
@@ -160,6 +162,11 @@ impl<B: Behaviour> Machine<B> {
         &self.instance
     }
 
+    /// Returns its memory.
+    pub const fn memory(&self) -> &Arc<Physical> {
+        &self.memory
+    }
+
     /// Returns memory for tables.
     pub fn tables(&self) -> Tables {
         Tables::new(Arc::clone(&self.memory), Arc::clone(&self.ledger))
@@ -180,8 +187,8 @@ impl<B: Behaviour> Machine<B> {
         Domain::new(Arc::clone(self), last + 1)
     }
 
-    /// Lets requests of `device` use `domain`, and if it `has_ats`, lets it cache translations itself. Takes it
-    /// away from the domain that it was attached to.
+    /// Lets requests of `device`, which is blocked or attached to this domain already, use `domain`, and if it
+    /// `has_ats`, lets it cache translations itself.
     ///
     /// # Errors
     ///
@@ -189,19 +196,15 @@ impl<B: Behaviour> Machine<B> {
     pub fn attach(&self, domain: &Domain<B>, device: u16, has_ats: bool) -> Result<(), RigError> {
         let mut devices = self.devices();
         self.detach_locked(&mut devices, domain, device)?;
-        let tags = (
-            self.behaviour.tag(domain.id()),
-            has_ats.then(|| self.behaviour.device_tag(device)),
-        );
+        let id = domain.id();
+        let tags = self.behaviour.tags(id, device, has_ats);
         self.iommu.set_device_tlb(device.into(), has_ats);
         // The places before the context, so that whatever is cached is known.
-        domain.set().attach(&self.instance, &tag_list(tags))?;
-        devices.insert(device, Attached { tags });
-        let attachment = Attachment::Domain(domain.number());
+        domain.set().attach(&self.instance, &tags)?;
+        devices.insert(device, Attached { id, has_ats });
+        let attachment = self.behaviour.attachment(domain.number());
         self.ledger.attach(device.into(), None, attachment);
-        let context = self
-            .behaviour
-            .context(domain.id(), domain.table().root(), has_ats);
+        let context = self.behaviour.context(id, domain.table().root(), has_ats);
         self.contexts.set(device.into(), None, Some(context));
         self.forget_context(device)?;
         self.ledger.attach_done(device.into(), None);
@@ -219,22 +222,23 @@ impl<B: Behaviour> Machine<B> {
 
     fn detach_locked(
         &self,
-        devices: &mut BTreeMap<u16, Attached<TagOf<B>>>,
+        devices: &mut BTreeMap<u16, Attached>,
         domain: &Domain<B>,
         device: u16,
     ) -> Result<(), RigError> {
-        let Some(&Attached { tags }) = devices.get(&device) else {
+        let Some(&Attached { id, has_ats }) = devices.get(&device) else {
             return Ok(());
         };
-        if tags.0 != self.behaviour.tag(domain.id()) {
+        if id != domain.id() {
             return Err(RigError::OtherDomain);
         }
         self.ledger.detach(device.into(), None);
         self.contexts.set(device.into(), None, None);
         self.forget_context(device)?;
         // Only when nothing leads there any more is it worth to forget, and safe to stop being told.
-        self.instance.forget(&tag_list(tags))?;
-        domain.set().detach(&self.instance, &tag_list(tags));
+        let tags = self.behaviour.tags(id, device, has_ats);
+        self.instance.forget(&tags)?;
+        domain.set().detach(&self.instance, &tags);
         devices.remove(&device);
         self.ledger.detach_done(device.into(), None);
         Ok(())
@@ -272,16 +276,9 @@ impl<B: Behaviour> Machine<B> {
         self.iommu.check_all()
     }
 
-    fn devices(&self) -> MutexGuard<'_, BTreeMap<u16, Attached<TagOf<B>>>> {
+    fn devices(&self) -> MutexGuard<'_, BTreeMap<u16, Attached>> {
         self.devices.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Returns the tags of a device, rising.
-fn tag_list<T: Copy + Ord>((iotlb, device): (T, Option<T>)) -> Vec<T> {
-    let mut tags: Vec<T> = [Some(iotlb), device].into_iter().flatten().collect();
-    tags.sort_unstable();
-    tags
 }
 
 impl<B: Behaviour> fmt::Debug for Machine<B> {

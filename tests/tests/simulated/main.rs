@@ -15,3 +15,4 @@
 mod machines;
 
 mod life;
+mod omissions;

@@ -64,23 +64,24 @@ impl Behaviour for Amd {
         }
     }
 
-    fn tag(&self, id: u16) -> Tag {
-        Tag::Iotlb {
+    fn tags(&self, id: u16, device: u16, has_ats: bool) -> Vec<Tag> {
+        let iotlb = Tag::Iotlb {
             domain_id: id,
             pasid: None,
-        }
-    }
-
-    fn device_tag(&self, device: u16) -> Tag {
+        };
         let device = Device {
             device_id: device,
             queue_id: device,
             max_pending: 32,
         };
-        Tag::Ats {
+        let ats = Tag::Ats {
             device,
             pasid: None,
-        }
+        };
+        [Some(iotlb), has_ats.then_some(ats)]
+            .into_iter()
+            .flatten()
+            .collect()
     }
 
     fn context(&self, id: u16, root: Root, has_ats: bool) -> Context {

@@ -13,7 +13,7 @@ use iopt::invalidation::queue::Device;
 use iopt::radix::MapSide;
 use iopt_formats::walk::Root;
 use iopt_formats::{Format, Oa};
-use iopt_sim::{Architecture, Context};
+use iopt_sim::{Architecture, Attachment, Context, DomainId};
 
 pub use amd::Amd;
 pub use riscv::Riscv;
@@ -26,7 +26,7 @@ use crate::registers::Registers;
 pub type TagOf<B> = <<B as Behaviour>::Planner as Planner>::Tag;
 
 /// The entries of a behaviour's queue.
-pub(crate) type EntryOf<B> = <<B as Behaviour>::Device as Device>::Entry;
+pub type EntryOf<B> = <<B as Behaviour>::Device as Device>::Entry;
 
 /// An IOMMU of one architecture with certain features, and tables of one format.
 pub trait Behaviour: Clone + Debug + Send + Sync + 'static {
@@ -58,11 +58,14 @@ pub trait Behaviour: Clone + Debug + Send + Sync + 'static {
     /// Returns whether maps are told, too.
     fn map_side(&self) -> MapSide;
 
-    /// Returns where the IOMMU caches the translations of domain `id`, which is not 0.
-    fn tag(&self, id: u16) -> TagOf<Self>;
+    /// Returns the places where translations of domain `id`, which is not 0, are cached for a `device`: by the
+    /// IOMMU, and if it `has_ats`, by itself. They rise.
+    fn tags(&self, id: u16, device: u16, has_ats: bool) -> Vec<TagOf<Self>>;
 
-    /// Returns where `device` caches translations itself.
-    fn device_tag(&self, device: u16) -> TagOf<Self>;
+    /// Returns what the ledger knows of a device that is attached to the domain.
+    fn attachment(&self, domain: DomainId) -> Attachment {
+        Attachment::Domain(domain)
+    }
 
     /// Returns the context of a device whose translations are those of domain `id`, with its table below
     /// `root`.

@@ -70,22 +70,23 @@ impl Behaviour for Riscv {
         MapSide::Silent
     }
 
-    fn tag(&self, id: u16) -> Tag {
-        Tag::FirstStage {
+    fn tags(&self, id: u16, device: u16, has_ats: bool) -> Vec<Tag> {
+        let iotlb = Tag::FirstStage {
             gscid: None,
             pscid: Narrow::new(id.into()).unwrap_or(Narrow::MAX),
-        }
-    }
-
-    fn device_tag(&self, device: u16) -> Tag {
+        };
         let function = Function {
             segment: None,
             requester: device,
         };
-        Tag::Ats {
+        let ats = Tag::Ats {
             function,
             pasid: None,
-        }
+        };
+        [Some(iotlb), has_ats.then_some(ats)]
+            .into_iter()
+            .flatten()
+            .collect()
     }
 
     fn context(&self, id: u16, root: Root, has_ats: bool) -> Context {

@@ -85,19 +85,20 @@ where
         MapSide::Silent
     }
 
-    fn tag(&self, id: u16) -> Tag {
-        Tag::Stage1 {
+    fn tags(&self, id: u16, device: u16, has_ats: bool) -> Vec<Tag> {
+        let iotlb = Tag::Stage1 {
             vmid: 0,
             asid: id,
             granule: Self::GRANULE,
-        }
-    }
-
-    fn device_tag(&self, device: u16) -> Tag {
-        Tag::Ats {
+        };
+        let ats = Tag::Ats {
             stream: device.into(),
             substream: None,
-        }
+        };
+        [Some(iotlb), has_ats.then_some(ats)]
+            .into_iter()
+            .flatten()
+            .collect()
     }
 
     fn context(&self, id: u16, root: Root, has_ats: bool) -> Context {
@@ -107,8 +108,7 @@ where
             Granule::Kib64 => reference::arm::Granule::K64,
         };
         let format = self.format();
-        let half =
-            reference::arm::Half::new(root.oa.get(), format.geometry().va_bits, granule);
+        let half = reference::arm::Half::new(root.oa.get(), format.geometry().va_bits, granule);
         let table = reference::arm::Config::stage1(half, format.oa_bits());
         Context {
             binding: reference::context::Binding::Table(reference::Table::Arm(table)),

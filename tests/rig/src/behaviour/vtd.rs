@@ -89,20 +89,21 @@ where
         }
     }
 
-    fn tag(&self, id: u16) -> Tag {
-        Tag::SecondStage { domain_id: id }
-    }
-
-    fn device_tag(&self, device: u16) -> Tag {
+    fn tags(&self, id: u16, device: u16, has_ats: bool) -> Vec<Tag> {
+        let iotlb = Tag::SecondStage { domain_id: id };
         let device = Device {
             source_id: device,
             physical_function: 0,
             queue_depth: QueueDepth::new(32),
         };
-        Tag::Ats {
+        let ats = Tag::Ats {
             device,
             pasid: None,
-        }
+        };
+        [Some(iotlb), has_ats.then_some(ats)]
+            .into_iter()
+            .flatten()
+            .collect()
     }
 
     fn context(&self, id: u16, root: Root, has_ats: bool) -> Context {

@@ -1,0 +1,108 @@
+//! Callers that do not wait for their proof.
+
+use iopt::invalidation::{Changes, Invalidate, SyncError};
+use iopt::radix::TablePolicy;
+use iopt_formats::Prot;
+use iopt_rig::Behaviour;
+use iopt_sim::Law;
+
+use super::{law, slow};
+use crate::machines::{MEMORY, page_len};
+
+/// Hardware that is told, and not waited for.
+struct Unwaited<'a, I>(&'a I);
+
+impl<I: Invalidate> Invalidate for Unwaited<'_, I> {
+    type Ticket = I::Ticket;
+
+    fn submit(&self, changes: &Changes) -> Result<I::Ticket, SyncError> {
+        self.0.submit(changes)
+    }
+
+    fn wait(&self, _: I::Ticket) -> Result<(), SyncError> {
+        Ok(())
+    }
+}
+
+on_each_behaviour! {
+    memory_that_is_used_again_before_the_sync_is_seen
+    an_iova_that_is_used_again_before_the_sync_is_seen
+    a_table_that_is_freed_before_the_sync_is_seen
+}
+
+/// The unpin, after which the page is somebody else's.
+fn memory_that_is_used_again_before_the_sync_is_seen<B: Behaviour>(behaviour: B) {
+    for waits in [false, true] {
+        let bench = slow(behaviour.clone());
+        let page = bench.pages(0x55, 1);
+        bench.domain.map(page.clone(), MEMORY, Prot::RW).unwrap();
+        bench.assert_reached(&page, MEMORY);
+        let gather = bench
+            .domain
+            .removed(page.clone(), TablePolicy::Keep)
+            .unwrap();
+        let pending = gather.submit(bench.domain.set());
+        if waits {
+            let flushed = pending.wait().unwrap();
+            bench.domain.forgotten(page.clone(), &flushed);
+            bench.assert_refused(&page);
+        } else {
+            let number = bench.domain.number();
+            bench.machine.ledger().forgotten(number, page.clone());
+            assert_eq!(law(&bench), Some(Law::Reach));
+            let _ = pending.wait().unwrap();
+            bench.assert_refused(&page);
+        }
+    }
+}
+
+/// A buffer at the old address, and devices still find the old one.
+fn an_iova_that_is_used_again_before_the_sync_is_seen<B: Behaviour>(behaviour: B) {
+    let elsewhere = MEMORY + 7 * page_len::<B>();
+    for waits in [false, true] {
+        let bench = slow(behaviour.clone());
+        let page = bench.pages(0x55, 1);
+        bench.domain.map(page.clone(), MEMORY, Prot::RW).unwrap();
+        bench.assert_reached(&page, MEMORY);
+        let set = bench.domain.set();
+        let removed = if waits {
+            bench.domain.unmap(page.clone())
+        } else {
+            let keep = TablePolicy::Keep;
+            bench.domain.unmap_by(page.clone(), keep, &Unwaited(set))
+        };
+        removed.unwrap();
+        bench.domain.map(page.clone(), elsewhere, Prot::RW).unwrap();
+        if waits {
+            bench.assert_reached(&page, elsewhere);
+        } else if let Ok(outcomes) = bench.look(&page) {
+            // Where maps are told, the next sync came too late for nobody.
+            panic!("{outcomes:?}");
+        }
+    }
+}
+
+fn a_table_that_is_freed_before_the_sync_is_seen<B: Behaviour>(behaviour: B) {
+    for waits in [false, true] {
+        let bench = slow(behaviour.clone());
+        let all = bench.blocks(8, 2);
+        let memory = MEMORY + page_len::<B>();
+        bench.domain.map(all.clone(), memory, Prot::RW).unwrap();
+        bench.assert_reached(&all, memory);
+        let (detach, set) = (TablePolicy::Detach, bench.domain.set());
+        let removed = if waits {
+            bench.domain.unmap_by(all, detach, set)
+        } else {
+            bench.domain.unmap_by(all, detach, &Unwaited(set))
+        };
+        removed.unwrap();
+        let law = law(&bench);
+        if waits {
+            assert_eq!(law, None);
+            bench.free_what_is_proven();
+            bench.assert_clean();
+        } else {
+            assert!(law.is_some());
+        }
+    }
+}
