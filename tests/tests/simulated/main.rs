@@ -16,3 +16,4 @@ mod machines;
 
 mod life;
 mod omissions;
+mod random;
