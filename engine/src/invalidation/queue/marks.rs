@@ -80,14 +80,14 @@ impl Marks {
         }
     }
 
-    /// Returns the first position from `start` on whose entry is not written, acquiring what was done
-    /// before the others were (Q3).
+    /// Returns the first position from `start` on whose entry is not written (Q3). What was done before the
+    /// others were is acquired by a fence of the caller.
     pub(super) fn end(&self, start: u64) -> u64 {
         let limit = start + self.entry_count();
         let mut at = start;
         while at < limit {
             let segment = self.segment(at);
-            let word = self.words[segment.word].load(Ordering::Acquire);
+            let word = self.words[segment.word].load(Ordering::Relaxed);
             let written = if self.is_odd(at) { !word } else { word };
             let run = u64::from((written >> segment.shift).trailing_ones());
             at += run.min(segment.len);

@@ -49,9 +49,10 @@
 //! # Memory orderings
 //!
 //! - Stores before a submission (tables), and its entries, come before hardware reads them: marks are set
-//!   with release and read by the owner with acquire, whichever thread that is; then a full fence, then the
-//!   store to the tail register. The fence is cumulative, so it covers all whose marks were seen. `asks` is
-//!   changed with acquire and release, so each owner sees where the last one ended, and tails rise.
+//!   with release; the owner, whichever thread that is, reads them, then comes a full fence, then the store
+//!   to the tail register. The fence acquires what was done before the marks were set, and is cumulative, so
+//!   it covers all whose marks were seen. `asks` is changed with acquire and release, so each owner sees
+//!   where the last one ended, and tails rise.
 //! - What hardware did comes before what a caller does next (uses pages again, writes entries over): behind
 //!   each read of the head or the status word stands an acquire fence, and what was read spreads by
 //!   release on `consumed` and `answered` and acquire by their readers.

@@ -40,7 +40,8 @@ impl<D: Device> Queue<D> {
         let start = self.published.load(Ordering::Relaxed);
         let end = self.marks.end(start);
         if end != start {
-            // Entries, and whatever was stored before they were written, before the tail.
+            // Behind the look at the marks and before the tail: entries, and whatever was stored before they
+            // were written.
             fence(Ordering::SeqCst);
             let more_bits = u32::from(self.shape.has_wrap_bit);
             self.device.write_tail(self.index(end, more_bits));

@@ -8,7 +8,7 @@ use super::*;
 use crate::sync::atomic::{AtomicBool, Ordering};
 
 /// Lists that each producer sends.
-const LIST_COUNT: u32 = if cfg!(miri) { 12 } else { 4000 };
+const LIST_COUNT: u32 = if cfg!(miri) { 12 } else { 2000 };
 
 /// Runs `produce` for producers 1 to 4 beside hardware, and returns what that has seen.
 fn beside_hardware<E: ToyEntry + 'static>(
