@@ -110,6 +110,24 @@ fn a_refused_command_is_replaced_by_a_sync_and_the_rest_goes_on() {
     }
 }
 
+/// The status word has room for one number, that of the replacement in the end.
+#[test]
+fn what_replaces_a_refused_command_confirms_what_is_before_it() {
+    let queue = queue(Toy::<Pair>::new(STATUS));
+    let toy = queue.device();
+    toy.is_slow.store(true, Ordering::Relaxed);
+    let before = send(&queue, &[Opcode::Plain], WithSync::Now);
+    let bad = send(&queue, &[Opcode::Illegal], WithSync::Later);
+    toy.run();
+    queue.poll();
+    toy.run();
+    toy.answer();
+    wait(&queue, before).unwrap();
+    toy.is_slow.store(false, Ordering::Relaxed);
+    toy.set_steps_in_pause(1);
+    assert_eq!(wait(&queue, bad), Err(SyncError::Refused));
+}
+
 #[test]
 fn a_sync_that_gives_up_fails_all_that_stood_before_it() {
     for shape in [HEAD, STATUS] {

@@ -23,7 +23,8 @@ fn a_list_that_needs_much_room_is_not_passed_by_those_that_need_little() {
         while queue.line.is_empty() {
             thread::yield_now();
         }
-        // Later than the other one, and with less to ask for.
+        // Enough for the small lists that come now, which are later and ask for less.
+        assert!(queue.device().step());
         queue.device().advance(1);
         queue.device().set_steps_in_pause(1);
         for _ in 0..capacity {
