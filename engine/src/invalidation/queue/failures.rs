@@ -8,7 +8,7 @@ use crate::sync::{self, Mutex, MutexGuard};
 
 /// Failures that are told apart; of more, the two oldest become one. It only grows what they span, so that a
 /// list which stood between them and is not waited for yet fails too.
-const LIMIT: usize = if cfg!(loom) { 2 } else { 256 };
+const LIMIT: usize = if cfg!(any(loom, miri)) { 32 } else { 256 };
 
 /// The failures. An empty history, the usual one, costs one load.
 #[derive(Debug)]

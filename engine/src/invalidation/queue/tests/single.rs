@@ -21,7 +21,7 @@ fn serials(queue: &Queue<Toy<Pair>>) -> Vec<u32> {
 fn a_list_reaches_hardware_in_order_and_its_wait_ends() {
     for shape in [HEAD, STATUS] {
         let queue = running(shape);
-        for lap in 0..100 {
+        for lap in 0..if cfg!(miri) { 5 } else { 100 } {
             for (sync, count) in [(WithSync::Now, 3), (WithSync::Later, 2), (WithSync::Now, 1)] {
                 let list: Vec<Pair> = (0..count).map(|step| plain(1, lap * 8 + step)).collect();
                 let ticket = submit(&queue, &list, sync).unwrap();
@@ -106,7 +106,7 @@ fn a_ticket_that_is_waited_for_late_is_done() {
         let queue = running(shape);
         let old = send(&queue, &[Opcode::Plain], WithSync::Now);
         let older = send(&queue, &[Opcode::Plain], WithSync::Later);
-        for _ in 0..100 {
+        for _ in 0..if cfg!(miri) { 10 } else { 100 } {
             wait(&queue, send(&queue, &[Opcode::Plain], WithSync::Now)).unwrap();
         }
         queue.device().set_steps_in_pause(0);
