@@ -11,6 +11,7 @@ use crate::iova::IovaSpace;
 use crate::mem::TableMemory;
 use crate::radix::{Mapper, MapperError, Table, UnmapError, UnmapPolicy};
 use crate::reclaim::Operation;
+use crate::sync::atomic::AtomicU64;
 
 /// Pages that were taken together and are somebody's (W2).
 #[derive(Clone, Copy)]
@@ -18,6 +19,8 @@ struct Part<'s> {
     space: &'s IovaSpace,
     page: usize,
     count: usize,
+    /// The word that has the bits of all pages, if it was at hand: a short free needs no look-up.
+    word: Option<&'s AtomicU64>,
 }
 
 impl Part<'_> {
@@ -28,7 +31,10 @@ impl Part<'_> {
 
     #[inline]
     fn free(&self) {
-        self.space.space.put(self.page, self.count);
+        match self.word {
+            Some(word) => self.space.space.put_in_word(self.page, self.count, word),
+            None => self.space.space.put(self.page, self.count),
+        }
     }
 }
 
@@ -61,8 +67,18 @@ pub struct FreshIova<'s>(Part<'s>);
 
 impl<'s> FreshIova<'s> {
     #[inline]
-    pub(super) const fn new(space: &'s IovaSpace, page: usize, count: usize) -> Self {
-        Self(Part { space, page, count })
+    pub(super) const fn new(
+        space: &'s IovaSpace,
+        page: usize,
+        count: usize,
+        word: Option<&'s AtomicU64>,
+    ) -> Self {
+        Self(Part {
+            space,
+            page,
+            count,
+            word,
+        })
     }
 
     /// Returns the range.

@@ -96,7 +96,7 @@ use crate::iova::space::Space;
 use crate::mem::TableMemory;
 use crate::radix::Table;
 use crate::sync::CachePadded;
-use crate::sync::unmodelled::{AtomicU64, Ordering};
+use crate::sync::unmodelled::{self, Ordering};
 
 pub use crate::iova::allocation::{
     FreshIova, IovaAllocation, PendingIova, QuarantinedIova, WithdrawError, WithdrawnIova,
@@ -126,8 +126,8 @@ pub struct IovaSpace {
 /// What was dropped without a proof.
 #[derive(Debug, Default)]
 struct Leaks {
-    count: AtomicU64,
-    len: AtomicU64,
+    count: unmodelled::AtomicU64,
+    len: unmodelled::AtomicU64,
 }
 
 /// What a space has given out, and what it has left. Exact while no thread allocates or frees.
@@ -231,7 +231,7 @@ impl IovaSpace {
             is_low_first: self.is_low_first,
         };
         match self.space.take(Run { count, align }, &reach) {
-            Ok(page) => Ok(FreshIova::new(self, page, count)),
+            Ok((page, word)) => Ok(FreshIova::new(self, page, count, word)),
             Err(refusal) => Err(self.refused(refusal, Run { count, align }, request.limit)),
         }
     }

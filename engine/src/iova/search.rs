@@ -8,7 +8,7 @@ use crate::iova::block::{Block, LISTED, OPEN};
 use crate::iova::layout::{CHUNK_COUNT, Run};
 use crate::iova::slots::Slot;
 use crate::iova::space::{NoMemory, Space};
-use crate::sync::atomic::{Ordering, fence};
+use crate::sync::atomic::{AtomicU64, Ordering, fence};
 use crate::sync::pause;
 
 /// Calls for which a thread leaves the first zone out that had nothing.
@@ -51,9 +51,14 @@ enum Effort {
 }
 
 impl Space {
-    /// Takes a run of one page at least; mostly from the chunk that the thread keeps to.
+    /// Takes a run of one page at least; mostly from the chunk that the thread keeps to. Returns the first
+    /// page and, if it is at hand, the word that has the bits of all.
     #[inline]
-    pub(super) fn take(&self, run: Run, reach: &Reach) -> Result<usize, Refusal> {
+    pub(super) fn take(
+        &self,
+        run: Run,
+        reach: &Reach,
+    ) -> Result<(usize, Option<&AtomicU64>), Refusal> {
         let hold = self.slots.mine().hold(!reach.is_low_first);
         let chunk = hold.chunk();
         // For a thread that keeps to none it is 0.
@@ -64,19 +69,15 @@ impl Space {
             && let Some(block) = self.block_of(chunk)
         {
             let align_lg2 = run.align.trailing_zeros() as usize;
-            let page = bits::take_small(
-                block.pages(chunk),
-                hold.word(),
-                run.count,
-                align_lg2,
-                usize::MAX,
-            );
+            let words = block.pages(chunk);
+            let page = bits::take_small(words, hold.word(), run.count, align_lg2, usize::MAX);
             if let Some(page) = page {
                 hold.note_word(page / SMALL);
-                return Ok(self.layout.first_page(chunk) + page);
+                let word = words.get(page / SMALL);
+                return Ok((self.layout.first_page(chunk) + page, word));
             }
         }
-        self.take_elsewhere(run, reach)
+        Ok((self.take_elsewhere(run, reach)?, None))
     }
 
     #[cold]

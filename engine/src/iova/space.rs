@@ -139,19 +139,25 @@ impl Space {
     #[inline]
     pub(super) fn put(&self, start: usize, count: usize) {
         let first = self.layout.page_in_chunk(start);
-        if first % WORD_BITS + count > WORD_BITS {
-            self.put_parts(start, count);
-            return;
-        }
         let chunk = self.layout.chunk_of(start);
-        let Some(block) = self.block_of(chunk) else {
-            return;
-        };
-        let Some(word) = block.pages(chunk).get(first / WORD_BITS) else {
-            return;
-        };
-        let is_emptied = bits::put_mask(word, bits::low(count) << (first % WORD_BITS));
-        if block.flags(chunk) & HELD == 0 {
+        if first % WORD_BITS + count <= WORD_BITS
+            && let Some(block) = self.block_of(chunk)
+            && let Some(word) = block.pages(chunk).get(first / WORD_BITS)
+        {
+            self.put_in_word(start, count, word);
+        } else {
+            self.put_parts(start, count);
+        }
+    }
+
+    /// As [`put`](Self::put), for a run whose bits are in `word`.
+    #[inline]
+    pub(super) fn put_in_word(&self, start: usize, count: usize, word: &AtomicU64) {
+        let is_emptied = bits::put_mask(word, bits::low(count) << (start % WORD_BITS));
+        let chunk = self.layout.chunk_of(start);
+        if let Some(block) = self.block_of(chunk)
+            && block.flags(chunk) & HELD == 0
+        {
             self.settle_put(block, chunk, is_emptied);
         }
     }
