@@ -156,7 +156,11 @@ fn one(
     let take = || magazines.take(thread, black_box(1)).expect("there is room");
     match (name, pattern) {
         (Name::Pin, _) => repeat(trials, share, || drop(black_box(crossbeam_epoch::pin()))),
-        (Name::Ours, Pattern::Pair) => repeat(trials, share, || black_box(alloc()).cancel()),
+        (Name::Ours, Pattern::Pair) => repeat(trials, share, || {
+            let fresh = alloc();
+            black_box(fresh.range().start());
+            fresh.cancel();
+        }),
         (Name::Ours, Pattern::Ring) => {
             let mut ring: Vec<FreshIova<'_>> = (0..RING_LEN).map(|_| alloc()).collect();
             let mut at = 0;

@@ -50,6 +50,20 @@ pub(super) fn find_in_word(free: u64, count: usize, align_lg2: usize) -> Option<
     (runs != 0).then(|| runs.trailing_zeros() as usize)
 }
 
+/// Takes the lowest run of `count` bits, 1 to 64, of a word.
+#[inline]
+pub(super) fn take_in_word(word: &AtomicU64, count: usize, align_lg2: usize) -> Option<usize> {
+    let mut taken = word.load(Ordering::Relaxed);
+    loop {
+        let bit = find_in_word(!taken, count, align_lg2)?;
+        let all = taken | low(count) << bit;
+        match word.compare_exchange_weak(taken, all, Ordering::AcqRel, Ordering::Relaxed) {
+            Ok(_) => return Some(bit),
+            Err(now) => taken = now,
+        }
+    }
+}
+
 /// Takes the lowest run of `count` bits, 1 to 64, below `end` that lies in one word. Words from `from`
 /// on come first.
 #[inline]

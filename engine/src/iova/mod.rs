@@ -217,23 +217,41 @@ impl IovaSpace {
     #[doc(alias = "alloc_iova")]
     #[inline]
     pub fn alloc(&self, request: &IovaRequest) -> Result<FreshIova<'_>, IovaError> {
+        let (run, reach) = self.run_of(request);
+        if run.count > 0
+            && let Some((page, word)) = self.space.take_quick(run, &reach)
+        {
+            return Ok(FreshIova::new(self, page, run.count, Some(word)));
+        }
+        self.alloc_elsewhere(request)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn alloc_elsewhere(&self, request: &IovaRequest) -> Result<FreshIova<'_>, IovaError> {
+        let (run, reach) = self.run_of(request);
+        if run.count == 0 {
+            return Err(IovaError::Empty);
+        }
+        match self.space.take_elsewhere(run, &reach) {
+            Ok(page) => Ok(FreshIova::new(self, page, run.count, None)),
+            Err(refusal) => Err(self.refused(refusal, run, request.limit)),
+        }
+    }
+
+    #[inline]
+    fn run_of(&self, request: &IovaRequest) -> (Run, Reach) {
         let layout = &self.space.layout;
         let count = layout.pages_of(request.len);
         let align = match request.alignment {
             Some(alignment) => layout.pages_of(alignment.bytes()),
             None => count.next_power_of_two(),
         };
-        if count == 0 {
-            return Err(IovaError::Empty);
-        }
         let reach = Reach {
             end: layout.end_at(request.limit),
             is_low_first: self.is_low_first,
         };
-        match self.space.take(Run { count, align }, &reach) {
-            Ok((page, word)) => Ok(FreshIova::new(self, page, count, word)),
-            Err(refusal) => Err(self.refused(refusal, Run { count, align }, request.limit)),
-        }
+        (Run { count, align }, reach)
     }
 
     #[cold]

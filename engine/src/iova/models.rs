@@ -43,7 +43,7 @@ impl Modelled {
             end: self.space.layout.page_count(),
             is_low_first: true,
         };
-        let (start, _) = self.space.take(run, &reach).ok()?;
+        let start = self.space.take(run, &reach).ok()?;
         // The first and the last stand for all: each is one more thing for the model to follow.
         for page in [start, start + count - 1] {
             let (content, _) = &self.pages[page];

@@ -6,7 +6,7 @@ use core::ops::Range;
 use crate::iova::bits::{self, SMALL};
 use crate::iova::block::{Block, LISTED, OPEN};
 use crate::iova::layout::{CHUNK_COUNT, Run};
-use crate::iova::slots::Slot;
+use crate::iova::slots::{Hold, Slot};
 use crate::iova::space::{NoMemory, Space};
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
 use crate::sync::pause;
@@ -51,37 +51,47 @@ enum Effort {
 }
 
 impl Space {
-    /// Takes a run of one page at least; mostly from the chunk that the thread keeps to. Returns the first
-    /// page and, if it is at hand, the word that has the bits of all.
+    /// Takes a run out of the word that the thread took from last, if it may lie there and does; nothing
+    /// else. Returns the first page and the word.
     #[inline]
-    pub(super) fn take(
-        &self,
-        run: Run,
-        reach: &Reach,
-    ) -> Result<(usize, Option<&AtomicU64>), Refusal> {
+    pub(super) fn take_quick(&self, run: Run, reach: &Reach) -> Option<(usize, &AtomicU64)> {
         let hold = self.slots.mine().hold(!reach.is_low_first);
         let chunk = hold.chunk();
         // For a thread that keeps to none it is 0.
         let end = self.layout.first_page(chunk.wrapping_add(1));
-        if run.count <= SMALL
-            && run.align <= SMALL
-            && end <= reach.end
-            && let Some(block) = self.block_of(chunk)
-        {
-            let align_lg2 = run.align.trailing_zeros() as usize;
-            let words = block.pages(chunk);
-            let page = bits::take_small(words, hold.word(), run.count, align_lg2, usize::MAX);
-            if let Some(page) = page {
-                hold.note_word(page / SMALL);
-                let word = words.get(page / SMALL);
-                return Ok((self.layout.first_page(chunk) + page, word));
-            }
+        if run.count > SMALL || run.align > SMALL || end > reach.end {
+            return None;
         }
-        Ok((self.take_elsewhere(run, reach)?, None))
+        let at = hold.word();
+        let word = self.block_of(chunk)?.pages(chunk).get(at)?;
+        let bit = bits::take_in_word(word, run.count, run.align.trailing_zeros() as usize)?;
+        Some((self.layout.first_page(chunk) + at * SMALL + bit, word))
     }
 
+    /// Takes a run of one page at least, and returns the first page.
+    #[cfg(test)]
+    pub(super) fn take(&self, run: Run, reach: &Reach) -> Result<usize, Refusal> {
+        match self.take_quick(run, reach) {
+            Some((page, _)) => Ok(page),
+            None => self.take_elsewhere(run, reach),
+        }
+    }
+
+    /// As [`take_quick`](Self::take_quick), in all of a chunk up to `end`.
+    fn take_held(&self, hold: &Hold, run: Run, end: usize) -> Option<usize> {
+        let chunk = hold.chunk();
+        let block = self.block_of(chunk)?;
+        let align_lg2 = run.align.trailing_zeros() as usize;
+        let end = self.layout.pages_below(chunk, end);
+        let words = block.pages(chunk);
+        let page = bits::take_small(words, hold.word(), run.count, align_lg2, end)?;
+        hold.note_word(page / SMALL);
+        Some(self.layout.first_page(chunk) + page)
+    }
+
+    /// Takes a run wherever there is one.
     #[cold]
-    fn take_elsewhere(&self, run: Run, reach: &Reach) -> Result<usize, Refusal> {
+    pub(super) fn take_elsewhere(&self, run: Run, reach: &Reach) -> Result<usize, Refusal> {
         let slot = self.slots.mine();
         let zones = self.zones(reach);
         let has_choice = zones.iter().all(|zone| !zone.is_empty());
@@ -153,11 +163,16 @@ impl Space {
         effort: Effort,
     ) -> Result<Option<usize>, NoMemory> {
         if effort == Effort::Hints {
-            let held = slot.hold(zone.start >= self.layout.low_end()).chunk();
-            if let Some(block) = self.block_of(held)
-                && let Some(page) = self.take_in_chunk(slot, block, held, run, zone.end)
-            {
-                return Ok(Some(page));
+            let hold = slot.hold(zone.start >= self.layout.low_end());
+            let held = hold.chunk();
+            let found = if run.count <= SMALL && run.align <= SMALL {
+                self.take_held(hold, run, zone.end)
+            } else {
+                let block = self.block_of(held);
+                block.and_then(|block| self.take_in_chunk(slot, block, held, run, zone.end))
+            };
+            if found.is_some() {
+                return Ok(found);
             }
             if let Some(page) = self.take_listed(slot, run, zone) {
                 return Ok(Some(page));

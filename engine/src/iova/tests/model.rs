@@ -158,7 +158,7 @@ fn random_calls_do_what_the_model_does() {
             if held.is_empty() || random.below(10) < if is_filling { 8 } else { 3 } {
                 let (run, reach) = (run(&mut random), reach(&mut random));
                 match space.take(run, &reach) {
-                    Ok((start, _)) => {
+                    Ok(start) => {
                         let pages = start..start + run.count;
                         assert!(model.is_free(&pages), "{run:?} at {start}, seed {seed}");
                         assert!(pages.end <= reach.end, "{run:?} at {start}, seed {seed}");
@@ -202,7 +202,7 @@ fn random_calls_do_what_the_model_does() {
             end: 5 * BLOCK_PAGES,
             is_low_first: true,
         };
-        let taken = space.take(whole, &all).map(|(start, _)| start);
+        let taken = space.take(whole, &all);
         assert_eq!(taken, Ok(2 * BLOCK_PAGES));
     }
 }
@@ -219,8 +219,7 @@ fn every_page_is_given_out_before_a_refusal_and_all_are_free_again() {
         is_low_first: true,
     };
     for _ in 0..2 {
-        let mut pages: Vec<_> =
-            core::iter::from_fn(|| Some(space.take(one, &all).ok()?.0)).collect();
+        let mut pages: Vec<_> = core::iter::from_fn(|| space.take(one, &all).ok()).collect();
         pages.sort_unstable();
         assert!(pages.iter().copied().eq(windows.iter().cloned().flatten()));
         assert_eq!(space.survey(all.end).free_count, 0);
