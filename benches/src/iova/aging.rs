@@ -194,9 +194,9 @@ fn age_of<A: Allocator>(allocator: &A, operation_count: u64) -> Aged {
     for life in lives {
         times.merge(&life.times);
         refused_count += life.refused_count;
-        life.live
-            .into_iter()
-            .for_each(|held| allocator.put(0, held));
+        for held in life.live {
+            allocator.put(0, held);
+        }
     }
     Aged {
         times,

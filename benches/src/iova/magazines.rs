@@ -163,7 +163,9 @@ mod tests {
     fn full_magazines_go_to_the_depot_and_come_back() {
         let magazines = Magazines::new(1 << 20, 2);
         let pages: Vec<_> = (0..400).map(|_| magazines.take(0, 1).unwrap()).collect();
-        pages.iter().for_each(|&page| magazines.put(0, page, 1));
+        for &page in &pages {
+            magazines.put(0, page, 1);
+        }
         assert_eq!(magazines.depots[0].lock().len(), 1);
         let again: Vec<_> = (0..127).map(|_| magazines.take(1, 1).unwrap()).collect();
         assert!(again.iter().all(|page| pages.contains(page)));
@@ -175,11 +177,10 @@ mod tests {
         let mut tree = Tree(BTreeMap::from([(1, 99)]));
         let pages: Vec<_> = (0..99).map(|_| tree.take(1).unwrap()).collect();
         assert_eq!(tree.take(1), None);
-        pages
-            .into_iter()
-            .step_by(2)
-            .for_each(|page| tree.put(page, 1));
-        (2..=98).step_by(2).for_each(|page| tree.put(page, 1));
+        let even = (2..=98).step_by(2);
+        for page in pages.into_iter().step_by(2).chain(even) {
+            tree.put(page, 1);
+        }
         assert_eq!(tree.0, BTreeMap::from([(1, 99)]));
     }
 }

@@ -181,8 +181,9 @@ fn one(
                 let old = std::mem::replace(&mut ring[at], take());
                 magazines.put(thread, old, 1);
             });
-            ring.into_iter()
-                .for_each(|page| magazines.put(thread, page, 1));
+            for page in ring {
+                magazines.put(thread, page, 1);
+            }
             spans
         }
     }
