@@ -98,6 +98,7 @@ use crate::radix::Table;
 use crate::sync::CachePadded;
 use crate::sync::unmodelled::{self, Ordering};
 
+pub use crate::intervals::reservations::AllowError;
 pub use crate::iova::allocation::{
     FreshIova, IovaAllocation, PendingIova, QuarantinedIova, WithdrawError, WithdrawnIova,
     WrongTable,
