@@ -80,7 +80,10 @@ impl iopt_sim::Memory for Physical {
     }
 
     fn write32(&self, address: u64, word: u32) -> bool {
-        let Some(at) = self.word(address & !7).filter(|_| address % 4 == 0) else {
+        let Some(at) = self
+            .word(address & !7)
+            .filter(|_| address.is_multiple_of(4))
+        else {
             return false;
         };
         let shift = address % 8 * 8;

@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use iopt_formats::{Format, Level, Prot};
+use iopt_formats::{Format as _, Level, Prot};
 use iopt_rig::{Behaviour, Domain, Machine, MachineConfig};
 use iopt_sim::{Outcome, Rights, StaleAccess};
 
@@ -13,17 +13,17 @@ macro_rules! on_each_behaviour {
         mod $name {
             #[test]
             fn smmuv3() {
-                super::$name(iopt_rig::Smmuv3::<12>::default());
+                super::$name(&iopt_rig::Smmuv3::<12>::default());
             }
 
             #[test]
             fn smmuv3_with_16_kib() {
-                super::$name(iopt_rig::Smmuv3::<14>::default());
+                super::$name(&iopt_rig::Smmuv3::<14>::default());
             }
 
             #[test]
             fn smmuv3_with_ranges() {
-                super::$name(iopt_rig::Smmuv3::<12> {
+                super::$name(&iopt_rig::Smmuv3::<12> {
                     has_ranges: true,
                     has_contiguous_erratum: false,
                 });
@@ -31,7 +31,7 @@ macro_rules! on_each_behaviour {
 
             #[test]
             fn smmuv3_with_ranges_and_64_kib() {
-                super::$name(iopt_rig::Smmuv3::<16> {
+                super::$name(&iopt_rig::Smmuv3::<16> {
                     has_ranges: true,
                     has_contiguous_erratum: true,
                 });
@@ -39,12 +39,12 @@ macro_rules! on_each_behaviour {
 
             #[test]
             fn vtd() {
-                super::$name(iopt_rig::Vtd::<2>::default());
+                super::$name(&iopt_rig::Vtd::<2>::default());
             }
 
             #[test]
             fn vtd_with_wide_descriptors_and_small_blocks() {
-                super::$name(iopt_rig::Vtd::<4> {
+                super::$name(&iopt_rig::Vtd::<4> {
                     has_caching_mode: false,
                     max_order: Some(9),
                 });
@@ -52,7 +52,7 @@ macro_rules! on_each_behaviour {
 
             #[test]
             fn vtd_with_caching_mode() {
-                super::$name(iopt_rig::Vtd::<2> {
+                super::$name(&iopt_rig::Vtd::<2> {
                     has_caching_mode: true,
                     max_order: None,
                 });
@@ -60,24 +60,24 @@ macro_rules! on_each_behaviour {
 
             #[test]
             fn amd() {
-                super::$name(iopt_rig::Amd::default());
+                super::$name(&iopt_rig::Amd::default());
             }
 
             #[test]
             fn amd_with_absent_entries() {
-                super::$name(iopt_rig::Amd {
+                super::$name(&iopt_rig::Amd {
                     has_absent_entries: true,
                 });
             }
 
             #[test]
             fn riscv() {
-                super::$name(iopt_rig::Riscv::default());
+                super::$name(&iopt_rig::Riscv::default());
             }
 
             #[test]
             fn riscv_with_ranges_and_non_leaf() {
-                super::$name(iopt_rig::Riscv {
+                super::$name(&iopt_rig::Riscv {
                     has_non_leaf: true,
                     has_ranges: true,
                 });
@@ -99,12 +99,12 @@ pub(crate) struct Bench<B: Behaviour> {
 }
 
 impl<B: Behaviour> Bench<B> {
-    pub(crate) fn new(behaviour: B) -> Self {
+    pub(crate) fn new(behaviour: &B) -> Self {
         Self::with_config(behaviour, MachineConfig::default())
     }
 
-    pub(crate) fn with_config(behaviour: B, config: MachineConfig) -> Self {
-        let machine = Machine::new(behaviour, config).expect("the tests need some memory");
+    pub(crate) fn with_config(behaviour: &B, config: MachineConfig) -> Self {
+        let machine = Machine::new(behaviour.clone(), config).expect("the tests need some memory");
         let domain = machine.domain().expect("there is memory");
         let bench = Self { machine, domain };
         bench.attach(PLAIN, false);
@@ -117,15 +117,16 @@ impl<B: Behaviour> Bench<B> {
         attached.expect("the hardware answers");
     }
 
-    /// Returns the IOVA of `count` pages from page `first` on.
-    pub(crate) fn pages(&self, first: u64, count: u64) -> RangeInclusive<u64> {
-        range(first * page_len::<B>(), count * page_len::<B>())
+    /// Maps `range` to the addresses from `oa` on.
+    pub(crate) fn map(&self, range: &RangeInclusive<u64>, oa: u64) {
+        let mapped = self.domain.map(range.clone(), oa, Prot::RW);
+        mapped.expect("it is free, and the hardware answers");
     }
 
-    /// Returns the IOVA of `count` items of level 1 from item `first` on.
-    pub(crate) fn blocks(&self, first: u64, count: u64) -> RangeInclusive<u64> {
-        let len = 1 << B::Format::item_lg2(Level(1));
-        range(first * len, count * len)
+    /// Removes `range` and waits until the hardware has forgotten it.
+    pub(crate) fn unmap(&self, range: &RangeInclusive<u64>) {
+        let unmapped = self.domain.unmap(range.clone());
+        unmapped.expect("the hardware answers");
     }
 
     /// Returns what the requests of both devices get for the first and the last byte of `range`.
@@ -172,10 +173,9 @@ impl<B: Behaviour> Bench<B> {
     /// while others read elsewhere, to find that out.
     pub(crate) fn free_what_is_proven(&self) {
         while self.domain.table().quarantined_count() > 0 {
-            let page = self.pages(1, 1);
-            let mapped = self.domain.map(page.clone(), MEMORY, Prot::RW);
-            mapped.expect("there is memory");
-            self.domain.unmap(page).expect("the hardware answers");
+            let page = pages::<B>(1, 1);
+            self.map(&page, MEMORY);
+            self.unmap(&page);
         }
     }
 
@@ -184,6 +184,17 @@ impl<B: Behaviour> Bench<B> {
             .check_all()
             .unwrap_or_else(|stale| panic!("{stale}"));
     }
+}
+
+/// Returns the IOVA of `count` pages from page `first` on.
+pub(crate) fn pages<B: Behaviour>(first: u64, count: u64) -> RangeInclusive<u64> {
+    range(first * page_len::<B>(), count * page_len::<B>())
+}
+
+/// Returns the IOVA of `count` items of level 1 from item `first` on.
+pub(crate) fn blocks<B: Behaviour>(first: u64, count: u64) -> RangeInclusive<u64> {
+    let len = 1 << B::Format::item_lg2(Level(1));
+    range(first * len, count * len)
 }
 
 pub(crate) fn page_len<B: Behaviour>() -> u64 {

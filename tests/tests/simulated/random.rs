@@ -9,7 +9,7 @@ use std::time::Duration;
 use iopt::invalidation::deferred::{Deferred, Release, Window};
 use iopt::invalidation::{Flushed, InvalidationSet};
 use iopt::radix::TablePolicy;
-use iopt_formats::{Format, Level, Prot};
+use iopt_formats::{Format as _, Level, Prot};
 use iopt_rig::{Behaviour, Domain, Machine, MachineConfig};
 use iopt_sim::{Outcome, Rights, StaleAccess};
 use iopt_tests::space::random::Random;
@@ -32,11 +32,11 @@ on_each_behaviour! {
     deferred_flushes_leave_nothing_stale
 }
 
-fn strict_flushes_leave_nothing_stale<B: Behaviour>(behaviour: B) {
+fn strict_flushes_leave_nothing_stale<B: Behaviour>(behaviour: &B) {
     run_all(behaviour, false);
 }
 
-fn deferred_flushes_leave_nothing_stale<B: Behaviour>(behaviour: B) {
+fn deferred_flushes_leave_nothing_stale<B: Behaviour>(behaviour: &B) {
     run_all(behaviour, true);
 }
 
@@ -45,11 +45,11 @@ fn number(name: &str, default: u64) -> u64 {
     value.unwrap_or(default)
 }
 
-fn run_all<B: Behaviour>(behaviour: B, is_deferred: bool) {
+fn run_all<B: Behaviour>(behaviour: &B, is_deferred: bool) {
     let first = number("IOPT_SIMULATED_SEED", 1);
     for seed in first..first + number("IOPT_SIMULATED_COUNT", 1) {
         let steps = number("IOPT_SIMULATED_STEPS", 150);
-        run(behaviour.clone(), seed, steps, is_deferred);
+        run(behaviour, seed, steps, is_deferred);
     }
 }
 
@@ -101,7 +101,7 @@ struct Worker<'q, 'a, B: Behaviour> {
     home: Option<usize>,
 }
 
-fn run<B: Behaviour>(behaviour: B, seed: u64, steps: u64, is_deferred: bool) {
+fn run<B: Behaviour>(behaviour: &B, seed: u64, steps: u64, is_deferred: bool) {
     let name = format!("{behaviour:?}, seed {seed}, deferred {is_deferred}");
     let thread_count = 2 + seed % 3;
     let config = MachineConfig {
@@ -111,7 +111,7 @@ fn run<B: Behaviour>(behaviour: B, seed: u64, steps: u64, is_deferred: bool) {
         has_shared_syncs: seed.is_multiple_of(2),
         ..MachineConfig::default()
     };
-    let machine = Machine::new(behaviour, config).expect("the tests need some memory");
+    let machine = Machine::new(behaviour.clone(), config).expect("the tests need some memory");
     let domains = [(); 2].map(|()| machine.domain().expect("there is memory"));
     for (device, domain) in RESIDENT.into_iter().zip(&domains) {
         let attached = machine.attach(domain, device, device == 2);
@@ -270,9 +270,8 @@ impl<B: Behaviour> Worker<'_, '_, B> {
             range,
             slot: &self.slots[domain][number as usize],
         };
-        if queues[domain].defer(gather, freed).is_err() {
-            panic!("the hardware answers");
-        }
+        let deferred = queues[domain].defer(gather, freed);
+        assert!(deferred.is_ok(), "the hardware answers");
     }
 
     /// Has a device use a slot, mapped or not.
@@ -317,13 +316,12 @@ impl<B: Behaviour> Worker<'_, '_, B> {
     fn move_device(&mut self) {
         let device = self.device();
         let domain = self.random.below(2) as usize;
-        let moved = match self.home.take() {
-            Some(home) => self.machine.detach(&self.domains[home], device),
-            None => {
-                self.home = Some(domain);
-                let has_ats = self.random.is_one_in(2);
-                self.machine.attach(&self.domains[domain], device, has_ats)
-            }
+        let moved = if let Some(home) = self.home.take() {
+            self.machine.detach(&self.domains[home], device)
+        } else {
+            self.home = Some(domain);
+            let has_ats = self.random.is_one_in(2);
+            self.machine.attach(&self.domains[domain], device, has_ats)
         };
         moved.expect("the hardware answers");
     }

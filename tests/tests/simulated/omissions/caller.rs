@@ -2,12 +2,11 @@
 
 use iopt::invalidation::{Changes, Invalidate, SyncError};
 use iopt::radix::TablePolicy;
-use iopt_formats::Prot;
 use iopt_rig::Behaviour;
 use iopt_sim::Law;
 
 use super::{law, slow};
-use crate::machines::{MEMORY, page_len};
+use crate::machines::{MEMORY, blocks, page_len, pages};
 
 /// Hardware that is told, and not waited for.
 struct Unwaited<'a, I>(&'a I);
@@ -31,38 +30,38 @@ on_each_behaviour! {
 }
 
 /// The unpin, after which the page is somebody else's.
-fn memory_that_is_used_again_before_the_sync_is_seen<B: Behaviour>(behaviour: B) {
+fn memory_that_is_used_again_before_the_sync_is_seen<B: Behaviour>(behaviour: &B) {
     for waits in [false, true] {
-        let bench = slow(behaviour.clone());
-        let page = bench.pages(0x55, 1);
-        bench.domain.map(page.clone(), MEMORY, Prot::RW).unwrap();
+        let bench = slow(behaviour);
+        let page = pages::<B>(0x55, 1);
+        bench.map(&page, MEMORY);
         bench.assert_reached(&page, MEMORY);
         let gather = bench
             .domain
             .removed(page.clone(), TablePolicy::Keep)
-            .unwrap();
+            .expect("the hardware answers");
         let pending = gather.submit(bench.domain.set());
         if waits {
-            let flushed = pending.wait().unwrap();
+            let flushed = pending.wait().expect("the hardware answers");
             bench.domain.forgotten(page.clone(), &flushed);
             bench.assert_refused(&page);
         } else {
             let number = bench.domain.number();
             bench.machine.ledger().forgotten(number, page.clone());
             assert_eq!(law(&bench), Some(Law::Reach));
-            let _ = pending.wait().unwrap();
+            let _ = pending.wait().expect("the hardware answers");
             bench.assert_refused(&page);
         }
     }
 }
 
 /// A buffer at the old address, and devices still find the old one.
-fn an_iova_that_is_used_again_before_the_sync_is_seen<B: Behaviour>(behaviour: B) {
+fn an_iova_that_is_used_again_before_the_sync_is_seen<B: Behaviour>(behaviour: &B) {
     let elsewhere = MEMORY + 7 * page_len::<B>();
     for waits in [false, true] {
-        let bench = slow(behaviour.clone());
-        let page = bench.pages(0x55, 1);
-        bench.domain.map(page.clone(), MEMORY, Prot::RW).unwrap();
+        let bench = slow(behaviour);
+        let page = pages::<B>(0x55, 1);
+        bench.map(&page, MEMORY);
         bench.assert_reached(&page, MEMORY);
         let set = bench.domain.set();
         let removed = if waits {
@@ -71,8 +70,8 @@ fn an_iova_that_is_used_again_before_the_sync_is_seen<B: Behaviour>(behaviour: B
             let keep = TablePolicy::Keep;
             bench.domain.unmap_by(page.clone(), keep, &Unwaited(set))
         };
-        removed.unwrap();
-        bench.domain.map(page.clone(), elsewhere, Prot::RW).unwrap();
+        removed.expect("the hardware answers");
+        bench.map(&page, elsewhere);
         if waits {
             bench.assert_reached(&page, elsewhere);
         } else if let Ok(outcomes) = bench.look(&page) {
@@ -82,12 +81,12 @@ fn an_iova_that_is_used_again_before_the_sync_is_seen<B: Behaviour>(behaviour: B
     }
 }
 
-fn a_table_that_is_freed_before_the_sync_is_seen<B: Behaviour>(behaviour: B) {
+fn a_table_that_is_freed_before_the_sync_is_seen<B: Behaviour>(behaviour: &B) {
     for waits in [false, true] {
-        let bench = slow(behaviour.clone());
-        let all = bench.blocks(8, 2);
+        let bench = slow(behaviour);
+        let all = blocks::<B>(8, 2);
         let memory = MEMORY + page_len::<B>();
-        bench.domain.map(all.clone(), memory, Prot::RW).unwrap();
+        bench.map(&all, memory);
         bench.assert_reached(&all, memory);
         let (detach, set) = (TablePolicy::Detach, bench.domain.set());
         let removed = if waits {
@@ -95,7 +94,7 @@ fn a_table_that_is_freed_before_the_sync_is_seen<B: Behaviour>(behaviour: B) {
         } else {
             bench.domain.unmap_by(all, detach, &Unwaited(set))
         };
-        removed.unwrap();
+        removed.expect("the hardware answers");
         let law = law(&bench);
         if waits {
             assert_eq!(law, None);

@@ -7,12 +7,11 @@ use iopt::invalidation::queue::{Ticket, WithSync};
 use iopt::invalidation::{Changes, Encode as _, Invalidate, SyncError};
 use iopt::radix::TablePolicy;
 use iopt::sync::SYNC;
-use iopt_formats::Prot;
 use iopt_rig::{Behaviour, Machine, MachineConfig, RigError};
 use iopt_sim::{Injection, Law};
 
 use super::{law, slow};
-use crate::machines::{Bench, CACHING, MEMORY, PLAIN};
+use crate::machines::{Bench, CACHING, MEMORY, PLAIN, pages};
 
 /// Hardware whose errors nobody hears of.
 struct Deaf<'a, I>(&'a I);
@@ -44,15 +43,15 @@ fn fail<B: Behaviour>(behaviour: &B, injection: Injection, is_deaf: bool) -> Opt
         limit: Duration::from_micros(100),
         ..MachineConfig::default()
     };
-    let bench = Bench::with_config(behaviour.clone(), config);
-    let page = bench.pages(0x55, 1);
-    bench.domain.map(page.clone(), MEMORY, Prot::RW).unwrap();
+    let bench = Bench::with_config(behaviour, config);
+    let page = pages::<B>(0x55, 1);
+    bench.map(&page, MEMORY);
     bench.assert_reached(&page, MEMORY);
     bench.machine.iommu().inject(injection);
     let (keep, set) = (TablePolicy::Keep, bench.domain.set());
     if is_deaf {
         let unmapped = bench.domain.unmap_by(page, keep, &Deaf(set));
-        unmapped.unwrap();
+        unmapped.expect("the hardware answers");
         assert_eq!(law(&bench), Some(Law::Reach));
         return None;
     }
@@ -64,31 +63,34 @@ fn fail<B: Behaviour>(behaviour: &B, injection: Injection, is_deaf: bool) -> Opt
     bench.assert_clean();
     let error = quarantined.error();
     bench.machine.iommu().release_sync();
-    let flushed = quarantined.into_gather().sync(set).unwrap();
+    let flushed = quarantined
+        .into_gather()
+        .sync(set)
+        .expect("the hardware answers");
     bench.domain.forgotten(page.clone(), &flushed);
     bench.assert_refused(&page);
     Some(error)
 }
 
-fn a_time_out_that_is_taken_for_success_is_seen<B: Behaviour>(behaviour: B) {
+fn a_time_out_that_is_taken_for_success_is_seen<B: Behaviour>(behaviour: &B) {
     let stuck = Injection::StuckSync(0);
-    assert_eq!(fail(&behaviour, stuck, false), Some(SyncError::TimedOut));
-    assert_eq!(fail(&behaviour, stuck, true), None);
+    assert_eq!(fail(behaviour, stuck, false), Some(SyncError::TimedOut));
+    assert_eq!(fail(behaviour, stuck, true), None);
 }
 
-fn a_silent_device_that_is_taken_for_success_is_seen<B: Behaviour>(behaviour: B) {
+fn a_silent_device_that_is_taken_for_success_is_seen<B: Behaviour>(behaviour: &B) {
     let silent = Injection::DeviceTimeout(0);
-    let error = fail(&behaviour, silent, false);
+    let error = fail(behaviour, silent, false);
     // The simulated command buffer of AMD tells by its event log alone, which it does not have.
     let expected = [SyncError::DeviceTimedOut, SyncError::Refused];
     assert!(error.is_some_and(|error| expected.contains(&error)));
-    assert_eq!(fail(&behaviour, silent, true), None);
+    assert_eq!(fail(behaviour, silent, true), None);
 }
 
-fn a_refused_command_that_is_taken_for_success_is_seen<B: Behaviour>(behaviour: B) {
+fn a_refused_command_that_is_taken_for_success_is_seen<B: Behaviour>(behaviour: &B) {
     let illegal = Injection::Illegal(0);
-    assert_eq!(fail(&behaviour, illegal, false), Some(SyncError::Refused));
-    assert_eq!(fail(&behaviour, illegal, true), None);
+    assert_eq!(fail(behaviour, illegal, false), Some(SyncError::Refused));
+    assert_eq!(fail(behaviour, illegal, true), None);
 }
 
 /// Tells the places of devices without TLB, and returns the ticket of a list without a SYNC.
@@ -103,25 +105,32 @@ fn send<B: Behaviour>(machine: &Machine<B>, id: u16, changes: &Changes) -> Ticke
 }
 
 /// Another list's SYNC stood before ours, and we waited for that one.
-fn a_sync_that_stood_too_early_is_seen<B: Behaviour>(behaviour: B) {
+fn a_sync_that_stood_too_early_is_seen<B: Behaviour>(behaviour: &B) {
     for is_early in [true, false] {
-        let bench = slow(behaviour.clone());
-        bench.machine.detach(&bench.domain, CACHING).unwrap();
-        let page = bench.pages(0x55, 1);
-        bench.domain.map(page.clone(), MEMORY, Prot::RW).unwrap();
+        let bench = slow(behaviour);
+        bench
+            .machine
+            .detach(&bench.domain, CACHING)
+            .expect("the hardware answers");
+        let page = pages::<B>(0x55, 1);
+        bench.map(&page, MEMORY);
         let reached = bench
             .machine
             .access(PLAIN, *page.start(), iopt_sim::Rights::ALL);
-        reached.unwrap();
+        reached.expect("nothing is stale yet");
         let gather = bench
             .domain
             .removed(page.clone(), TablePolicy::Keep)
-            .unwrap();
+            .expect("the hardware answers");
         let queue = bench.machine.instance().queue();
         let _waiting = SYNC.waiting();
-        let others = queue.submit(&[], WithSync::Now).unwrap();
+        let others = queue
+            .submit(&[], WithSync::Now)
+            .expect("the hardware answers");
         let ours = send(&bench.machine, bench.domain.id(), gather.changes());
-        queue.wait(if is_early { others } else { ours }).unwrap();
+        queue
+            .wait(if is_early { others } else { ours })
+            .expect("the hardware answers");
         let number = bench.domain.number();
         bench.machine.ledger().forgotten(number, page);
         let expected = is_early.then_some(Law::Reach);

@@ -10,12 +10,12 @@ use std::fmt;
 use iopt::invalidation::Changes;
 use iopt::invalidation::plan::{Phase, Planner};
 use iopt::radix::{MapSide, TablePolicy};
+use iopt_formats::Oa;
 use iopt_formats::walk::Root;
-use iopt_formats::{Oa, Prot};
 use iopt_rig::{Behaviour, EntryOf, MachineConfig, Registers, TagOf};
 use iopt_sim::{Architecture, Attachment, Context, DomainId, Latencies, Law, StaleAccess};
 
-use crate::machines::{Bench, MEMORY, page_len};
+use crate::machines::{Bench, MEMORY, blocks, page_len, pages};
 
 type CommandOf<B> = <<B as Behaviour>::Planner as Planner>::Command;
 
@@ -133,7 +133,7 @@ impl<B: Behaviour, const IS_HASTY: bool> Behaviour for Broken<B, IS_HASTY> {
 }
 
 /// A machine whose syncs take so long that nothing is complete before somebody waits for it.
-fn slow<B: Behaviour>(behaviour: B) -> Bench<B> {
+fn slow<B: Behaviour>(behaviour: &B) -> Bench<B> {
     let latencies = Latencies {
         sync: 1_000_000,
         ..Latencies::default()
@@ -153,32 +153,32 @@ fn law<B: Behaviour>(bench: &Bench<B>) -> Option<Law> {
 }
 
 /// Five pages from a multiple of eight on are used, and removed.
-fn pages_are_removed<B: Behaviour>(behaviour: B) -> Option<Law> {
+fn pages_are_removed<B: Behaviour>(behaviour: &B) -> Option<Law> {
     let bench = Bench::new(behaviour);
-    let all = bench.pages(0x108, 5);
+    let all = pages::<B>(0x108, 5);
     let memory = MEMORY + page_len::<B>();
-    bench.domain.map(all.clone(), memory, Prot::RW).unwrap();
+    bench.map(&all, memory);
     for page in 0x108..0x10d {
-        let page = bench.pages(page, 1);
+        let page = pages::<B>(page, 1);
         let offset = page.start() - all.start();
         bench.assert_reached(&page, memory + offset);
     }
-    bench.domain.unmap(all).unwrap();
+    bench.unmap(&all);
     law(&bench)
 }
 
 /// A leaf table is used, and detached with its pages.
-fn a_table_is_detached<B: Behaviour>(behaviour: B) -> Option<Law> {
+fn a_table_is_detached<B: Behaviour>(behaviour: &B) -> Option<Law> {
     let bench = Bench::new(behaviour);
-    let all = bench.blocks(8, 2);
+    let all = blocks::<B>(8, 2);
     let memory = MEMORY + page_len::<B>();
-    bench.domain.map(all.clone(), memory, Prot::RW).unwrap();
+    bench.map(&all, memory);
     bench.assert_reached(&all, memory);
     let set = bench.domain.set();
     bench
         .domain
         .unmap_by(all, TablePolicy::Detach, set)
-        .unwrap();
+        .expect("the hardware answers");
     bench.free_what_is_proven();
     law(&bench)
 }

@@ -180,29 +180,32 @@ fn memory_is_taken_from_a_guest<B: Behaviour, F: Format>(
     format: F,
     judge: fn(Root) -> iopt_reference::Table,
 ) -> Option<Law> {
-    let machine = iopt_rig::Machine::new(behaviour, iopt_rig::MachineConfig::default()).unwrap();
-    let domain = machine.domain().unwrap();
+    let machine = iopt_rig::Machine::new(behaviour, iopt_rig::MachineConfig::default())
+        .expect("there is memory");
+    let domain = machine.domain().expect("there is memory");
     let bench = Bench { machine, domain };
     // The guest has its tables where they are.
-    let tables = Table::new(format, bench.machine.tables()).unwrap();
-    let place = IovaRange::with_len(Iova::new(GUEST_PAGE), 0x1000).unwrap();
-    let mut claim = tables.claim(place).unwrap();
-    let mut mapper = tables.mapper(&mut claim).unwrap();
-    let mapped = mapper.map(place, Oa::new(GUEST_MEMORY), Prot::RW).unwrap();
-    let _ = mapped.sync(&NoHardware).unwrap();
-    guest.set(judge(tables.root())).unwrap();
+    let tables = Table::new(format, bench.machine.tables()).expect("there is memory");
+    let place = IovaRange::with_len(Iova::new(GUEST_PAGE), 0x1000).expect("a range of the table");
+    let mut claim = tables.claim(place).expect("a range of the table");
+    let mut mapper = tables.mapper(&mut claim).expect("a range of the table");
+    let mapped = mapper
+        .map(place, Oa::new(GUEST_MEMORY), Prot::RW)
+        .expect("there is memory");
+    let _ = mapped.sync(&NoHardware).expect("the hardware answers");
+    guest.set(judge(tables.root())).expect("set once");
     let below = 0x4000_0000..=0x7fff_ffff;
-    bench.domain.map(below, 0x4000_0000, Prot::RW).unwrap();
+    bench.map(&below, 0x4000_0000);
     let memory = GUEST_MEMORY..=GUEST_MEMORY + 0xfff;
-    bench.domain.map(memory.clone(), MEMORY, Prot::RW).unwrap();
+    bench.map(&memory, MEMORY);
     bench.attach(PLAIN, false);
     let reached = bench.machine.access(PLAIN, GUEST_PAGE, Rights::ALL);
-    let oa = match reached.unwrap() {
+    let oa = match reached.expect("nothing is stale yet") {
         Outcome::Translated { oa, .. } => Some(oa),
         Outcome::Refused(_) => None,
     };
     assert_eq!(oa, Some(MEMORY));
-    bench.domain.unmap(memory).unwrap();
+    bench.unmap(&memory);
     let again = bench.machine.access(PLAIN, GUEST_PAGE, Rights::ALL);
     again.err().map(|stale| stale.law)
 }

@@ -2,15 +2,15 @@
 
 use iopt::invalidation::Kind;
 use iopt::invalidation::plan::{Phase, Planner as _};
+use iopt_formats::Level;
 use iopt_formats::command::smmuv3::{Command as SmmuCommand, Range, Target};
 use iopt_formats::command::vtd::{Descriptor, IotlbScope};
 use iopt_formats::command::{Narrow, Span, amd, riscv};
-use iopt_formats::{Level, Prot};
 use iopt_rig::{Amd, Behaviour, Riscv, Smmuv3, Vtd};
 use iopt_sim::Law;
 
 use super::{Broken, Change, a_table_is_detached, law, pages_are_removed};
-use crate::machines::{Bench, MEMORY, page_len};
+use crate::machines::{Bench, MEMORY, blocks, page_len, pages};
 
 const RANGES: Smmuv3<12> = Smmuv3 {
     has_ranges: true,
@@ -45,15 +45,15 @@ const RISCV_NON_LEAF: Riscv = Riscv {
 
 /// Checks that `scene` breaks one of `laws` with a change, and none without.
 fn assert_breaks<B: Behaviour>(
-    behaviour: B,
+    behaviour: &B,
     change: Change<B>,
-    scene: fn(Broken<B>) -> Option<Law>,
+    scene: fn(&Broken<B>) -> Option<Law>,
     laws: &[Law],
 ) {
     let name = format!("{behaviour:?}");
     let honest = Broken::new(behaviour.clone(), |_, _, commands| commands);
-    assert_eq!(scene(honest), None, "{name}");
-    let broken = scene(Broken::new(behaviour, change));
+    assert_eq!(scene(&honest), None, "{name}");
+    let broken = scene(&Broken::new(behaviour.clone(), change));
     assert!(
         broken.is_some_and(|law| laws.contains(&law)),
         "{name}: {broken:?}"
@@ -127,7 +127,7 @@ fn reblock(
 #[test]
 fn a_range_that_is_short_by_a_page_is_seen() {
     assert_breaks(
-        SINGLES,
+        &SINGLES,
         |_, _, mut commands| {
             commands.pop();
             commands
@@ -136,12 +136,13 @@ fn a_range_that_is_short_by_a_page_is_seen() {
         &[Law::Reach],
     );
     assert_breaks(
-        RANGES,
+        &RANGES,
         |_, _, commands| {
             let shorter = |target: Target| {
                 let range = target.range.map(|range| {
-                    let num = Narrow::new(range.num().get() - 1).unwrap();
-                    Range::new(range.granule(), num, range.scale(), range.level()).unwrap()
+                    let num = Narrow::new(range.num().get() - 1).expect("a legal range");
+                    Range::new(range.granule(), num, range.scale(), range.level())
+                        .expect("a legal range")
                 });
                 Target { range, ..target }
             };
@@ -153,7 +154,7 @@ fn a_range_that_is_short_by_a_page_is_seen() {
     );
     // Four pages and one.
     assert_breaks(
-        VTD,
+        &VTD,
         |_, _, mut commands| {
             commands.pop();
             commands
@@ -162,9 +163,10 @@ fn a_range_that_is_short_by_a_page_is_seen() {
         &[Law::Reach],
     );
     assert_breaks(
-        AMD,
+        &AMD,
         |_, _, commands| {
-            let half = |span: Span| Span::new(span.start(), span.order() - 1).unwrap();
+            let half =
+                |span: Span| Span::new(span.start(), span.order() - 1).expect("no larger order");
             let commands = commands.into_iter();
             commands
                 .map(|command| reblock(command, |id, tables, span| (id, tables, half(span))))
@@ -174,7 +176,7 @@ fn a_range_that_is_short_by_a_page_is_seen() {
         &[Law::Reach],
     );
     assert_breaks(
-        RISCV,
+        &RISCV,
         |_, _, mut commands| {
             commands.pop();
             commands
@@ -188,7 +190,7 @@ fn a_range_that_is_short_by_a_page_is_seen() {
 #[test]
 fn another_address_space_is_seen() {
     assert_breaks(
-        RANGES,
+        &RANGES,
         |_, _, commands| {
             let other = |command| match command {
                 SmmuCommand::TlbiNhVa { vmid, asid, target } => {
@@ -203,7 +205,7 @@ fn another_address_space_is_seen() {
         &[Law::Reach],
     );
     assert_breaks(
-        VTD,
+        &VTD,
         |_, _, commands| {
             let other = |_| Descriptor::Iotlb {
                 scope: IotlbScope::Domain { domain_id: 77 },
@@ -216,7 +218,7 @@ fn another_address_space_is_seen() {
         &[Law::Reach],
     );
     assert_breaks(
-        AMD,
+        &AMD,
         |_, _, commands| {
             let other = |id, tables, span| (id + 1, tables, span);
             let commands = commands.into_iter();
@@ -226,7 +228,7 @@ fn another_address_space_is_seen() {
         &[Law::Reach],
     );
     assert_breaks(
-        RISCV,
+        &RISCV,
         |_, _, commands| {
             let other = |command| match command {
                 riscv::Command::IotinvalVma { gscid, target, .. } => riscv::Command::IotinvalVma {
@@ -244,12 +246,12 @@ fn another_address_space_is_seen() {
 }
 
 /// A block is used and removed.
-fn a_block_is_removed<B: Behaviour>(behaviour: B) -> Option<Law> {
+fn a_block_is_removed<B: Behaviour>(behaviour: &B) -> Option<Law> {
     let bench = Bench::new(behaviour);
-    let block = bench.blocks(9, 1);
-    bench.domain.map(block.clone(), MEMORY, Prot::RW).unwrap();
+    let block = blocks::<B>(9, 1);
+    bench.map(&block, MEMORY);
     bench.assert_reached(&block, MEMORY);
-    bench.domain.unmap(block).unwrap();
+    bench.unmap(&block);
     law(&bench)
 }
 
@@ -257,9 +259,15 @@ fn a_block_is_removed<B: Behaviour>(behaviour: B) -> Option<Law> {
 fn a_large_entry_that_is_told_as_pages_is_seen() {
     // Every page of it, but never the entry.
     assert_breaks(
-        AMD,
+        &AMD,
         |_, _, commands| {
-            let page = |id, tables, span: Span| (id, tables, Span::new(span.start(), 0).unwrap());
+            let page = |id, tables, span: Span| {
+                (
+                    id,
+                    tables,
+                    Span::new(span.start(), 0).expect("no larger order"),
+                )
+            };
             let commands = commands.into_iter();
             commands.map(|command| reblock(command, page)).collect()
         },
@@ -269,30 +277,31 @@ fn a_large_entry_that_is_told_as_pages_is_seen() {
 }
 
 /// Blocks and the pages behind them are used, and removed together.
-fn blocks_and_pages_are_removed<B: Behaviour>(behaviour: B) -> Option<Law> {
+fn blocks_and_pages_are_removed<B: Behaviour>(behaviour: &B) -> Option<Law> {
     let bench = Bench::new(behaviour);
-    let (block, pages) = (bench.blocks(9, 1), bench.blocks(10, 1));
-    bench.domain.map(block.clone(), MEMORY, Prot::RW).unwrap();
+    let (block, pages) = (blocks::<B>(9, 1), blocks::<B>(10, 1));
+    bench.map(&block, MEMORY);
     let elsewhere = 2 * MEMORY + page_len::<B>();
-    bench
-        .domain
-        .map(pages.clone(), elsewhere, Prot::RW)
-        .unwrap();
+    bench.map(&pages, elsewhere);
     bench.assert_reached(&block, MEMORY);
     bench.assert_reached(&pages, elsewhere);
-    bench.domain.unmap(*block.start()..=*pages.end()).unwrap();
+    bench
+        .domain
+        .unmap(*block.start()..=*pages.end())
+        .expect("the hardware answers");
     law(&bench)
 }
 
 #[test]
 fn a_level_hint_for_leaves_of_two_levels_is_seen() {
     assert_breaks(
-        RANGES,
+        &RANGES,
         |_, _, commands| {
             let hinted = |target: Target| {
                 let range = target.range.map(|range| {
                     let level = Some(Level(0));
-                    Range::new(range.granule(), range.num(), range.scale(), level).unwrap()
+                    Range::new(range.granule(), range.num(), range.scale(), level)
+                        .expect("a legal range")
                 });
                 Target { range, ..target }
             };
@@ -307,7 +316,7 @@ fn a_level_hint_for_leaves_of_two_levels_is_seen() {
 #[test]
 fn leaves_alone_where_a_table_went_is_seen() {
     assert_breaks(
-        RANGES,
+        &RANGES,
         |_, _, commands| {
             let leaf = |target| Target {
                 is_leaf: true,
@@ -320,7 +329,7 @@ fn leaves_alone_where_a_table_went_is_seen() {
         &[Law::FreedTable, Law::Reach],
     );
     assert_breaks(
-        VTD,
+        &VTD,
         |_, _, commands| {
             let commands = commands.into_iter();
             commands
@@ -331,7 +340,7 @@ fn leaves_alone_where_a_table_went_is_seen() {
         &[Law::FreedTable, Law::Reach],
     );
     assert_breaks(
-        AMD,
+        &AMD,
         |_, _, commands| {
             let commands = commands.into_iter();
             commands
@@ -342,7 +351,7 @@ fn leaves_alone_where_a_table_went_is_seen() {
         &[Law::FreedTable, Law::Reach],
     );
     assert_breaks(
-        RISCV_NON_LEAF,
+        &RISCV_NON_LEAF,
         |_, _, commands| {
             let leaf = |command| match command {
                 riscv::Command::IotinvalVma {
@@ -367,18 +376,18 @@ fn leaves_alone_where_a_table_went_is_seen() {
 }
 
 /// Pages are asked for before they come, and after.
-fn pages_come_late<B: Behaviour>(behaviour: B) -> Option<Law> {
+fn pages_come_late<B: Behaviour>(behaviour: &B) -> Option<Law> {
     let bench = Bench::new(behaviour);
-    let page = bench.pages(0x55, 1);
+    let page = pages::<B>(0x55, 1);
     bench.assert_refused(&page);
-    bench.domain.map(page.clone(), MEMORY, Prot::RW).unwrap();
+    bench.map(&page, MEMORY);
     bench.look(&page).err().map(|stale| stale.law)
 }
 
 #[test]
 fn silent_maps_of_hardware_that_caches_what_is_absent_are_seen() {
     assert_breaks(
-        VTD_CACHING,
+        &VTD_CACHING,
         |_, changes, commands| match changes.kind() {
             Kind::Added => Vec::new(),
             _ => commands,
@@ -387,7 +396,7 @@ fn silent_maps_of_hardware_that_caches_what_is_absent_are_seen() {
         &[Law::Missed],
     );
     assert_breaks(
-        AMD_ABSENT,
+        &AMD_ABSENT,
         |_, changes, commands| match changes.kind() {
             Kind::Added => Vec::new(),
             _ => commands,
@@ -398,20 +407,20 @@ fn silent_maps_of_hardware_that_caches_what_is_absent_are_seen() {
 }
 
 /// A block takes the place of a table whose pages were used and are gone.
-fn a_table_is_replaced<B: Behaviour>(behaviour: B) -> Option<Law> {
+fn a_table_is_replaced<B: Behaviour>(behaviour: &B) -> Option<Law> {
     let bench = Bench::new(behaviour);
-    let (block, memory) = (bench.blocks(9, 1), MEMORY + page_len::<B>());
-    bench.domain.map(block.clone(), memory, Prot::RW).unwrap();
+    let (block, memory) = (blocks::<B>(9, 1), MEMORY + page_len::<B>());
+    bench.map(&block, memory);
     bench.assert_reached(&block, memory);
-    bench.domain.unmap(block.clone()).unwrap();
-    bench.domain.map(block.clone(), MEMORY, Prot::RW).unwrap();
+    bench.unmap(&block);
+    bench.map(&block, MEMORY);
     bench.free_what_is_proven();
     law(&bench)
 }
 
 #[test]
 fn a_block_over_an_empty_table_that_nobody_is_told_of_is_seen() {
-    fn check<B: Behaviour>(behaviour: B) {
+    fn check<B: Behaviour>(behaviour: &B) {
         assert_breaks(
             behaviour,
             |_, changes, commands| match changes.kind() {
@@ -423,12 +432,12 @@ fn a_block_over_an_empty_table_that_nobody_is_told_of_is_seen() {
             &[Law::FreedTable, Law::Missed],
         );
     }
-    check(VTD);
-    check(VTD_CACHING);
-    check(AMD);
-    check(AMD_ABSENT);
-    check(RISCV);
-    check(RISCV_NON_LEAF);
+    check(&VTD);
+    check(&VTD_CACHING);
+    check(&AMD);
+    check(&AMD_ABSENT);
+    check(&RISCV);
+    check(&RISCV_NON_LEAF);
 }
 
 on_each_behaviour! {
@@ -437,7 +446,7 @@ on_each_behaviour! {
     a_forgotten_iotlb_is_seen
 }
 
-fn a_forgotten_device_tlb_is_seen<B: Behaviour>(behaviour: B) {
+fn a_forgotten_device_tlb_is_seen<B: Behaviour>(behaviour: &B) {
     assert_breaks(
         behaviour,
         |tag, _, commands| match B::Planner::phase(tag) {
@@ -449,7 +458,7 @@ fn a_forgotten_device_tlb_is_seen<B: Behaviour>(behaviour: B) {
     );
 }
 
-fn a_forgotten_iotlb_is_seen<B: Behaviour>(behaviour: B) {
+fn a_forgotten_iotlb_is_seen<B: Behaviour>(behaviour: &B) {
     assert_breaks(
         behaviour,
         |tag, _, commands| match B::Planner::phase(tag) {
@@ -462,10 +471,10 @@ fn a_forgotten_iotlb_is_seen<B: Behaviour>(behaviour: B) {
 }
 
 /// It asks again at once, and the IOTLB still knows.
-fn a_device_tlb_that_is_told_too_early_is_seen<B: Behaviour>(behaviour: B) {
+fn a_device_tlb_that_is_told_too_early_is_seen<B: Behaviour>(behaviour: &B) {
     let hasty = Broken::<B, true> {
-        inside: behaviour,
+        inside: behaviour.clone(),
         change: |_, _, commands| commands,
     };
-    assert_eq!(pages_are_removed(hasty), Some(Law::Reach));
+    assert_eq!(pages_are_removed(&hasty), Some(Law::Reach));
 }
