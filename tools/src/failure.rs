@@ -9,7 +9,7 @@ use iopt_tools::fixture::FixtureError;
 use iopt_tools::flush::FlushFileError;
 use iopt_tools::trace::TraceFileError;
 
-use crate::replay::ReplayError;
+use crate::replay::{ReplayError, SimulateError};
 use crate::walk::WalkError;
 
 /// Bad input or usage: one line on standard error, nothing on standard output, exit status 2.
@@ -55,6 +55,9 @@ pub(crate) enum Failure {
     /// A replay cannot go on.
     #[error(transparent)]
     Replay(#[from] ReplayError),
+    /// A simulation cannot go on.
+    #[error(transparent)]
+    Simulate(#[from] SimulateError),
     /// A walk cannot go on.
     #[error(transparent)]
     Walk(#[from] WalkError),

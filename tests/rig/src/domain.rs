@@ -14,7 +14,7 @@ use iopt::mem::OutOfMemory;
 use iopt::radix::{
     MapError, MapperError, Table, TableConfig, TableError, TablePolicy, UnmapError, UnmapPolicy,
 };
-use iopt_formats::{Iova, IovaRange, Oa, Prot};
+use iopt_formats::{Format, Iova, IovaRange, Oa, Prot};
 use iopt_sim::{DomainId, Rights};
 
 use crate::behaviour::Behaviour;
@@ -169,9 +169,11 @@ impl<B: Behaviour> Domain<B> {
         let iovas = iovas(&range)?;
         let mut claim = self.table.claim(iovas)?;
         let mut mapper = self.table.mapper(&mut claim)?;
+        // Some formats cannot express every right, and grant more.
+        let granted = self.table.format().effective(prot).unwrap_or(prot);
         let rights = Rights {
-            read: prot.can_read(),
-            write: prot.can_write(),
+            read: granted.can_read(),
+            write: granted.can_write(),
         };
         let ledger = self.machine.ledger();
         ledger.map(self.number(), range.clone(), oa, rights);

@@ -4,6 +4,7 @@ mod engine;
 mod memory;
 mod plan;
 mod report;
+mod simulate;
 mod verify;
 
 use std::io;
@@ -30,6 +31,8 @@ use crate::replay::engine::{DomainRun, LineFault, Shared, decodes};
 use crate::replay::memory::Tables;
 use crate::replay::plan::{DomainPlan, FlushMode, plan};
 use crate::replay::report::{Report, Run};
+use crate::replay::simulate::Model;
+pub(crate) use crate::replay::simulate::SimulateError;
 
 /// Replay traces of maps and unmaps on the engine, with one table for each domain
 ///
@@ -44,7 +47,9 @@ AMD IOMMU, riscv-sv48 for RISC-V, and vtd-ss for everything else.
 Examples:
   iopt replay nvme-x86-strict.trace.gz
   iopt replay net-vtd-lazy.trace.gz --flush net-vtd-lazy.flush.gz --verify all
-  iopt replay *.trace.gz --format amd-v1 --threads 4 --flush every=64 --json")]
+  iopt replay *.trace.gz --format amd-v1 --threads 4 --flush every=64 --json
+  iopt replay nvme-x86-strict.trace.gz --simulate vtd
+  iopt replay nvme-x86-lazy.trace.gz --simulate smmuv3-ril --deferred --json")]
 pub(crate) struct ReplayArgs {
     /// Traces, plain or gzip-compressed
     #[arg(required = true, value_name = "TRACE")]
@@ -61,6 +66,13 @@ pub(crate) struct ReplayArgs {
     /// When the tables are compared with the trace by a walker that shares no code with the engine
     #[arg(long, value_enum, value_name = "WHEN", default_value_t = VerifyMode::End)]
     verify: VerifyMode,
+    /// Let a simulated IOMMU walk the tables, which caches whatever it may, and devices reach for what was
+    /// mapped and unmapped; the format is the IOMMU's own
+    #[arg(long, value_enum, value_name = "IOMMU", conflicts_with_all = ["format", "threads", "flush", "verify"])]
+    simulate: Option<Model>,
+    /// Leave invalidations for later, as Linux does: after 256 unmaps or 10 ms of a domain
+    #[arg(long, requires = "simulate")]
+    deferred: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -204,6 +216,9 @@ pub(crate) enum EngineFault {
 impl ReplayArgs {
     /// Runs the command.
     pub(crate) fn run(&self) -> Result<Outcome, Failure> {
+        if let Some(model) = self.simulate {
+            return simulate::simulate(&self.traces, model, self.deferred, self.json);
+        }
         if let (FlushChoice::File(path), count @ 2..) = (&self.flush, self.traces.len()) {
             return Err(ReplayError::FlushFile {
                 path: path.clone(),
