@@ -63,10 +63,12 @@ where
             has_range_invalidation: self.has_ranges,
             has_wide_descriptors: false,
         };
-        Planner {
-            features,
-            cover: Cover::default(),
-        }
+        let cover = if self.has_contiguous_erratum {
+            Cover::WholeGroups
+        } else {
+            Cover::default()
+        };
+        Planner { features, cover }
     }
 
     fn device(&self, registers: Registers, _status: Oa) -> Self::Device {

@@ -313,6 +313,53 @@ fn a_level_hint_for_leaves_of_two_levels_is_seen() {
     );
 }
 
+/// Groups of pages are used and removed with single ones on both sides of them.
+fn groups_and_pages_are_removed<B: Behaviour>(behaviour: &B) -> Option<Law> {
+    let bench = Bench::new(behaviour);
+    let groups = pages::<B>(0x1fe0, 0x60);
+    bench.map(&groups, MEMORY);
+    bench.assert_reached(&groups, MEMORY);
+    bench.assert_reached(&pages::<B>(0x2000, 1), MEMORY + 0x20 * page_len::<B>());
+    let before = pages::<B>(0x1fdf, 1);
+    bench.map(&before, 3 * MEMORY);
+    bench.unmap(&(*before.start()..=*groups.end()));
+    law(&bench)
+}
+
+/// By hardware that drops a group only with a command that covers all of it.
+#[test]
+fn a_group_that_is_divided_between_commands_is_seen() {
+    let smmu = Smmuv3::<12> {
+        has_ranges: true,
+        has_contiguous_erratum: true,
+    };
+    assert_breaks(
+        &smmu,
+        |_, _, commands| {
+            let mut parts = Vec::new();
+            for command in commands {
+                let SmmuCommand::TlbiNhVa { vmid, asid, target } = command else {
+                    parts.push(command);
+                    continue;
+                };
+                let Some(range) = target.range else {
+                    parts.push(command);
+                    continue;
+                };
+                for granule in 0..range.len() / range.granule().bytes() {
+                    let address = target.address.get() + granule * range.granule().bytes();
+                    let address = iopt_formats::Iova::new(address);
+                    let target = Target::single(address, target.is_leaf);
+                    parts.push(SmmuCommand::TlbiNhVa { vmid, asid, target });
+                }
+            }
+            parts
+        },
+        groups_and_pages_are_removed,
+        &[Law::Reach],
+    );
+}
+
 #[test]
 fn leaves_alone_where_a_table_went_is_seen() {
     assert_breaks(
