@@ -346,10 +346,15 @@ fn a_group_that_is_divided_between_commands_is_seen() {
                     parts.push(command);
                     continue;
                 };
-                for granule in 0..range.len() / range.granule().bytes() {
-                    let address = target.address.get() + granule * range.granule().bytes();
+                for granule in 0..range.len() / (1 << range.granule().lg2()) {
+                    let address = target.address.get() + granule * (1 << range.granule().lg2());
                     let address = iopt_formats::Iova::new(address);
-                    let target = Target::single(address, target.is_leaf);
+                    let one = Range::new(range.granule(), Narrow::MIN, 0, Some(Level(0)));
+                    let target = Target {
+                        address,
+                        range: Some(one.expect("a legal range")),
+                        ..target
+                    };
                     parts.push(SmmuCommand::TlbiNhVa { vmid, asid, target });
                 }
             }
