@@ -47,11 +47,11 @@ pub trait Registers: Platform {
 /// What the event log says of a command.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Event {
-    /// `ILLEGAL_COMMAND_ERROR`: the buffer stopped at a command that is refused (2.5.7).
+    /// `ILLEGAL_COMMAND_ERROR`: the buffer stopped at a command that is refused (event code 5).
     IllegalCommand,
-    /// `COMMAND_HARDWARE_ERROR`: the buffer stopped at a command that could not be fetched (2.5.8).
+    /// `COMMAND_HARDWARE_ERROR`: the buffer stopped at a command that could not be fetched (event code 6).
     CommandHardware,
-    /// `IOTLB_INV_TIMEOUT`: a device did not answer an invalidation (2.5.9). The buffer goes on, and the
+    /// `IOTLB_INV_TIMEOUT`: a device did not answer an invalidation (event code 7). The buffer goes on, and the
     /// completion waits behind complete, as if it had.
     InvalidationTimeout,
 }

@@ -1,8 +1,8 @@
 //! The command queue of an SMMUv3.
 //!
 //! Source: *Arm System Memory Management Unit Architecture Specification, SMMU architecture version 3*
-//! (IHI 0070), sections 3.5.1 (circular queues), 4.7.3 (`CMD_SYNC`), 6.3.26 to 6.3.28 (registers) and 7.1
-//! (command queue errors).
+//! (IHI 0070), sections 3.5.1 (circular queues), 4.7.3 (`CMD_SYNC`), 6.3 (registers) and 7.1 (command queue
+//! errors).
 
 use core::fmt;
 

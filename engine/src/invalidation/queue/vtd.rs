@@ -1,8 +1,7 @@
 //! The invalidation queue of a VT-d unit.
 //!
 //! Source: *Intel Virtualization Technology for Directed I/O, Architecture Specification*, revision 4.1,
-//! sections 6.5.2 "Queued Invalidation Interface", 6.5.2.11 "Invalidation Wait Descriptor" and 11.4.9
-//! "Invalidation Queue Registers".
+//! sections 6.5.2 "Queued Invalidation Interface" and 11.4.9 "Invalidation Queue Registers".
 
 use core::fmt;
 
