@@ -2,5 +2,6 @@
 
 mod common;
 mod replay;
+mod simulate;
 mod usage;
 mod walk;
