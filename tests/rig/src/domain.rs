@@ -14,7 +14,7 @@ use iopt::mem::OutOfMemory;
 use iopt::radix::{
     MapError, MapperError, Table, TableConfig, TableError, TablePolicy, UnmapError, UnmapPolicy,
 };
-use iopt_formats::{Format, Iova, IovaRange, Oa, Prot};
+use iopt_formats::{Format as _, Iova, IovaRange, Oa, Prot};
 use iopt_sim::{DomainId, Rights};
 
 use crate::behaviour::Behaviour;

@@ -107,9 +107,10 @@ impl<B: Behaviour> SimulatedDomain<B> {
             age: Duration::MAX,
             ..Window::PER_THREAD
         };
+        let deferred = Deferred::new(Told(Arc::clone(&domain)), window);
         Ok(Self {
-            deferred: Deferred::new(Told(Arc::clone(&domain)), window),
             domain,
+            deferred,
             waiting: Rc::default(),
             devices: Vec::new(),
         })
