@@ -11,8 +11,15 @@
 //! Only the wait for the hardware turns them into [`Flushed`], and only [`Flushed`] lets memory be
 //! unpinned, an IOVA be used again or a table be freed. Nobody else can make one.
 //!
-//! The hardware is behind [`Invalidate`]. [`NoHardware`] is for tables that nothing walks, [`Callback`] for
-//! those that software walks.
+//! The hardware is behind [`Invalidate`]:
+//!
+//! | implementation | for |
+//! |---|---|
+//! | [`InvalidationSet`] | IOMMUs with command queues: a [`plan`] for each [`Instance`], sent through its [`queue`] |
+//! | [`Callback`] | tables that software walks, and translations that are kept elsewhere |
+//! | [`NoHardware`] | tables that nothing walks |
+//!
+//! Syncs are strict. Who may put them off uses [`deferred`].
 
 mod callback;
 mod changes;
