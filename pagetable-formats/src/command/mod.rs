@@ -92,35 +92,34 @@ pub(crate) const fn check_reserved(
 /// ```
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 #[repr(transparent)]
-pub struct Pasid(u32);
+pub struct Pasid(Narrow<20>);
 
 impl Pasid {
     /// The largest one.
-    pub const MAX: Self = Self(0xf_ffff);
+    pub const MAX: Self = Self(Narrow::MAX);
 
     /// Returns the PASID `value`, or `None` if it is wider than 20 bits.
     pub const fn new(value: u32) -> Option<Self> {
-        if value <= Self::MAX.0 {
-            Some(Self(value))
-        } else {
-            None
+        match Narrow::new(value) {
+            Some(value) => Some(Self(value)),
+            None => None,
         }
     }
 
     /// Returns the PASID that the low 20 bits of a field's value name.
     pub(crate) const fn from_field(value: u64) -> Self {
-        Self(value as u32 & Self::MAX.0)
+        Self(Narrow::from_field(value))
     }
 
     /// Returns the value.
     pub const fn get(self) -> u32 {
-        self.0
+        self.0.get()
     }
 }
 
 impl fmt::Display for Pasid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#x}", self.0)
+        write!(f, "{:#x}", self.get())
     }
 }
 
