@@ -234,7 +234,10 @@ impl Smmuv3 {
                 count,
                 level,
             } => {
-                let groups = groups(granule, changes.leaf_sizes());
+                let groups = match self.cover {
+                    Cover::WholeGroups => groups(granule, changes.leaf_sizes()),
+                    Cover::Overlapping | Cover::Disjoint => 0,
+                };
                 self.cover.pieces(first, count, groups, |piece| {
                     let num = Narrow::new(piece.num.into()).unwrap_or(Narrow::MAX);
                     emit(Some(Target {
@@ -294,8 +297,10 @@ impl Smmuv3 {
             return None;
         }
         let sizes = changes.leaf_sizes();
-        let level = level_of(granule, sizes.smallest()?);
-        let is_only = level == level_of(granule, sizes.largest()?);
+        let (smallest, largest) = (sizes.smallest()?, sizes.largest()?);
+        let level = level_of(granule, smallest);
+        // A level of one size takes one division.
+        let is_only = smallest == largest || level == level_of(granule, largest);
         let has_code = match granule {
             Granule::Kib16 if !self.features.has_wide_descriptors => level.0 <= 1,
             _ => level.0 <= 2,

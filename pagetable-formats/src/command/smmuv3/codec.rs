@@ -34,6 +34,7 @@ const MSI_ADDRESS: Bits<55, 2> = Bits;
 
 impl Command {
     /// Returns the words of the command, word 0 first.
+    #[inline]
     pub const fn encode(&self) -> [u64; 2] {
         let opcode = self.opcode() as u64;
         let [word0, word1] = match *self {
@@ -123,6 +124,7 @@ impl Command {
     }
 
     /// Encodes invalidations of one ASID, VMID or exception level, or of all; without the opcode.
+    #[inline]
     const fn encode_by_tag(&self) -> [u64; 2] {
         match *self {
             Self::TlbiNhAll { vmid }
