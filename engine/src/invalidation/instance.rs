@@ -125,11 +125,12 @@ impl<D: Device> List<'_, D> {
         self.entries.clear();
     }
 
-    fn finish(mut self) -> Result<Ticket, SyncError> {
+    /// Hands the rest over. By reference: a list is too long to be moved on every invalidation.
+    fn finish(&mut self) -> Result<Ticket, SyncError> {
         if !self.entries.is_empty() {
             self.hand_over(self.sync);
         }
-        self.ticket
+        core::mem::replace(&mut self.ticket, Ok(Ticket::NOTHING))
     }
 }
 

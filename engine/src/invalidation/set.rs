@@ -158,7 +158,10 @@ where
                 .map(P::phase)
                 .filter(|&later| later > phase)
                 .min();
-            round.next = [round.next, later].into_iter().flatten().min();
+            round.next = match (round.next, later) {
+                (Some(one), Some(other)) => Some(one.min(other)),
+                (one, other) => one.or(other),
+            };
             let ticket = instance.send(tags.filter(|tag| P::phase(tag) == phase), changes)?;
             if !ticket.is_nothing() {
                 round.tickets.push((number, ticket));
@@ -190,7 +193,8 @@ where
 /// Commands that may run at the same time.
 #[derive(Debug, Default)]
 struct Round {
-    tickets: SmallVec<[(u8, queue::Ticket); 2]>,
+    // Mostly one, and tickets are moved about.
+    tickets: SmallVec<[(u8, queue::Ticket); 1]>,
     /// Which places have their turn when these are complete.
     next: Option<Phase>,
     /// Why there is no sense in waiting.
@@ -237,6 +241,10 @@ where
                 .all(|(number, ticket)| self.queue(*number).is_none_or(|it| it.is_done(ticket)))
             {
                 return false;
+            }
+            if round.next.is_none() || round.failed.is_some() {
+                // The wait looks at the outcome.
+                return true;
             }
             *round = match self.finish(mem::take(round), changes) {
                 Ok(Some(next)) => next,
