@@ -126,21 +126,39 @@ pub struct Queue<D: Device> {
     number_offset: u64,
     sync_distance: u64,
     limit_ns: u64,
-    /// The first position that nobody has.
-    reserved: CachePadded<AtomicU64>,
-    /// The end of what hardware was told of.
-    published: CachePadded<AtomicU64>,
-    /// Lists that were finished since the owner began, it included; zero if there is no owner.
-    asks: CachePadded<AtomicU64>,
-    /// The end of what hardware is known to have consumed.
-    consumed: CachePadded<AtomicU64>,
-    /// The end of what is known to be answered, where that shows in a status word.
-    answered: CachePadded<AtomicU64>,
-    /// The position behind the last SYNC that is reserved.
-    latest_sync: CachePadded<AtomicU64>,
-    line: CachePadded<Line>,
+    taken: CachePadded<Taken>,
+    told: CachePadded<Told>,
+    done: CachePadded<Done>,
     marks: Marks,
     failures: Failures,
+}
+
+// What is changed together has a cache line together, which comes over from another processor once; and none
+// with what others change at another time, who would take it away in between.
+
+/// What a reservation changes.
+struct Taken {
+    /// The first position that nobody has.
+    reserved: AtomicU64,
+    /// The position behind the last SYNC that is reserved.
+    latest_sync: AtomicU64,
+}
+
+/// What an owner changes, and who finished a list.
+struct Told {
+    /// The end of what hardware was told of.
+    published: AtomicU64,
+    /// Lists that were finished since the owner began, it included; zero if there is no owner.
+    asks: AtomicU64,
+}
+
+/// What those change who look at hardware, or wait for it.
+struct Done {
+    /// The end of what hardware is known to have consumed.
+    consumed: AtomicU64,
+    /// The end of what is known to be answered, where that shows in a status word.
+    answered: AtomicU64,
+    line: Line,
 }
 
 /// A shape or a memory that no queue can be made of.
@@ -196,7 +214,7 @@ impl<D: Device> Queue<D> {
             Completion::Head => 0,
             Completion::Status => device.status(),
         };
-        let at_start = || CachePadded::new(AtomicU64::new(start));
+        let at_start = || AtomicU64::new(start);
         Ok(Self {
             device,
             shape,
@@ -204,13 +222,19 @@ impl<D: Device> Queue<D> {
             number_offset: u64::from(status).wrapping_sub(start),
             sync_distance: SYNC_DISTANCE,
             limit_ns: nanoseconds(LIMIT),
-            reserved: at_start(),
-            published: at_start(),
-            asks: CachePadded::new(AtomicU64::new(0)),
-            consumed: at_start(),
-            answered: at_start(),
-            latest_sync: at_start(),
-            line: CachePadded::new(Line::new()),
+            taken: CachePadded::new(Taken {
+                reserved: at_start(),
+                latest_sync: at_start(),
+            }),
+            told: CachePadded::new(Told {
+                published: at_start(),
+                asks: AtomicU64::new(0),
+            }),
+            done: CachePadded::new(Done {
+                consumed: at_start(),
+                answered: at_start(),
+                line: Line::new(),
+            }),
             marks: Marks::new(u32::from(lg2_entries), start),
             failures: Failures::new(),
         })
@@ -284,7 +308,7 @@ impl<D: Device> Queue<D> {
         }
         let mut count = list.len() as u64;
         if has_sync {
-            self.latest_sync.fetch_max(end + 1, Ordering::Relaxed);
+            self.taken.latest_sync.fetch_max(end + 1, Ordering::Relaxed);
             self.write(end, &self.device.sync_entry(self.number(end + 1)));
             count += 1;
         }
@@ -327,12 +351,11 @@ impl<D: Device> Queue<D> {
             Some(sync) => sync,
             None => self.join(ticket.end(), &mut patience)?,
         };
+        let mut is_over = false;
         loop {
             if let Some(outcome) = self.outcome(ticket.first(), sync) {
                 return outcome;
             }
-            // The clock first, so that the last look is at the end of the time, and not before.
-            let is_over = patience.is_over(&self.device);
             self.poll();
             if let Some(outcome) = self.outcome(ticket.first(), sync) {
                 return outcome;
@@ -340,7 +363,12 @@ impl<D: Device> Queue<D> {
             if is_over {
                 return Err(SyncError::TimedOut);
             }
-            patience.pause(&self.device);
+            // Behind the first look: who finds it done need not know the time. Before the last one, which is
+            // at the end of the time.
+            is_over = patience.is_over(&self.device);
+            if !is_over {
+                patience.pause(&self.device);
+            }
         }
     }
 
@@ -380,8 +408,8 @@ impl<D: Device> Queue<D> {
     /// Returns where the end is kept of what is complete.
     fn complete(&self) -> &AtomicU64 {
         match self.shape.completion {
-            Completion::Head => &self.consumed,
-            Completion::Status => &self.answered,
+            Completion::Head => &self.done.consumed,
+            Completion::Status => &self.done.answered,
         }
     }
 
@@ -411,14 +439,14 @@ impl<D: Device> Queue<D> {
 
     /// Returns the position of the last SYNC if that is at or behind `end`.
     fn latest_sync(&self, end: u64) -> Option<u64> {
-        let latest = self.latest_sync.load(Ordering::Relaxed);
+        let latest = self.taken.latest_sync.load(Ordering::Relaxed);
         (latest > end).then(|| latest - 1)
     }
 
     /// Returns whether the numbers of a status word need a SYNC before long.
     fn needs_sync(&self) -> bool {
-        let latest = self.latest_sync.load(Ordering::Relaxed);
-        let reserved = self.reserved.load(Ordering::Relaxed);
+        let latest = self.taken.latest_sync.load(Ordering::Relaxed);
+        let reserved = self.taken.reserved.load(Ordering::Relaxed);
         self.shape.completion == Completion::Status
             && reserved.saturating_sub(latest) >= self.sync_distance
     }
@@ -441,7 +469,11 @@ fn nanoseconds(time: Duration) -> u64 {
 
 impl<D: Device> fmt::Debug for Queue<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let positions = [&self.consumed, &self.published, &self.reserved];
+        let positions = [
+            &self.done.consumed,
+            &self.told.published,
+            &self.taken.reserved,
+        ];
         let [consumed, published, reserved] = positions.map(|at| at.load(Ordering::Relaxed));
         f.debug_struct("Queue")
             .field("shape", &self.shape)

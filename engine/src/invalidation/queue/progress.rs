@@ -13,7 +13,7 @@ impl<D: Device> Queue<D> {
     #[inline]
     pub(super) fn publish(&self) {
         // Somebody else is the owner, who sees this ask before it stops (Q4).
-        if self.asks.fetch_add(1, Ordering::AcqRel) == 0 {
+        if self.told.asks.fetch_add(1, Ordering::AcqRel) == 0 {
             self.own();
         }
     }
@@ -22,22 +22,23 @@ impl<D: Device> Queue<D> {
     #[inline]
     fn own(&self) {
         for _ in 0..ROUND_LIMIT {
-            let seen = self.asks.load(Ordering::Acquire);
+            let seen = self.told.asks.load(Ordering::Acquire);
             self.tell();
-            let stop = self
-                .asks
-                .compare_exchange(seen, 0, Ordering::AcqRel, Ordering::Relaxed);
+            let stop =
+                self.told
+                    .asks
+                    .compare_exchange(seen, 0, Ordering::AcqRel, Ordering::Relaxed);
             if stop.is_ok() {
                 return;
             }
         }
-        self.asks.store(0, Ordering::Release);
+        self.told.asks.store(0, Ordering::Release);
     }
 
     /// Writes the tail register if there is something new. The caller is the owner.
     #[inline]
     fn tell(&self) {
-        let start = self.published.load(Ordering::Relaxed);
+        let start = self.told.published.load(Ordering::Relaxed);
         let end = self.marks.end(start);
         if end != start {
             // Behind the look at the marks and before the tail: entries, and whatever was stored before they
@@ -45,18 +46,35 @@ impl<D: Device> Queue<D> {
             fence(Ordering::SeqCst);
             let more_bits = u32::from(self.shape.has_wrap_bit);
             self.device.write_tail(self.index(end, more_bits));
-            self.published.store(end, Ordering::Relaxed);
+            self.told.published.store(end, Ordering::Relaxed);
         }
     }
 
-    /// Looks how far hardware is, and gets it over an error.
+    /// Looks what hardware has completed, and gets it over an error.
     pub(super) fn poll(&self) {
-        // An owner that stopped early, or that does not run, leaves something.
-        let published = self.published.load(Ordering::Relaxed);
-        if published != self.reserved.load(Ordering::Relaxed) {
+        self.publish_rest();
+        // What is waited for is complete then, mostly, and to read a register takes longer than all the rest.
+        if !self.look_at_status() {
+            self.poll_head();
+        }
+    }
+
+    /// As [`poll`](Self::poll), and how far hardware has consumed the queue in any case.
+    pub(super) fn poll_for_room(&self) {
+        self.publish_rest();
+        self.look_at_status();
+        self.poll_head();
+    }
+
+    /// Tells hardware what an owner has left that stopped early, or that does not run.
+    fn publish_rest(&self) {
+        let published = self.told.published.load(Ordering::Relaxed);
+        if published != self.taken.reserved.load(Ordering::Relaxed) {
             self.publish();
         }
-        self.look_at_status();
+    }
+
+    fn poll_head(&self) {
         let (_, fault) = self.look_at_head();
         if fault.is_some() {
             self.recover();
@@ -66,7 +84,7 @@ impl<D: Device> Queue<D> {
     /// Reads how far hardware has consumed the queue, and what stops it there.
     fn look_at_head(&self) -> (u64, Option<Fault>) {
         // Before the register is read (Q1).
-        let known = self.consumed.load(Ordering::Acquire);
+        let known = self.done.consumed.load(Ordering::Acquire);
         let head = self.device.head();
         fence(Ordering::Acquire);
         let more_bits = u32::from(self.shape.has_wrap_bit);
@@ -76,30 +94,33 @@ impl<D: Device> Queue<D> {
         );
         let position = known + (index.wrapping_sub(known) & last);
         // What no ring of ours can say comes from hardware that is gone.
-        if index > last || position > self.reserved.load(Ordering::Relaxed) {
+        if index > last || position > self.taken.reserved.load(Ordering::Relaxed) {
             return (known, None);
         }
         if position > known {
-            self.consumed.fetch_max(position, Ordering::Release);
+            self.done.consumed.fetch_max(position, Ordering::Release);
         }
         (position, head.fault)
     }
 
-    /// Reads how far hardware has answered, where it does so in a status word.
-    fn look_at_status(&self) {
+    /// Reads how far hardware has answered, where it does so in a status word. Returns whether it has
+    /// since it was known last.
+    fn look_at_status(&self) -> bool {
         if self.shape.completion != Completion::Status {
-            return;
+            return false;
         }
         // Before the word is read (Q1).
-        let known = self.answered.load(Ordering::Acquire);
+        let known = self.done.answered.load(Ordering::Acquire);
         let number = self.device.status();
         fence(Ordering::Acquire);
         // Negative if two SYNCs wrote in the other order.
         let ahead = number.wrapping_sub(self.number(known)).cast_signed();
         let position = known.saturating_add_signed(i64::from(ahead));
-        if position > known && position <= self.reserved.load(Ordering::Relaxed) {
-            self.answered.fetch_max(position, Ordering::Release);
+        let is_news = position > known && position <= self.taken.reserved.load(Ordering::Relaxed);
+        if is_news {
+            self.done.answered.fetch_max(position, Ordering::Release);
         }
+        is_news
     }
 
     /// Gets hardware over an error, if there still is one.
@@ -115,7 +136,7 @@ impl<D: Device> Queue<D> {
             Fault::Illegal => {
                 errors.record(position, position, SyncError::Refused);
                 // Hardware stands still there (Q2), unless it makes it up.
-                if position < self.reserved.load(Ordering::Relaxed) {
+                if position < self.taken.reserved.load(Ordering::Relaxed) {
                     let sync = self.device.sync_entry(self.number(position + 1));
                     self.write(position, &sync);
                 }

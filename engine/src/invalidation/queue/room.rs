@@ -34,20 +34,24 @@ impl<D: Device> Queue<D> {
     /// Reserves entries if there is room and nobody waits for it (Q6).
     #[inline]
     pub(super) fn take_if_first(&self, count: u64) -> Option<u64> {
-        self.line.is_empty().then(|| self.take(count)).flatten()
+        self.done
+            .line
+            .is_empty()
+            .then(|| self.take(count))
+            .flatten()
     }
 
     /// Reserves entries if there is room.
     #[inline]
     fn take(&self, count: u64) -> Option<u64> {
-        let mut start = self.reserved.load(Ordering::Relaxed);
+        let mut start = self.taken.reserved.load(Ordering::Relaxed);
         loop {
             // Acquires that hardware has read the entries which are written over (Q2).
-            let consumed = self.consumed.load(Ordering::Acquire);
+            let consumed = self.done.consumed.load(Ordering::Acquire);
             if start + count > consumed + self.capacity {
                 return None;
             }
-            match self.reserved.compare_exchange_weak(
+            match self.taken.reserved.compare_exchange_weak(
                 start,
                 start + count,
                 Ordering::Relaxed,
@@ -67,7 +71,7 @@ impl<D: Device> Queue<D> {
         instead: impl Fn() -> Option<T>,
     ) -> Result<Result<u64, T>, SyncError> {
         // Mostly there is room that nobody has noticed yet.
-        self.poll();
+        self.poll_for_room();
         if let Some(start) = self.take_if_first(count) {
             return Ok(Ok(start));
         }
@@ -75,12 +79,12 @@ impl<D: Device> Queue<D> {
         loop {
             // The clock first, so that the last look is at the end of the time, and not before.
             let now = self.device.now_ns();
-            let is_first = self.line.enter(deadline, now);
-            self.poll();
+            let is_first = self.done.line.enter(deadline, now);
+            self.poll_for_room();
             let start = is_first.then(|| self.take(count)).flatten();
             let place = start.map(Ok).or_else(|| instead().map(Err));
             if place.is_some() || now >= deadline {
-                self.line.leave(deadline);
+                self.done.line.leave(deadline);
                 return place.ok_or(SyncError::QueueFull);
             }
             patience.pause(&self.device);

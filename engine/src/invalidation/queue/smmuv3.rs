@@ -15,6 +15,7 @@ use crate::invalidation::queue::{Completion, Device, Fault, Head, Shape};
 use crate::sync::atomic::AtomicU64;
 
 impl Encode<[u64; 2]> for Command {
+    #[inline]
     fn entry(&self) -> [u64; 2] {
         self.encode()
     }
@@ -94,7 +95,15 @@ impl<R: Registers> Device for CommandQueue<R> {
     }
 
     fn head(&self) -> Head {
-        // ERR says something only while the error is active.
+        // A read of a register is dear. While an error is active ERR names it, in the register that says where
+        // hardware stands; at other times it may hold anything.
+        let cons = self.registers.cmdq_cons();
+        if cons & ERR == 0 {
+            return Head {
+                index: cons,
+                fault: None,
+            };
+        }
         let is_active = (self.registers.gerror() ^ self.registers.gerrorn()) & CMDQ_ERR != 0;
         let cons = self.registers.cmdq_cons();
         let fault = is_active.then(|| match ConsumerError::from_register(cons) {

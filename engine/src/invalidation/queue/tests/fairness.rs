@@ -20,7 +20,7 @@ fn a_list_that_needs_much_room_is_not_passed_by_those_that_need_little() {
                 let _ = submit(&queue, &vec![plain(1, 0); capacity - 1], WithSync::Now).unwrap();
             })
         };
-        while queue.line.is_empty() {
+        while queue.done.line.is_empty() {
             thread::yield_now();
         }
         // Enough for the small lists that come now, which are later and ask for less.
@@ -70,11 +70,17 @@ fn who_waits_has_hardware_told_of_what_an_owner_left() {
     for shape in [HEAD, STATUS] {
         let queue = queue(Toy::<Pair>::new(shape).consuming_in_pauses(1));
         // An owner that does nothing yet.
-        queue.asks.store(1, crate::sync::atomic::Ordering::Relaxed);
+        queue
+            .told
+            .asks
+            .store(1, crate::sync::atomic::Ordering::Relaxed);
         let ticket = send(&queue, &[Opcode::Plain], WithSync::Now);
         assert_eq!(wait(&queue, ticket), Err(SyncError::TimedOut));
         assert_eq!(queue.device().tail(), 0);
-        queue.asks.store(0, crate::sync::atomic::Ordering::Relaxed);
+        queue
+            .told
+            .asks
+            .store(0, crate::sync::atomic::Ordering::Relaxed);
         wait(&queue, ticket).unwrap();
     }
 }

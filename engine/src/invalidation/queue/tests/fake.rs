@@ -69,6 +69,8 @@ pub(super) struct Fake {
     executed: Mutex<Vec<Meaning>>,
     clock: AtomicU64,
     pub(super) acknowledged_count: AtomicU32,
+    /// Reads of registers of 32 bits.
+    pub(super) read_count: AtomicU32,
     /// A device was told something and will not answer.
     is_silent: AtomicBool,
     /// What devices do with what they are told.
@@ -99,6 +101,7 @@ impl Fake {
             executed: Mutex::new(&HARDWARE, Vec::new()),
             clock: AtomicU64::new(0),
             acknowledged_count: AtomicU32::new(0),
+            read_count: AtomicU32::new(0),
             is_silent: AtomicBool::new(false),
             are_devices_silent: AtomicBool::new(false),
             failing_fetches: AtomicU32::new(0),
@@ -198,6 +201,7 @@ impl Fake {
 
     /// Returns what a register reads as.
     fn register(&self, value: u32) -> u32 {
+        self.read_count.fetch_add(1, RELAXED);
         if self.is_gone.load(RELAXED) {
             u32::MAX
         } else {

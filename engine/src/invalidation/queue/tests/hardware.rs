@@ -407,6 +407,15 @@ mod check_all {
 
 /// `CERROR` stays in `CMDQ_CONS` when it is acknowledged.
 #[test]
+fn an_smmu_without_an_error_is_asked_for_one_register() {
+    let queue = open::<smmuv3::CommandQueue<Fake>>();
+    let fake = queue.device().registers();
+    fake.read_count.store(0, RELAXED);
+    assert_eq!(queue.device().head().fault, None);
+    assert_eq!(fake.read_count.load(RELAXED), 1);
+}
+
+#[test]
 fn an_smmu_error_counts_only_while_gerror_says_so() {
     type Smmu = smmuv3::CommandQueue<Fake>;
     let queue = open::<Smmu>();

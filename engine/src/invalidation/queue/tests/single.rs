@@ -115,6 +115,25 @@ fn a_ticket_that_is_waited_for_late_is_done() {
     }
 }
 
+/// Both take longer than all the rest: an access to a register, and often the clock.
+#[test]
+fn who_finds_it_done_reads_no_clock_and_no_head_that_tells_nothing_new() {
+    for (shape, head_read_count) in [(HEAD, 1), (STATUS, 0)] {
+        let queue = queue(Toy::<Pair>::new(shape));
+        let ticket = send(&queue, &[Opcode::Plain], WithSync::Now);
+        queue.device().run();
+        queue.device().head_read_count.store(0, Ordering::Relaxed);
+        wait(&queue, ticket).unwrap();
+        let Toy {
+            head_read_count: heads,
+            clock_read_count: clocks,
+            ..
+        } = queue.device();
+        let counts = [heads, clocks].map(|count| count.load(Ordering::Relaxed));
+        assert_eq!(counts, [head_read_count, 0]);
+    }
+}
+
 #[test]
 fn a_queue_begins_where_hardware_stands() {
     for shape in [HEAD, STATUS] {

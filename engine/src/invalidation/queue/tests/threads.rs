@@ -39,8 +39,8 @@ fn beside_hardware<E: ToyEntry + 'static>(
     is_over.store(true, Ordering::Relaxed);
     hardware.join().expect("no thread panics");
     queue.device().run();
-    let reserved = queue.reserved.load(Ordering::Relaxed);
-    assert_eq!(queue.published.load(Ordering::Relaxed), reserved);
+    let reserved = queue.taken.reserved.load(Ordering::Relaxed);
+    assert_eq!(queue.told.published.load(Ordering::Relaxed), reserved);
     queue.device().take_seen()
 }
 

@@ -61,6 +61,10 @@ pub(in crate::invalidation) struct Toy<E> {
     ring: Box<[AtomicU64]>,
     tail: AtomicU32,
     tail_write_count: AtomicU32,
+    /// How often the head was read.
+    pub(in crate::invalidation) head_read_count: AtomicU32,
+    /// How often somebody asked for the time.
+    pub(in crate::invalidation) clock_read_count: AtomicU32,
     head: AtomicU32,
     status: AtomicU32,
     fault: AtomicU32,
@@ -107,6 +111,8 @@ impl<E: ToyEntry> Toy<E> {
             ring: (0..word_count).map(|_| AtomicU64::new(u64::MAX)).collect(),
             tail: AtomicU32::new(index),
             tail_write_count: AtomicU32::new(0),
+            head_read_count: AtomicU32::new(0),
+            clock_read_count: AtomicU32::new(0),
             head: AtomicU32::new(index),
             status: AtomicU32::new(status),
             fault: AtomicU32::new(0),
@@ -269,6 +275,7 @@ impl<E: ToyEntry> Device for Toy<E> {
     }
 
     fn head(&self) -> Head {
+        self.head_read_count.fetch_add(1, Ordering::Relaxed);
         let fault = FAULTS[self.fault.load(Ordering::Acquire) as usize];
         let index = match self.false_head.load(Ordering::Relaxed) {
             u32::MAX => self.head.load(Ordering::Relaxed),
@@ -292,6 +299,7 @@ impl<E: ToyEntry> Device for Toy<E> {
     }
 
     fn now_ns(&self) -> u64 {
+        self.clock_read_count.fetch_add(1, Ordering::Relaxed);
         self.ticks()
     }
 
