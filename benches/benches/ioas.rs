@@ -18,7 +18,7 @@
 //! ```
 
 use std::env;
-use std::io::{self, Write};
+use std::io;
 use std::process::ExitCode;
 
 use iopt_benches::command::{self, Args};
@@ -26,7 +26,7 @@ use iopt_benches::cpu;
 use iopt_benches::ioas::pairs::Choice;
 use iopt_benches::ioas::space::Memory;
 use iopt_benches::ioas::{Row, attach, bulk, dirty, index, pairs, threads};
-use iopt_benches::verdict::Verdict;
+use iopt_benches::report::Report;
 
 fn main() -> ExitCode {
     command::main("ioas", parse, run)
@@ -130,7 +130,7 @@ fn run(options: &Options) -> io::Result<ExitCode> {
     let mut report = Report::new(&mut out, options.is_json)?;
     for &question in &options.questions {
         for row in &answer(question, options, &cpus)? {
-            report.row(question, row)?;
+            report.row(question.as_str(), row)?;
         }
     }
     let not_met_count = report.end()?;
@@ -167,97 +167,5 @@ fn answer(question: Question, options: &Options, cpus: &[usize]) -> io::Result<V
         Question::Many => pinned(bulk::measure_many),
         Question::Dirty => pinned(dirty::measure),
         Question::Attach => attach::measure(cpus),
-    }
-}
-
-/// Prints rows as they come.
-struct Report<'o> {
-    out: &'o mut dyn Write,
-    is_json: bool,
-    is_first: bool,
-    not_met_count: usize,
-}
-
-impl<'o> Report<'o> {
-    fn new(out: &'o mut dyn Write, is_json: bool) -> io::Result<Self> {
-        let name = cpu::name();
-        if is_json {
-            write!(out, "{{\"version\":1,\"cpu\":{name:?},\"results\":[")?;
-        } else {
-            writeln!(out, "{name}")?;
-            writeln!(
-                out,
-                "{:8} {:32} {:28} {:>10} {:18} {:>8} {:9}",
-                "", "what", "how", "measured", "", "bar", ""
-            )?;
-        }
-        Ok(Self {
-            out,
-            is_json,
-            is_first: true,
-            not_met_count: 0,
-        })
-    }
-
-    fn row(&mut self, question: Question, row: &Row) -> io::Result<()> {
-        self.not_met_count += usize::from(row.verdict == Some(Verdict::NotMet));
-        let Row {
-            what,
-            how,
-            value,
-            unit,
-            bar,
-            verdict,
-            beside,
-        } = row;
-        let question = question.as_str();
-        if self.is_json {
-            let mark = if std::mem::take(&mut self.is_first) {
-                ""
-            } else {
-                ","
-            };
-            write!(
-                self.out,
-                "{mark}{{\"question\":\"{question}\",\"what\":\"{what}\",\"how\":\"{how}\",\
-                 \"value\":{},\"unit\":\"{unit}\"",
-                json_number(*value)
-            )?;
-            if let Some((bar, verdict)) = bar.zip(*verdict) {
-                write!(self.out, ",\"bar\":\"{bar}\",\"verdict\":\"{verdict}\"")?;
-            }
-            for (name, value) in beside {
-                write!(self.out, ",\"{name}\":{}", json_number(*value))?;
-            }
-            return write!(self.out, "}}");
-        }
-        let bar = bar.map_or_else(String::new, |bar| bar.to_string());
-        let verdict = verdict.map_or("", Verdict::as_str);
-        write!(
-            self.out,
-            "{question:8} {what:32} {how:28} {value:>10.2} {unit:18} {bar:>8} {verdict:9}"
-        )?;
-        for (name, value) in beside {
-            write!(self.out, "  {name} {value:.2}")?;
-        }
-        writeln!(self.out)?;
-        self.out.flush()
-    }
-
-    /// Ends the report and returns how many promises were not kept.
-    fn end(self) -> io::Result<usize> {
-        if self.is_json {
-            writeln!(self.out, "]}}")?;
-        }
-        Ok(self.not_met_count)
-    }
-}
-
-/// Returns a number as JSON has it, which knows no infinity.
-fn json_number(value: f64) -> String {
-    if value.is_finite() {
-        format!("{value:.4}")
-    } else {
-        "null".to_owned()
     }
 }

@@ -12,8 +12,8 @@ pub fn time(work: impl FnOnce()) -> f64 {
     (elapsed - overhead()).max(0.0)
 }
 
-/// What [`time`] of nothing would show.
-fn overhead() -> f64 {
+/// Returns what [`time`] of nothing would show, in nanoseconds.
+pub fn overhead() -> f64 {
     static OVERHEAD: OnceLock<f64> = OnceLock::new();
     *OVERHEAD.get_or_init(|| {
         let empty = || Instant::now().elapsed().as_nanos() as f64;

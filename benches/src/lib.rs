@@ -10,6 +10,7 @@
 //! | How long does a map, an unmap, a lookup take? | `cargo bench -p iopt-benches --bench operations` |
 //! | What does a call of a whole IO address space cost? | `cargo bench -p iopt-benches --bench ioas` |
 //! | What does it cost to get an IOVA and to give it back, and what after a long time? | `cargo bench -p iopt-benches --bench iova` |
+//! | Does a driver lose anything by flushing before memory is used again? | `cargo bench -p iopt-benches --bench invalidation` |
 //! | How many instructions do they take? | `cargo run --release -p iopt-benches --bin count`, or with `gungraun`: `cargo bench -p iopt-benches --features instructions --bench instructions` |
 //!
 //! # What is compared
@@ -26,6 +27,9 @@
 //! threads ran side by side ([`trials`]).
 //!
 //! A whole IO address space is compared with one that is built as Linux's iommufd is ([`ioas`]).
+//!
+//! Strict invalidation is compared with deferred one, on a clock that skips what hardware takes
+//! ([`invalidation`]).
 //!
 //! Numbers need a quiet machine. Instruction counts do not, and gate changes.
 
@@ -48,6 +52,7 @@ pub mod designs;
 pub mod formats;
 pub mod histogram;
 pub mod instructions;
+pub mod invalidation;
 pub mod ioas;
 pub mod iova;
 pub mod large;
@@ -58,6 +63,7 @@ pub mod peers;
 pub mod pool;
 pub mod promises;
 pub mod random;
+pub mod report;
 pub mod scaling;
 pub mod subject;
 pub mod trials;
