@@ -63,7 +63,7 @@ impl Marks {
     }
 
     /// Says that the `count` entries from `start` on are written, to whoever sees it by
-    /// [`end`](Self::end) (Q3).
+    /// [`end`](Self::end) (K3).
     pub(super) fn set(&self, start: u64, count: u64) {
         self.flip(start, count);
     }
@@ -80,7 +80,7 @@ impl Marks {
         }
     }
 
-    /// Returns the first position from `start` on whose entry is not written (Q3). What was done before the
+    /// Returns the first position from `start` on whose entry is not written (K3). What was done before the
     /// others were is acquired by a fence of the caller.
     pub(super) fn end(&self, start: u64) -> u64 {
         let limit = start + self.entry_count();

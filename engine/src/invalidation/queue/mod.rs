@@ -29,21 +29,21 @@
 //! A *position* counts entries since the queue was made and never wraps (64 bits); its entry in the ring, its
 //! index in registers and its number in a status word are remainders of it.
 //!
-//! - **Q1** (order): `consumed <= published <= reserved <= consumed + capacity`, for the true place of
+//! - **K1** (order): `consumed <= published <= reserved <= consumed + capacity`, for the true place of
 //!   hardware; the `consumed` that the queue knows is never beyond that place.
-//! - **Q2** (one writer): positions belong to who reserved them, until their marks are set. Then nobody
+//! - **K2** (one writer): positions belong to who reserved them, until their marks are set. Then nobody
 //!   writes them before hardware has consumed them, except for whoever replaces a refused entry, where
 //!   hardware stands still.
-//! - **Q3** (no gap): `published` moves past an entry only when its mark says that it is written.
-//! - **Q4** (one owner): while `asks` is not zero, one thread alone writes `published` and the tail
+//! - **K3** (no gap): `published` moves past an entry only when its mark says that it is written.
+//! - **K4** (one owner): while `asks` is not zero, one thread alone writes `published` and the tail
 //!   register. It stops only when no ask came since it looked, or after so many rounds that other callers
 //!   surely are on their way, who look after what it leaves; so does everybody who waits.
-//! - **Q5** (a SYNC counts for what stands before it): a ticket joins SYNCs at or behind its end. It fails if
+//! - **K5** (a SYNC counts for what stands before it): a ticket joins SYNCs at or behind its end. It fails if
 //!   any entry failed from its first to that SYNC; so a failed SYNC fails all that joined it or stood before it
 //!   unconfirmed, and nothing that begins behind it.
-//! - **Q6** (first come): a caller takes room only if none with an earlier deadline, which is still to come,
+//! - **K6** (first come): a caller takes room only if none with an earlier deadline, which is still to come,
 //!   is known to wait for it.
-//! - **Q7** (failures first): a failure is recorded before hardware is told to go on. So whoever sees it beyond
+//! - **K7** (failures first): a failure is recorded before hardware is told to go on. So whoever sees it beyond
 //!   the failed entry sees the failure.
 //!
 //! # Memory orderings
@@ -58,9 +58,9 @@
 //!   release on `consumed` and `answered` and acquire by their readers.
 //! - `consumed` is loaded before the head register, which therefore is read not older: its distance from the
 //!   known position, modulo the ring, never is too large. It may be too small by whole laps if hardware
-//!   went around in between; that is a lower bound still (Q1). The same holds for the status word.
+//!   went around in between; that is a lower bound still (K1). The same holds for the status word.
 //! - A failure is stored before the fence before the acknowledgement, and looked for after a completion was
-//!   acquired (Q7).
+//!   acquired (K7).
 //! - `reserved`, `latest_sync` and the line of those that wait carry numbers only.
 
 pub mod amd;
@@ -316,7 +316,7 @@ impl<D: Device> Queue<D> {
         self.publish();
     }
 
-    /// Writes an entry that is the caller's alone (Q2).
+    /// Writes an entry that is the caller's alone (K2).
     #[inline]
     fn write(&self, position: u64, entry: &D::Entry) {
         let first = self.index(position, 0) as usize * D::Entry::WORDS;
@@ -394,10 +394,10 @@ impl<D: Device> Queue<D> {
         self.outcome(ticket.first(), sync).is_some()
     }
 
-    /// Returns what is known of a SYNC, for a ticket whose first entry is `first` (Q5).
+    /// Returns what is known of a SYNC, for a ticket whose first entry is `first` (K5).
     #[inline]
     fn outcome(&self, first: u64, sync: u64) -> Option<Result<(), SyncError>> {
-        // Acquires what hardware did, before the failures are looked at (Q7).
+        // Acquires what hardware did, before the failures are looked at (K7).
         let is_complete = self.complete().load(Ordering::Acquire) > sync;
         match self.failures.among(first, sync) {
             Some(error) => Some(Err(error)),

@@ -48,7 +48,7 @@ const NOBODY: u64 = u64::MAX;
 ///
 /// Without it, calls that need a few entries would take what a call that needs many waits for. The word holds
 /// a deadline, not a place in a line: one who gives up or never runs again holds the others up no longer
-/// than until then (Q6).
+/// than until then (K6).
 #[derive(Debug)]
 pub(super) struct Line(AtomicU64);
 

@@ -12,7 +12,7 @@ impl<D: Device> Queue<D> {
     /// Sees to it that hardware is told of everything that is written.
     #[inline]
     pub(super) fn publish(&self) {
-        // Somebody else is the owner, who sees this ask before it stops (Q4).
+        // Somebody else is the owner, who sees this ask before it stops (K4).
         if self.told.asks.fetch_add(1, Ordering::AcqRel) == 0 {
             self.own();
         }
@@ -83,7 +83,7 @@ impl<D: Device> Queue<D> {
 
     /// Reads how far hardware has consumed the queue, and what stops it there.
     fn look_at_head(&self) -> (u64, Option<Fault>) {
-        // Before the register is read (Q1).
+        // Before the register is read (K1).
         let known = self.done.consumed.load(Ordering::Acquire);
         let head = self.device.head();
         fence(Ordering::Acquire);
@@ -109,7 +109,7 @@ impl<D: Device> Queue<D> {
         if self.shape.completion != Completion::Status {
             return false;
         }
-        // Before the word is read (Q1).
+        // Before the word is read (K1).
         let known = self.done.answered.load(Ordering::Acquire);
         let number = self.device.status();
         fence(Ordering::Acquire);
@@ -135,7 +135,7 @@ impl<D: Device> Queue<D> {
         match fault {
             Fault::Illegal => {
                 errors.record(position, position, SyncError::Refused);
-                // Hardware stands still there (Q2), unless it makes it up.
+                // Hardware stands still there (K2), unless it makes it up.
                 if position < self.taken.reserved.load(Ordering::Relaxed) {
                     let sync = self.device.sync_entry(self.number(position + 1));
                     self.write(position, &sync);
@@ -155,7 +155,7 @@ impl<D: Device> Queue<D> {
                 }
             }
         }
-        // The failure and the entry before hardware goes on (Q7).
+        // The failure and the entry before hardware goes on (K7).
         fence(Ordering::SeqCst);
         self.device.acknowledge(fault);
     }

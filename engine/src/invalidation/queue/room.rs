@@ -31,7 +31,7 @@ impl<D: Device> Queue<D> {
         }
     }
 
-    /// Reserves entries if there is room and nobody waits for it (Q6).
+    /// Reserves entries if there is room and nobody waits for it (K6).
     #[inline]
     pub(super) fn take_if_first(&self, count: u64) -> Option<u64> {
         self.done
@@ -46,7 +46,7 @@ impl<D: Device> Queue<D> {
     fn take(&self, count: u64) -> Option<u64> {
         let mut start = self.taken.reserved.load(Ordering::Relaxed);
         loop {
-            // Acquires that hardware has read the entries which are written over (Q2).
+            // Acquires that hardware has read the entries which are written over (K2).
             let consumed = self.done.consumed.load(Ordering::Acquire);
             if start + count > consumed + self.capacity {
                 return None;
