@@ -263,8 +263,15 @@ impl Grant<'_> {
 #[must_use = "devices may still use what was removed until it is synced"]
 pub struct Flush {
     gather: Option<Gather>,
+    /// Kept apart, as it is moved a lot and mostly has none.
+    rest: Option<Box<Rest>>,
+}
+
+/// What one gather cannot hold.
+#[derive(Debug, Default)]
+struct Rest {
     /// Gathers that cannot join the first: each unlinked tables.
-    more: Vec<Gather>,
+    gathers: Vec<Gather>,
     /// What a domain that keeps no gather put down.
     tickets: Vec<u64>,
 }
@@ -274,29 +281,28 @@ impl Flush {
     pub const fn new() -> Self {
         Self {
             gather: None,
-            more: Vec::new(),
-            tickets: Vec::new(),
+            rest: None,
         }
     }
 
     /// Returns whether there is nothing to tell.
     pub fn is_empty(&self) -> bool {
-        self.tickets.is_empty() && self.gather.as_ref().is_none_or(Gather::is_empty)
+        self.tickets().is_empty() && self.gather.as_ref().is_none_or(Gather::is_empty)
     }
 
     /// Puts down that something went which no gather holds, for a domain that keeps none: the sync is
     /// not left out then, and gets the ticket. What it means is the domain's business; equal ones in a
     /// row are kept once, so that one number does for a domain that tells its hardware everything.
     pub fn mark(&mut self, ticket: u64) {
-        if self.tickets.last() != Some(&ticket) {
-            self.tickets.push(ticket);
+        if self.tickets().last() != Some(&ticket) {
+            self.rest.get_or_insert_default().tickets.push(ticket);
         }
     }
 
     /// Returns the tickets of all [marks](Self::mark), by whatever operation, that this sync is to
     /// confirm.
     pub fn tickets(&self) -> &[u64] {
-        &self.tickets
+        self.rest.as_ref().map_or(&[], |rest| &rest.tickets)
     }
 
     /// Adds what a table's operation gathered.
@@ -306,14 +312,19 @@ impl Flush {
                 self.gather = Some(gather);
                 return;
             }
-            Some(first) => first.join(gather).err(),
+            Some(first) => first.join(gather),
         };
-        self.more.extend(refused.map(|refused| refused.gather));
+        if let Err(refused) = refused {
+            self.rest
+                .get_or_insert_default()
+                .gathers
+                .push(refused.gather);
+        }
     }
 
     /// Adds what another one of the same domain holds.
     pub(crate) fn append(&mut self, mut other: Self) {
-        for &ticket in &other.tickets {
+        for &ticket in other.tickets() {
             self.mark(ticket);
         }
         while let Some(gather) = other.pop() {
@@ -323,7 +334,8 @@ impl Flush {
 
     /// Returns a gather that it holds, until there is none.
     fn pop(&mut self) -> Option<Gather> {
-        self.more.pop().or_else(|| self.gather.take())
+        let of_rest = self.rest.as_mut().and_then(|rest| rest.gathers.pop());
+        of_rest.or_else(|| self.gather.take())
     }
 }
 
