@@ -106,12 +106,19 @@ mod tests {
     /// Against a list of flags, for rings below, at and above the size of a word.
     #[test]
     fn runs_end_where_nothing_is_written() {
-        for lg2_entries in [1, 3, 6, 7, 8] {
+        // One word, part of one, and several.
+        let sizes: &[u32] = if cfg!(miri) {
+            &[1, 3, 7]
+        } else {
+            &[1, 3, 6, 7, 8]
+        };
+        let laps = if cfg!(miri) { 1 } else { 4 };
+        for &lg2_entries in sizes {
             let count = 1_u64 << lg2_entries;
             for first in [0, 1, count - 1, count, 2 * count + 1, 7 * count - 1] {
                 let marks = Marks::new(lg2_entries, first);
                 let mut start = first;
-                for step in 0..4 * count {
+                for step in 0..laps * count {
                     assert_eq!(marks.end(start), start, "{lg2_entries} {first} {step}");
                     let len = 1 + (step * 5 + first) % count;
                     // The later half first: a hole hides it.

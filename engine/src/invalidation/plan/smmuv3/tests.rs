@@ -139,6 +139,7 @@ fn the_items_of_a_contiguous_group_are_told_one_by_one() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "arithmetic alone, and much of it")]
 fn many_commands_become_one_for_the_address_space() {
     for (granule, limit) in [(KIB4, 512), (KIB16, 2048), (KIB64, 8192)] {
         let page_lg2 = granule.lg2();
