@@ -50,6 +50,20 @@ pub(super) fn find_in_word(free: u64, count: usize, align_lg2: usize) -> Option<
     (runs != 0).then(|| runs.trailing_zeros() as usize)
 }
 
+/// Takes the lowest free bit of a word.
+#[inline]
+pub(super) fn take_one(word: &AtomicU64) -> Option<usize> {
+    let mut taken = word.load(Ordering::Relaxed);
+    while taken != u64::MAX {
+        let with_one = taken | (taken + 1);
+        match word.compare_exchange_weak(taken, with_one, Ordering::AcqRel, Ordering::Relaxed) {
+            Ok(_) => return Some(taken.trailing_ones() as usize),
+            Err(now) => taken = now,
+        }
+    }
+    None
+}
+
 /// Takes the lowest run of `count` bits, 1 to 64, of a word.
 #[inline]
 pub(super) fn take_in_word(word: &AtomicU64, count: usize, align_lg2: usize) -> Option<usize> {

@@ -7,6 +7,9 @@
 //! | `LISTED` | may have free pages, and no thread keeps to it |
 //! | `HELD` | a thread keeps to it |
 //!
+//! Beside them stands the length of the longest run that [fits](room) in a listed chunk, as far as that
+//! is known: a hint, and mostly not too low.
+//!
 //! # Memory order
 //!
 //! Flags are set behind the stores that open a chunk, and taken away in front of the look at its pages, by
@@ -19,20 +22,23 @@ use core::ops::Range;
 
 use crate::iova::bits;
 use crate::iova::layout::CHUNK_COUNT;
+use crate::iova::room;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
-pub(super) const OPEN: u64 = 1;
-pub(super) const LISTED: u64 = 2;
-pub(super) const HELD: u64 = 4;
+/// The bits of the length.
+pub(super) const ROOM: u64 = room::ANY as u64;
+pub(super) const OPEN: u64 = 1 << 13;
+pub(super) const LISTED: u64 = 1 << 14;
+pub(super) const HELD: u64 = 1 << 15;
 
-/// Bits for the flags of one chunk.
-const WIDTH: usize = 4;
+/// Bits for what is known of one chunk.
+const WIDTH: usize = 16;
 
 /// Chunks whose flags share a word.
 const PER_WORD: usize = u64::BITS as usize / WIDTH;
 
-/// One flag of each chunk of a word.
-const EACH: u64 = 0x1111_1111_1111_1111;
+/// One bit of each chunk of a word.
+const EACH: u64 = 0x0001_0001_0001_0001;
 
 const WORD_BITS: usize = u64::BITS as usize;
 
@@ -89,6 +95,12 @@ impl Block {
         words.unwrap_or_default()
     }
 
+    /// Returns a word by its number in this block.
+    #[inline]
+    pub(super) fn word(&self, at: usize) -> Option<&AtomicU64> {
+        self.pages.get(self.skipped + at)
+    }
+
     #[inline]
     pub(super) fn flags(&self, chunk: usize) -> u64 {
         let (word, shift) = self.flag_word(chunk);
@@ -130,13 +142,62 @@ impl Block {
         (&self.flags[chunk / PER_WORD], chunk % PER_WORD * WIDTH)
     }
 
-    /// Returns the chunks of `span`, counted from 0, that have `flag`, lowest first.
-    pub(super) fn flagged(&self, flag: u64, span: Range<usize>) -> impl Iterator<Item = usize> {
+    /// Returns the longest run that is known to fit in a listed chunk.
+    pub(super) fn room(&self, chunk: usize) -> usize {
+        (self.flags(chunk) & ROOM) as usize
+    }
+
+    /// Makes a chunk a listed one in which `room` pages fit, unless a thread keeps to it. Returns whether
+    /// it was none.
+    pub(super) fn list(&self, chunk: usize, room: usize) -> bool {
+        let (word, shift) = self.flag_word(chunk);
+        let list = |flags: u64| {
+            let now = flags >> shift;
+            let more = (room as u64).min(ROOM).saturating_sub(now & ROOM);
+            let is_known = now & LISTED != 0 && more == 0;
+            (now & HELD == 0 && !is_known).then_some((flags | LISTED << shift) + (more << shift))
+        };
+        let listed = word.fetch_update(Ordering::Release, Ordering::Relaxed, list);
+        listed.is_ok_and(|flags| flags >> shift & LISTED == 0)
+    }
+
+    /// Notes that no more than `room` pages fit in a listed chunk.
+    pub(super) fn note_room(&self, chunk: usize, room: usize) {
+        let (word, shift) = self.flag_word(chunk);
+        let note = |flags: u64| {
+            let is_listed = flags >> shift & LISTED != 0;
+            let room = (room as u64).min(ROOM);
+            is_listed.then_some(flags & !(ROOM << shift) | room << shift)
+        };
+        let _ = word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, note);
+    }
+
+    /// Returns the open chunks of `span`, counted from 0, lowest first.
+    pub(super) fn open(&self, span: Range<usize>) -> impl Iterator<Item = usize> {
+        self.select(span, |flags| flags / OPEN)
+    }
+
+    /// Returns the listed chunks of `span`, counted from 0, in which `count` pages may fit, lowest first.
+    pub(super) fn listed(&self, count: usize, span: Range<usize>) -> impl Iterator<Item = usize> {
+        // What has enough comes to `ROOM + 1` at least, and to no more than fits in as many bits again.
+        let missing = (ROOM + 1).saturating_sub(count as u64) * EACH;
+        self.select(span, move |flags| {
+            let sums = (flags & ROOM * EACH) + missing;
+            sums / (ROOM + 1) & flags / LISTED
+        })
+    }
+
+    /// Returns the chunks of `span`, counted from 0, whose lowest bit `choose` leaves set, lowest first.
+    fn select(
+        &self,
+        span: Range<usize>,
+        choose: impl Fn(u64) -> u64,
+    ) -> impl Iterator<Item = usize> {
         let first = span.start / PER_WORD;
         let words = self.flags.iter().enumerate().skip(first);
         let words = words.take(span.end.div_ceil(PER_WORD).saturating_sub(first));
         let all = words.flat_map(move |(at, word)| {
-            let mut left = word.load(Ordering::Relaxed) & (EACH * flag);
+            let mut left = choose(word.load(Ordering::Relaxed)) & EACH;
             core::iter::from_fn(move || {
                 let bit = left.trailing_zeros();
                 left &= left.wrapping_sub(1);
@@ -177,12 +238,22 @@ mod tests {
         }
         assert!(block.hold_listed(15) && !block.hold_listed(15));
         block.clear(3, LISTED);
-        let flagged = |flag, span| block.flagged(flag, span).collect::<Vec<_>>();
-        assert_eq!(flagged(OPEN, 0..512), [3, 15, 16, 511]);
-        assert_eq!(flagged(OPEN, 4..511), [15, 16]);
-        assert_eq!(flagged(LISTED, 0..512), [16, 511]);
-        assert_eq!(flagged(HELD, 0..512), [15]);
+        let open = |span| block.open(span).collect::<Vec<_>>();
+        let listed = |room| block.listed(room, 0..512).collect::<Vec<_>>();
+        assert_eq!(open(0..512), [3, 15, 16, 511]);
+        assert_eq!(open(4..511), [15, 16]);
+        assert_eq!(listed(0), [16, 511]);
+        assert_eq!(listed(1), []);
+        assert!(!block.list(16, 5) && block.list(17, room::ANY) && !block.list(15, 9));
+        assert!(!block.list(16, 4), "it is not lowered");
+        assert_eq!(
+            [15, 16, 17].map(|chunk| block.room(chunk)),
+            [0, 5, room::ANY]
+        );
+        assert_eq!([5, 6].map(listed), [Vec::from([16, 17]), Vec::from([17])]);
         assert!(block.has(HELD));
+        block.note_room(17, 4);
+        assert_eq!(listed(5), [16]);
         block.clear(15, HELD);
         assert!(!block.has(HELD));
     }

@@ -96,4 +96,12 @@ impl IovaRequest {
     pub const fn with_limit(self, limit: Iova) -> Self {
         Self { limit, ..self }
     }
+
+    /// Returns whether any page of that size would do.
+    #[inline]
+    pub(super) fn is_one(&self, granule: PageSize) -> bool {
+        // No bytes are a request for nothing.
+        self.len.wrapping_sub(1) < granule.bytes()
+            && self.alignment.is_none_or(|alignment| alignment <= granule)
+    }
 }

@@ -13,6 +13,9 @@ pub(super) const CHUNK_COUNT: usize = 1 << BLOCK_LG2;
 /// Blocks at most: 256 TiB of 4 KiB pages.
 pub(super) const MAX_BLOCKS: usize = 1 << 18;
 
+/// Pages that share a word, as a power of two.
+const WORD_LG2: u32 = u64::BITS.ilog2();
+
 /// Where the first zone ends: what 32 address bits reach.
 const LOW_END: u64 = 1 << 32;
 
@@ -103,6 +106,21 @@ impl Layout {
     #[inline]
     pub(super) const fn page_in_chunk(&self, page: usize) -> usize {
         page & (self.chunk_pages() - 1)
+    }
+
+    /// Returns the last address of 64 pages that share a word, by the number of the word.
+    #[inline]
+    pub(super) const fn last_of_word(&self, word: usize) -> Iova {
+        // The end of the 64-bit space is 0.
+        let end = (word as u64).wrapping_add(1) << (self.page_lg2 + WORD_LG2);
+        Iova::new(self.base.wrapping_add(end).wrapping_sub(1))
+    }
+
+    /// Returns the block of a word, and its number there.
+    #[inline]
+    pub(super) const fn place_of_word(&self, word: usize) -> (usize, usize) {
+        let lg2 = self.chunk_lg2 + BLOCK_LG2 - WORD_LG2;
+        (word >> lg2, word & ((1 << lg2) - 1))
     }
 
     /// Returns how many pages of a chunk lie below `end`.

@@ -73,6 +73,7 @@ mod directory;
 mod error;
 mod layout;
 mod marks;
+mod room;
 mod search;
 mod slots;
 mod space;
@@ -86,7 +87,7 @@ mod tests;
 use alloc::vec::Vec;
 use core::fmt;
 
-use iopt_formats::{Format, Iova, IovaRange, PageSize};
+use iopt_formats::{Format, IovaRange, PageSize};
 
 use crate::claim::Claim;
 use crate::invalidation::TableId;
@@ -216,59 +217,69 @@ impl IovaSpace {
     ///
     /// [`IovaError`]; then nothing has changed.
     #[doc(alias = "alloc_iova")]
-    #[inline]
+    #[expect(
+        clippy::inline_always,
+        reason = "the result is wide: it stays in registers only where its user sees it made"
+    )]
+    #[inline(always)]
     pub fn alloc(&self, request: &IovaRequest) -> Result<FreshIova<'_>, IovaError> {
-        let (run, reach) = self.run_of(request);
-        if run.count > 0
-            && let Some((page, word)) = self.space.take_quick(run, &reach)
+        if request.is_one(self.granule)
+            && let Some((page, word)) = self.space.take_page(self.is_low_first, request.limit)
         {
-            return Ok(FreshIova::new(self, page, run.count, Some(word)));
+            return Ok(FreshIova::new(self, page, 1, Some(word)));
         }
-        self.alloc_elsewhere(request)
+        let count = self.space.layout.pages_of(request.len);
+        match self.take_more(request) {
+            Ok(page) => Ok(FreshIova::new(self, page, count, None)),
+            Err(Refusal::Empty) => Err(IovaError::Empty),
+            Err(Refusal::NoMemory) => Err(IovaError::OutOfMemory),
+            Err(Refusal::NoRoom) => {
+                let [len, align, free_len, largest_len] = self.shortage(request);
+                Err(IovaError::Exhausted {
+                    len,
+                    align,
+                    limit: request.limit,
+                    free_len,
+                    largest_len,
+                })
+            }
+        }
     }
 
-    #[cold]
+    /// Takes what is not one page that is at hand.
+    ///
+    /// The result fits in registers, so that no allocation is ever built in memory: who reads it there in
+    /// larger pieces than it was written in waits for the stores.
     #[inline(never)]
-    fn alloc_elsewhere(&self, request: &IovaRequest) -> Result<FreshIova<'_>, IovaError> {
-        let (run, reach) = self.run_of(request);
-        if run.count == 0 {
-            return Err(IovaError::Empty);
+    fn take_more(&self, request: &IovaRequest) -> Result<usize, Refusal> {
+        let run = self.run_of(request);
+        if let Some((page, _)) = self.space.take_quick(run, self.is_low_first, request.limit) {
+            return Ok(page);
         }
-        match self.space.take_elsewhere(run, &reach) {
-            Ok(page) => Ok(FreshIova::new(self, page, run.count, None)),
-            Err(refusal) => Err(self.refused(refusal, run, request.limit)),
-        }
+        let reach = Reach {
+            end: self.space.layout.end_at(request.limit),
+            is_low_first: self.is_low_first,
+        };
+        self.space.take_elsewhere(run, &reach)
     }
 
-    #[inline]
-    fn run_of(&self, request: &IovaRequest) -> (Run, Reach) {
+    fn run_of(&self, request: &IovaRequest) -> Run {
         let layout = &self.space.layout;
         let count = layout.pages_of(request.len);
         let align = match request.alignment {
             Some(alignment) => layout.pages_of(alignment.bytes()),
             None => count.next_power_of_two(),
         };
-        let reach = Reach {
-            end: layout.end_at(request.limit),
-            is_low_first: self.is_low_first,
-        };
-        (Run { count, align }, reach)
+        Run { count, align }
     }
 
+    /// Returns length and alignment of what was asked for, what is free, and its longest run.
     #[cold]
-    fn refused(&self, refusal: Refusal, run: Run, limit: Iova) -> IovaError {
-        if refusal == Refusal::NoMemory {
-            return IovaError::OutOfMemory;
-        }
+    fn shortage(&self, request: &IovaRequest) -> [u64; 4] {
         let layout = &self.space.layout;
-        let survey = self.space.survey(layout.end_at(limit));
-        IovaError::Exhausted {
-            len: layout.len_of(run.count),
-            align: layout.len_of(run.align),
-            limit,
-            free_len: layout.len_of(survey.free_count),
-            largest_len: layout.len_of(survey.largest_run),
-        }
+        let Run { count, align } = self.run_of(request);
+        let survey = self.space.survey(layout.end_at(request.limit));
+        [count, align, survey.free_count, survey.largest_run].map(|count| layout.len_of(count))
     }
 
     /// Lets the chunks go that the calling thread keeps to: others fill them up, and those of which

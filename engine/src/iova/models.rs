@@ -6,6 +6,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
 
+use iopt_formats::Iova;
+
 use super::*;
 use crate::sync::models::{UnsafeCell, thread};
 use crate::sync::unmodelled::{AtomicBool, Ordering};

@@ -3,9 +3,12 @@
 use core::iter;
 use core::ops::Range;
 
+use iopt_formats::Iova;
+
 use crate::iova::bits::{self, SMALL};
 use crate::iova::block::{Block, LISTED, OPEN};
 use crate::iova::layout::{CHUNK_COUNT, Run};
+use crate::iova::room;
 use crate::iova::slots::{Hold, Slot};
 use crate::iova::space::{NoMemory, Space};
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
@@ -13,6 +16,10 @@ use crate::sync::pause;
 
 /// Calls for which a thread leaves the first zone out that had nothing.
 const SKIP_COUNT: usize = 64;
+
+/// Listed chunks that a search looks at in vain, before it takes a free one: so it takes no longer where
+/// there are many.
+const LOOK_COUNT: usize = 8;
 
 /// Searches before a refusal, if others move free pages all the time.
 const ATTEMPT_COUNT: u32 = 128;
@@ -29,6 +36,8 @@ pub(super) struct Reach {
 /// Why no pages are taken.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Refusal {
+    /// It is for no pages.
+    Empty,
     /// There is no such run.
     NoRoom,
     /// There is no memory for the allocator's own data.
@@ -51,30 +60,54 @@ enum Effort {
 }
 
 impl Space {
-    /// Takes a run out of the word that the thread took from last, if it may lie there and does; nothing
-    /// else. Returns the first page and the word.
+    /// Takes a page out of the word that the thread took from last, if the word ends at `limit` or below;
+    /// nothing else. Returns its number and the word.
+    ///
+    /// What is called in line keeps everything in registers: an atomic operation waits for all stores
+    /// before it.
     #[inline]
-    pub(super) fn take_quick(&self, run: Run, reach: &Reach) -> Option<(usize, &AtomicU64)> {
-        let hold = self.slots.mine().hold(!reach.is_low_first);
-        let chunk = hold.chunk();
-        // For a thread that keeps to none it is 0.
-        let end = self.layout.first_page(chunk.wrapping_add(1));
-        if run.count > SMALL || run.align > SMALL || end > reach.end {
+    pub(super) fn take_page(&self, is_low_first: bool, limit: Iova) -> Option<(usize, &AtomicU64)> {
+        let (at, word) = self.quick_word(is_low_first, limit)?;
+        Some((at * SMALL + bits::take_one(word)?, word))
+    }
+
+    /// As [`take_page`](Self::take_page), for a run that lies in one word.
+    #[inline]
+    pub(super) fn take_quick(
+        &self,
+        run: Run,
+        is_low_first: bool,
+        limit: Iova,
+    ) -> Option<(usize, &AtomicU64)> {
+        if !(1..=SMALL).contains(&run.count) || run.align > SMALL {
             return None;
         }
-        let at = hold.word();
-        let word = self.block_of(chunk)?.pages(chunk).get(at)?;
+        let (at, word) = self.quick_word(is_low_first, limit)?;
         let bit = bits::take_in_word(word, run.count, run.align.trailing_zeros() as usize)?;
-        Some((self.layout.first_page(chunk) + at * SMALL + bit, word))
+        Some((at * SMALL + bit, word))
+    }
+
+    /// Returns the word that the thread took from last, and its number, if it ends at `limit` or below.
+    #[inline]
+    fn quick_word(&self, is_low_first: bool, limit: Iova) -> Option<(usize, &AtomicU64)> {
+        let at = self.slots.mine().hold(!is_low_first).word();
+        // For a thread that keeps to none there is no word.
+        let word = self.word(at)?;
+        (self.layout.last_of_word(at) <= limit).then_some((at, word))
     }
 
     /// Takes a run of one page at least, and returns the first page.
     #[cfg(test)]
     pub(super) fn take(&self, run: Run, reach: &Reach) -> Result<usize, Refusal> {
-        match self.take_quick(run, reach) {
-            Some((page, _)) => Ok(page),
-            None => self.take_elsewhere(run, reach),
-        }
+        let quick = reach.end.checked_sub(1).and_then(|last| {
+            let limit = self.layout.range_of(last, 1).last();
+            if run == (Run { count: 1, align: 1 }) {
+                self.take_page(reach.is_low_first, limit)
+            } else {
+                self.take_quick(run, reach.is_low_first, limit)
+            }
+        });
+        quick.map_or_else(|| self.take_elsewhere(run, reach), |(page, _)| Ok(page))
     }
 
     /// As [`take_quick`](Self::take_quick), in all of a chunk up to `end`.
@@ -84,14 +117,20 @@ impl Space {
         let align_lg2 = run.align.trailing_zeros() as usize;
         let end = self.layout.pages_below(chunk, end);
         let words = block.pages(chunk);
-        let page = bits::take_small(words, hold.word(), run.count, align_lg2, end)?;
+        // Of another chunk if several threads share the slot.
+        let from = self.layout.page_in_chunk(hold.word().wrapping_mul(SMALL)) / SMALL;
+        let page = bits::take_small(words, from, run.count, align_lg2, end)?;
+        let page = self.layout.first_page(chunk) + page;
         hold.note_word(page / SMALL);
-        Some(self.layout.first_page(chunk) + page)
+        Some(page)
     }
 
     /// Takes a run wherever there is one.
     #[cold]
     pub(super) fn take_elsewhere(&self, run: Run, reach: &Reach) -> Result<usize, Refusal> {
+        if run.count == 0 {
+            return Err(Refusal::Empty);
+        }
         let slot = self.slots.mine();
         let zones = self.zones(reach);
         let has_choice = zones.iter().all(|zone| !zone.is_empty());
@@ -194,33 +233,58 @@ impl Space {
         Ok(stolen)
     }
 
-    /// Takes a run out of the lowest listed chunk that has one, and keeps to that.
+    /// Takes a run out of the lowest listed chunk that is known to have one, and keeps to that if runs like
+    /// it come out of one word.
     fn take_listed(&self, slot: &Slot, run: Run, zone: &Range<usize>) -> Option<usize> {
+        let mut left_count = LOOK_COUNT;
         let mut marked = self.listed.iter(self.layout.blocks(zone));
         marked.find_map(|index| {
             let block = self.directory.get(index)?;
             let span = self.layout.chunks_in(index, zone);
-            let found = block.flagged(LISTED, span).find_map(|chunk| {
+            let mut listed = block.listed(run.count, span);
+            let found = listed.find_map(|chunk| {
                 let chunk = index * CHUNK_COUNT + chunk;
-                // Looked at first, so that a search for a long run leaves short ones where they are.
-                if self.find_in_chunk(block, chunk, run, zone.end).is_none() {
-                    if bits::free_count(block.pages(chunk)) == 0 {
-                        // Others used it up.
-                        self.leave(chunk);
-                    }
-                    return None;
-                }
-                if !block.hold_listed(chunk) {
-                    return None;
-                }
-                self.enter(slot, block, chunk);
-                self.take_in_chunk(slot, block, chunk, run, zone.end)
+                left_count = left_count.checked_sub(1)?;
+                self.take_from_listed(slot, block, chunk, run, zone)
             });
             if found.is_none() {
                 self.listed.clear_unless(index, || block.has(LISTED));
             }
             found
         })
+    }
+
+    fn take_from_listed(
+        &self,
+        slot: &Slot,
+        block: &Block,
+        chunk: usize,
+        run: Run,
+        zone: &Range<usize>,
+    ) -> Option<usize> {
+        // Looked at first, so that a search for a long run leaves short ones where they are.
+        if self.find_in_chunk(block, chunk, run, zone.end).is_none() {
+            match room::of_chunk(block.pages(chunk)) {
+                // Others used it up.
+                0 => self.leave(chunk),
+                room => block.note_room(chunk, room),
+            }
+            return None;
+        }
+        if self.keeps_to(slot, run, zone) {
+            if !block.hold_listed(chunk) {
+                return None;
+            }
+            self.enter(slot, block, chunk);
+        }
+        self.take_in_chunk(slot, block, chunk, run, zone.end)
+    }
+
+    /// Returns whether a thread keeps to the chunk that it takes a run from: a long run is no reason to
+    /// leave one that has room for short ones.
+    fn keeps_to(&self, slot: &Slot, run: Run, zone: &Range<usize>) -> bool {
+        let hold = slot.hold(zone.start >= self.layout.low_end());
+        run.count <= SMALL || hold.chunk() == Hold::NONE
     }
 
     /// Returns where a run, shorter than a chunk, is free below `end` in a chunk.
@@ -325,7 +389,7 @@ impl Space {
             let page_count = self.layout.page_in_chunk(run.count);
             if page_count > 0 {
                 open_chunk(block, last, page_count);
-                if count == 1 {
+                if count == 1 && self.keeps_to(slot, run, zone) {
                     self.enter(slot, block, last);
                 } else {
                     self.list_new(block, last);
@@ -416,7 +480,7 @@ impl Space {
         self.open.iter(self.layout.blocks(zone)).find_map(|index| {
             let block = self.directory.get(index)?;
             let span = self.layout.chunks_in(index, zone);
-            let mut open = block.flagged(OPEN, span);
+            let mut open = block.open(span);
             open.find_map(|chunk| visit(block, index * CHUNK_COUNT + chunk))
         })
     }

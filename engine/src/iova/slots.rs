@@ -17,7 +17,7 @@ use crate::sync::{CachePadded, thread_index};
 /// Slots, a power of two.
 const COUNT: usize = if cfg!(loom) { 2 } else { 64 };
 
-pub(super) struct Slots(Box<[CachePadded<Slot>]>);
+pub(super) struct Slots(Box<[CachePadded<Slot>; COUNT]>);
 
 /// What one thread has, or several share.
 pub(super) struct Slot {
@@ -32,7 +32,8 @@ pub(super) struct Slot {
 /// The chunk that a thread keeps to.
 pub(super) struct Hold {
     chunk: AtomicUsize,
-    /// The word that was taken from last.
+    /// The word that was taken from last, by its number in the space; of that chunk, unless threads that
+    /// share the slot each note one of them.
     word: AtomicUsize,
 }
 
@@ -40,7 +41,7 @@ impl Slots {
     pub(super) fn new() -> Self {
         let hold = || Hold {
             chunk: AtomicUsize::new(Hold::NONE),
-            word: AtomicUsize::new(0),
+            word: AtomicUsize::new(Hold::NONE),
         };
         let slot = |_| {
             CachePadded::new(Slot {
@@ -50,7 +51,7 @@ impl Slots {
                 ended_count: AtomicUsize::new(0),
             })
         };
-        Self((0..COUNT).map(slot).collect())
+        Self(Box::new(core::array::from_fn(slot)))
     }
 
     /// Returns the slot of the calling thread.
@@ -114,7 +115,7 @@ impl Drop for Move<'_> {
 }
 
 impl Hold {
-    /// Keeps to no chunk.
+    /// Keeps to no chunk, and no word.
     pub(super) const NONE: usize = usize::MAX;
 
     #[inline]

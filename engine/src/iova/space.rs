@@ -44,10 +44,11 @@ use alloc::boxed::Box;
 use core::ops::Range;
 
 use crate::iova::bits;
-use crate::iova::block::{Block, HELD, LISTED, OPEN};
+use crate::iova::block::{Block, HELD, LISTED, OPEN, ROOM};
 use crate::iova::directory::Directory;
 use crate::iova::layout::{CHUNK_COUNT, Layout};
 use crate::iova::marks::{self, Marks};
+use crate::iova::room;
 use crate::iova::slots::{Hold, Slot, Slots};
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
 
@@ -117,7 +118,7 @@ impl Space {
             } else {
                 entry.set(chunk, OPEN);
                 bits::put(entry.pages(chunk), first, count);
-                self.list(entry, chunk);
+                self.list_new(entry, chunk);
             }
             page += count;
         }
@@ -130,13 +131,20 @@ impl Space {
         self.directory.get(chunk / CHUNK_COUNT)
     }
 
+    /// Returns a word of the pages of a block that exists, by its number in the space.
+    #[inline]
+    pub(super) fn word(&self, at: usize) -> Option<&AtomicU64> {
+        let (block, inside) = self.layout.place_of_word(at);
+        self.directory.get(block)?.word(inside)
+    }
+
     pub(super) fn block_or_make(&self, block: usize) -> Result<&Block, NoMemory> {
         let make = || Block::new(self.layout.chunk_pages());
         self.directory.get_or_make(block, make).ok_or(NoMemory)
     }
 
     /// Frees `count` pages from `start` on, which were taken together. Cannot fail, and needs no memory.
-    #[inline]
+    #[cold]
     pub(super) fn put(&self, start: usize, count: usize) {
         let first = self.layout.page_in_chunk(start);
         let chunk = self.layout.chunk_of(start);
@@ -158,7 +166,7 @@ impl Space {
         if let Some(block) = self.block_of(chunk)
             && block.flags(chunk) & HELD == 0
         {
-            self.settle_put(block, chunk, is_emptied);
+            self.settle_put_in_word(block, chunk, is_emptied, word);
         }
     }
 
@@ -173,7 +181,7 @@ impl Space {
                 let first = self.layout.page_in_chunk(page);
                 let is_emptied = bits::put(block.pages(chunk), first, parts.pages);
                 if block.flags(chunk) & HELD == 0 {
-                    self.settle_put(block, chunk, is_emptied);
+                    self.settle_put(block, chunk, is_emptied, room::ANY);
                 }
             }
         }
@@ -187,13 +195,20 @@ impl Space {
         }
     }
 
-    /// Sees to a chunk that nobody keeps to and to which pages came back.
+    /// Sees to a chunk that nobody keeps to and to one of whose words pages came back.
     #[cold]
-    fn settle_put(&self, block: &Block, chunk: usize, is_emptied: bool) {
+    fn settle_put_in_word(&self, block: &Block, chunk: usize, is_emptied: bool, word: &AtomicU64) {
+        let room = room::of_word(word, block.room(chunk));
+        self.settle_put(block, chunk, is_emptied, room);
+    }
+
+    /// Sees to a chunk that nobody keeps to and to which pages came back, so that `room` of them may fit
+    /// together.
+    fn settle_put(&self, block: &Block, chunk: usize, is_emptied: bool, room: usize) {
         if is_emptied && self.is_idle(block, chunk) && self.close_chunk(block, chunk) {
             return;
         }
-        self.list(block, chunk);
+        self.list(block, chunk, room);
     }
 
     /// Returns whether all pages of a chunk are free; true for who put the last one.
@@ -216,10 +231,9 @@ impl Space {
         self.roomy.mark(index);
     }
 
-    /// Makes a chunk with other than free pages found.
-    pub(super) fn list(&self, block: &Block, chunk: usize) {
-        if block.flags(chunk) & (LISTED | HELD) == 0 {
-            block.set(chunk, LISTED);
+    /// Makes a chunk with other than free pages found, by who looks for up to `room` of them.
+    pub(super) fn list(&self, block: &Block, chunk: usize, room: usize) {
+        if block.list(chunk, room) {
             self.listed.mark(chunk / CHUNK_COUNT);
         }
     }
@@ -227,7 +241,7 @@ impl Space {
     /// Makes a chunk found that the caller has just opened. Whoever kept to it before it was closed may
     /// let it go only now, so its flags say nothing yet.
     pub(super) fn list_new(&self, block: &Block, chunk: usize) {
-        block.set(chunk, LISTED);
+        block.set(chunk, LISTED | ROOM);
         self.listed.mark(chunk / CHUNK_COUNT);
     }
 
@@ -238,7 +252,7 @@ impl Space {
         if !bits::take(block.pages(chunk), 0, self.layout.chunk_pages()) {
             return false;
         }
-        block.clear(chunk, OPEN | LISTED | HELD);
+        block.clear(chunk, OPEN | LISTED | HELD | ROOM);
         self.put_chunks(chunk, 1);
         true
     }
@@ -263,7 +277,7 @@ impl Space {
         block.hold(chunk);
         let is_high = self.layout.first_page(chunk) >= self.layout.low_end();
         let hold = slot.hold(is_high);
-        hold.note_word(0);
+        hold.note_word(self.layout.first_page(chunk) / WORD_BITS);
         if let Some(left) = hold.keep_to(chunk) {
             self.leave(left);
         }
@@ -274,20 +288,22 @@ impl Space {
         let Some(block) = self.block_of(chunk) else {
             return;
         };
-        block.clear(chunk, LISTED | HELD);
+        block.clear(chunk, LISTED | HELD | ROOM);
         let free_count = bits::settle(block.pages(chunk));
         let is_idle = free_count == self.layout.chunk_pages();
         if is_idle && self.close_chunk(block, chunk) || free_count == 0 {
             return;
         }
-        self.list(block, chunk);
+        self.list(block, chunk, room::of_chunk(block.pages(chunk)));
     }
 
     /// Lets the chunks go that the calling thread keeps to.
     pub(super) fn leave_all(&self) {
         let slot = self.slots.mine();
         for is_high in [false, true] {
-            if let Some(left) = slot.hold(is_high).keep_to(Hold::NONE) {
+            let hold = slot.hold(is_high);
+            hold.note_word(Hold::NONE);
+            if let Some(left) = hold.keep_to(Hold::NONE) {
                 self.leave(left);
             }
         }

@@ -6,6 +6,7 @@ mod threads;
 
 use alloc::vec::Vec;
 
+use iopt_formats::Iova;
 use iopt_formats::armv8::Stage2;
 use iopt_formats::vtd::SecondStage;
 
