@@ -20,7 +20,10 @@ use std::process::ExitCode;
 
 use iopt_benches::command::{self, Args};
 use iopt_benches::cpu;
-use iopt_benches::iova::{self, MAX_PINS, MIN_SPEED_UP, Name, Pattern};
+use iopt_benches::histogram::Histogram;
+use iopt_benches::iova::{
+    self, Aged, MAX_LATE_NS, MAX_PINS, MAX_TABLES, MIN_SPEED_UP, Name, Pattern, Ratio,
+};
 use iopt_benches::verdict::Verdict;
 
 fn main() -> ExitCode {
@@ -99,25 +102,58 @@ fn run(options: &Options) -> io::Result<ExitCode> {
     let operation_count = env::var("IOPT_IOVA_OPERATIONS").ok();
     let operation_count = operation_count.and_then(|count| count.parse().ok());
     let operation_count = operation_count.unwrap_or(2_000_000);
+    let clock = iova::clock_times();
+    writeln!(
+        out,
+        "aging    {operation_count} operations; the clock takes p50 {}, p99.9 {} ns of every time",
+        clock.quantile(0.5),
+        clock.quantile(0.999)
+    )?;
     for name in [Name::Ours, Name::Magazines] {
-        let aged = iova::age(name, operation_count);
-        let [p50, p999] = [0.5, 0.999].map(|part| aged.times.quantile(part));
-        writeln!(
-            out,
-            "aging    {:10}  {} operations: p50 {p50}, p99.9 {p999}, max {} ns; tables / optimal {:.2} (worst {:.2}), \
-             refused {}{}",
-            name.as_str(),
-            aged.times.count(),
-            aged.times.max(),
-            aged.tables.mean(),
-            aged.tables.max,
-            aged.refused_count,
-            aged.chunks.map_or(String::new(), |chunks| format!(
-                "; open chunks / optimal {:.2} (worst {:.2})",
-                chunks.mean(),
-                chunks.max
-            ))
-        )?;
+        let (by_mixture, all) = iova::age(name, operation_count);
+        let parts = iova::MIXTURE_NAMES.into_iter().zip(&by_mixture);
+        for (mixture, aged) in parts.chain([("all", &all)]) {
+            write_aged(&mut out, name, mixture, aged)?;
+        }
+        if name == Name::Ours {
+            let verdicts = [
+                Verdict::at_most(all.times().quantile(0.999) as f64, MAX_LATE_NS),
+                Verdict::at_most(all.tables.overall(), MAX_TABLES),
+            ];
+            for verdict in verdicts {
+                not_met_count += usize::from(verdict == Verdict::NotMet);
+                write!(out, "  {verdict}")?;
+            }
+            writeln!(out)?;
+        }
     }
     Ok(command::exit_code(options.is_gate, not_met_count))
+}
+
+fn write_aged(out: &mut impl io::Write, name: Name, mixture: &str, aged: &Aged) -> io::Result<()> {
+    let times = aged.times();
+    let late = |times: &Histogram| times.quantile(0.999);
+    let ratio = |ratio: &Ratio| {
+        format!(
+            "{:.2} (mean {:.2}, worst {:.2})",
+            ratio.overall(),
+            ratio.mean(),
+            ratio.max
+        )
+    };
+    writeln!(
+        out,
+        "aging    {:10} {mixture:10} p50 {}, p99.9 {} (alloc {}, free {}), max {} ns; tables / fewest {}, by bytes \
+         {}; open chunks / fewest {}; refused {}",
+        name.as_str(),
+        times.quantile(0.5),
+        late(&times),
+        late(&aged.takes),
+        late(&aged.puts),
+        times.max(),
+        ratio(&aged.tables),
+        ratio(&aged.tables_by_bytes),
+        ratio(&aged.chunks),
+        aged.refused_count
+    )
 }

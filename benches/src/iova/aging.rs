@@ -13,9 +13,6 @@ use crate::random::Random;
 /// Threads.
 const THREAD_COUNT: usize = 2;
 
-/// Phases; as many as mixtures, a few times over.
-const PHASE_COUNT: u64 = 20;
-
 /// Pages of a chunk.
 const CHUNK_PAGES: u64 = 512;
 
@@ -25,6 +22,10 @@ struct Mixture {
     live_count: usize,
     size: fn(&mut Random) -> u64,
 }
+
+/// What the phases are made of, in this order.
+pub const MIXTURE_NAMES: [&str; MIXTURES.len()] =
+    ["buffers", "requests", "large", "mebibytes", "idle"];
 
 const MIXTURES: [Mixture; 5] = [
     // Network buffers.
@@ -58,81 +59,157 @@ const MIXTURES: [Mixture; 5] = [
     },
 ];
 
-/// A figure at the end of each phase.
+/// How much was used at the end of each phase, and the least that it could have been.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Ratio {
-    sum: f64,
-    count: f64,
-    /// The largest one.
+    used: u64,
+    least: u64,
+    ratio_sum: f64,
+    count: u64,
+    /// The largest ratio.
     pub max: f64,
 }
 
 impl Ratio {
-    fn add(&mut self, value: f64) {
-        self.sum += value;
-        self.count += 1.0;
-        self.max = self.max.max(value);
+    fn add(&mut self, used: u64, least: u64) {
+        let ratio = used as f64 / least.max(1) as f64;
+        self.used += used;
+        self.least += least.max(1);
+        self.ratio_sum += ratio;
+        self.count += 1;
+        self.max = self.max.max(ratio);
     }
 
-    /// Returns the mean, or 0.
+    fn merge(&mut self, other: &Self) {
+        self.used += other.used;
+        self.least += other.least;
+        self.ratio_sum += other.ratio_sum;
+        self.count += other.count;
+        self.max = self.max.max(other.max);
+    }
+
+    /// Returns the sum of all that was used, by the sum of the least, or 0.
+    pub fn overall(&self) -> f64 {
+        self.used as f64 / self.least.max(1) as f64
+    }
+
+    /// Returns the mean of the ratios of all phases, or 0.
     pub fn mean(&self) -> f64 {
-        self.sum / self.count.max(1.0)
+        self.ratio_sum / self.count.max(1) as f64
     }
 }
 
-/// What a long life showed.
-#[derive(Debug)]
+/// What a long life showed, of all phases or those of one mixture.
+#[derive(Clone, Debug, Default)]
 pub struct Aged {
-    /// Of calls, in nanoseconds, with what the clock itself takes.
-    pub times: Histogram,
-    /// Leaf tables that live ranges touch, by the fewest that could hold them.
+    /// Of calls that allocate, in nanoseconds, with what the clock itself takes.
+    pub takes: Histogram,
+    /// Of calls that free, likewise.
+    pub puts: Histogram,
+    /// Leaf tables that live ranges touch, by the [fewest](fewest_tables) that could hold them.
     pub tables: Ratio,
-    /// Chunks whose pages are given out one by one, by the same.
-    pub chunks: Option<Ratio>,
+    /// The same, by as many as have room for the bytes, whatever their alignment.
+    pub tables_by_bytes: Ratio,
+    /// Chunks whose pages are given out one by one, by the fewest tables.
+    pub chunks: Ratio,
     /// Calls that got nothing.
     pub refused_count: u64,
 }
 
-/// Lets an allocator do so many operations.
+impl Aged {
+    fn merge(&mut self, other: &Self) {
+        self.takes.merge(&other.takes);
+        self.puts.merge(&other.puts);
+        self.tables.merge(&other.tables);
+        self.tables_by_bytes.merge(&other.tables_by_bytes);
+        self.chunks.merge(&other.chunks);
+        self.refused_count += other.refused_count;
+    }
+
+    /// Returns the times of all calls.
+    pub fn times(&self) -> Histogram {
+        let mut times = self.takes.clone();
+        times.merge(&self.puts);
+        times
+    }
+}
+
+/// Returns what nothing takes, timed as calls are.
+pub fn clock_times() -> Histogram {
+    let mut times = Histogram::default();
+    for _ in 0..1_000_000 {
+        timed(&mut times, || ());
+    }
+    times
+}
+
+#[inline(always)]
+fn timed<R>(times: &mut Histogram, call: impl FnOnce() -> R) -> R {
+    let start = Instant::now();
+    let result = call();
+    let ns = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    times.add(ns);
+    result
+}
+
+/// Returns the fewest leaf tables that could hold ranges of so many pages if all were placed anew, each
+/// at a multiple of its length, rounded up to a power of two, as drivers are promised.
+///
+/// This is exact. A range of `n` pages touches `n / 2^j`, rounded up, of the parts of `2^j` pages at
+/// multiples of that; no two ranges of at least that alignment share one of them. So there are at least as
+/// many parts as all those ranges touch, for every `j`. And as many are enough: who places the ranges of
+/// the largest alignment first always finds a whole part for the next one.
+pub fn fewest_tables(page_counts: impl Iterator<Item = u64> + Clone) -> u64 {
+    let pages_of = |lg2: u32| {
+        let is_aligned = move |count: &u64| count.next_power_of_two() >> lg2 != 0;
+        let rounded = move |count: u64| count.next_multiple_of(1 << lg2);
+        page_counts
+            .clone()
+            .filter(is_aligned)
+            .map(rounded)
+            .sum::<u64>()
+    };
+    let tables = (0..=CHUNK_PAGES.ilog2()).map(|lg2| pages_of(lg2).div_ceil(CHUNK_PAGES));
+    tables.max().unwrap_or(0)
+}
+
+/// Lets an allocator do so many operations, and returns what showed in the phases of each mixture, and in
+/// all of them.
 ///
 /// # Panics
 ///
 /// Panics for the yardstick, which allocates nothing.
-pub fn age(name: Name, operation_count: u64) -> Aged {
-    match name {
+pub fn age(name: Name, operation_count: u64) -> (Vec<Aged>, Aged) {
+    let by_mixture = match name {
         Name::Ours => age_of(&new_space(), operation_count),
         Name::Magazines => {
             let magazines = Magazines::new(SPACE_LEN / PAGE_LEN, THREAD_COUNT);
             age_of(&magazines, operation_count)
         }
         Name::Pin => panic!("an epoch gives out no addresses"),
-    }
+    };
+    let mut all = Aged::default();
+    by_mixture.iter().for_each(|aged| all.merge(aged));
+    (by_mixture, all)
 }
 
 /// One thread's part.
 struct Life<H> {
     random: Random,
     live: Vec<H>,
-    times: Histogram,
-    refused_count: u64,
+    aged: Vec<Aged>,
 }
 
 impl<H> Life<H> {
-    fn timed<R>(&mut self, call: impl FnOnce() -> R) -> R {
-        let start = Instant::now();
-        let result = call();
-        let ns = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.times.add(ns);
-        result
-    }
-
     fn go_through<A: Allocator<Held = H>>(
         &mut self,
         allocator: &A,
         thread: usize,
-        mixture: Mixture,
+        mixture_index: usize,
         operation_count: u64,
     ) {
+        let mixture = MIXTURES[mixture_index];
+        let aged = &mut self.aged[mixture_index];
         for _ in 0..operation_count {
             // Towards the number that is to live, and up and down around it.
             let bits = self.random.bits();
@@ -142,45 +219,52 @@ impl<H> Life<H> {
                 // Old and young ones, those of the other thread included.
                 let index = (bits >> 32) as usize % self.live.len();
                 let held = self.live.swap_remove(index);
-                self.timed(|| allocator.put(thread, held));
+                timed(&mut aged.puts, || allocator.put(thread, held));
             } else {
                 let page_count = (mixture.size)(&mut self.random);
-                match self.timed(|| allocator.take(thread, page_count)) {
+                match timed(&mut aged.takes, || allocator.take(thread, page_count)) {
                     Some(held) => self.live.push(held),
-                    None => self.refused_count += 1,
+                    None => aged.refused_count += 1,
                 }
             }
         }
     }
 }
 
-fn age_of<A: Allocator>(allocator: &A, operation_count: u64) -> Aged {
+fn age_of<A: Allocator>(allocator: &A, operation_count: u64) -> Vec<Aged> {
     let mut lives: Vec<Life<A::Held>> = (0..THREAD_COUNT)
         .map(|thread| Life {
             random: Random::new(1 + thread as u64),
             live: Vec::new(),
-            times: Histogram::default(),
-            refused_count: 0,
+            aged: vec![Aged::default(); MIXTURES.len()],
         })
         .collect();
-    let mut tables = Ratio::default();
-    let mut chunks = Ratio::default();
-    for phase in 0..PHASE_COUNT {
-        let mixture = MIXTURES[phase as usize % MIXTURES.len()];
-        let count = operation_count / PHASE_COUNT / THREAD_COUNT as u64;
+    let mut by_mixture = vec![Aged::default(); MIXTURES.len()];
+    let phase_count = phase_count(operation_count);
+    for phase in 0..phase_count {
+        let index = phase as usize % MIXTURES.len();
+        let count = operation_count / phase_count / THREAD_COUNT as u64;
         thread::scope(|scope| {
             for (thread, life) in lives.iter_mut().enumerate() {
-                scope.spawn(move || life.go_through(allocator, thread, mixture, count));
+                scope.spawn(move || life.go_through(allocator, thread, index, count));
             }
         });
-        let live = || lives.iter().flat_map(|life| life.live.iter().map(A::pages));
-        let page_count: u64 = live().map(|(_, count)| count).sum();
-        let fewest = page_count.div_ceil(CHUNK_PAGES).max(1) as f64;
-        let touched =
-            live().flat_map(|(page, count)| page / CHUNK_PAGES..=(page + count - 1) / CHUNK_PAGES);
-        tables.add(touched.collect::<BTreeSet<_>>().len() as f64 / fewest);
+        let live: Vec<(u64, u64)> = lives
+            .iter()
+            .flat_map(|life| life.live.iter().map(A::pages))
+            .collect();
+        let page_counts = live.iter().map(|&(_, count)| count);
+        let fewest = fewest_tables(page_counts.clone());
+        let touched = live
+            .iter()
+            .flat_map(|(page, count)| page / CHUNK_PAGES..=(page + count - 1) / CHUNK_PAGES);
+        let touched_count = touched.collect::<BTreeSet<_>>().len() as u64;
+        let aged = &mut by_mixture[index];
+        aged.tables.add(touched_count, fewest);
+        let by_bytes = page_counts.sum::<u64>().div_ceil(CHUNK_PAGES);
+        aged.tables_by_bytes.add(touched_count, by_bytes);
         if let Some(count) = allocator.open_chunk_count() {
-            chunks.add(count as f64 / fewest);
+            aged.chunks.add(count as u64, fewest);
         }
         // Each thread goes on with what the other one allocated.
         let mut passed = Vec::new();
@@ -189,21 +273,23 @@ fn age_of<A: Allocator>(allocator: &A, operation_count: u64) -> Aged {
         }
         lives[0].live = passed;
     }
-    let mut times = Histogram::default();
-    let mut refused_count = 0;
     for life in lives {
-        times.merge(&life.times);
-        refused_count += life.refused_count;
+        for (all, aged) in by_mixture.iter_mut().zip(&life.aged) {
+            all.merge(aged);
+        }
         for held in life.live {
             allocator.put(0, held);
         }
     }
-    Aged {
-        times,
-        tables,
-        chunks: allocator.open_chunk_count().map(|_| chunks),
-        refused_count,
-    }
+    by_mixture
+}
+
+/// Returns how many phases so many operations have: each mixture comes at least four times, and again
+/// after a million of each.
+fn phase_count(operation_count: u64) -> u64 {
+    (operation_count / 1_000_000)
+        .next_multiple_of(MIXTURES.len() as u64)
+        .max(20)
 }
 
 #[cfg(test)]
@@ -213,10 +299,45 @@ mod tests {
     #[test]
     fn both_allocators_grow_old() {
         for name in [Name::Ours, Name::Magazines] {
-            let aged = age(name, 20_000);
-            assert_eq!(aged.times.count(), 20_000);
+            let (by_mixture, aged) = age(name, 20_000);
+            assert_eq!(aged.times().count(), 20_000);
+            assert_eq!(by_mixture.len(), MIXTURES.len());
             assert_eq!(aged.refused_count, 0);
             assert!(aged.tables.mean() >= 1.0 && aged.tables.max >= aged.tables.mean());
+            assert!(aged.tables_by_bytes.overall() >= aged.tables.overall());
         }
+    }
+
+    /// Places ranges as the proof says, the largest alignment first, and returns the tables.
+    fn placed(page_counts: &[u64]) -> u64 {
+        let mut counts = page_counts.to_vec();
+        counts.sort_unstable_by_key(|count| std::cmp::Reverse(count.next_power_of_two()));
+        let mut taken = Vec::<bool>::new();
+        for count in counts {
+            let align = count.next_power_of_two().min(CHUNK_PAGES) as usize;
+            let is_free = |start: usize| {
+                let part = taken.get(start..).unwrap_or_default();
+                !part.iter().take(count as usize).any(|&is_taken| is_taken)
+            };
+            let start = (0..).step_by(align).find(|&start| is_free(start)).unwrap();
+            let end = start + count as usize;
+            taken.resize(taken.len().max(end), false);
+            taken[start..end].fill(true);
+        }
+        (taken.len() as u64).div_ceil(CHUNK_PAGES)
+    }
+
+    #[test]
+    fn the_fewest_tables_are_those_of_the_best_placement() {
+        let mut random = Random::new(1);
+        for round in 0..200 {
+            let most = [2, 32, 300, 1500][round % 4];
+            let count = 1 + random.bits() as usize % 60;
+            let counts: Vec<u64> = (0..count).map(|_| 1 + random.bits() % most).collect();
+            let fewest = fewest_tables(counts.iter().copied());
+            assert_eq!(fewest, placed(&counts), "{counts:?}");
+        }
+        assert_eq!(fewest_tables([17; 16].into_iter()), 1);
+        assert_eq!(fewest_tables([17; 17].into_iter()), 2);
     }
 }

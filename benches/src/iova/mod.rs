@@ -14,13 +14,19 @@ use crate::trials::{Share, Spans, Summary, Trial, Trials, run};
 mod aging;
 mod magazines;
 
-pub use crate::iova::aging::{Aged, Ratio, age};
+pub use crate::iova::aging::{Aged, MIXTURE_NAMES, Ratio, age, clock_times, fewest_tables};
 
 /// What a pair may cost, in epoch pins.
 pub const MAX_PINS: f64 = 3.5;
 
 /// How much two threads have to do, as times the work of one.
 pub const MIN_SPEED_UP: f64 = 1.8;
+
+/// What 99.9 % of the calls of a long life may take, in nanoseconds.
+pub const MAX_LATE_NS: f64 = 1000.0;
+
+/// Leaf tables that a long life may use, as times the fewest.
+pub const MAX_TABLES: f64 = 1.25;
 
 /// Turns of the sides.
 const TURN_COUNT: usize = 10;

@@ -9,25 +9,36 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 /// More than any run that is shorter than a chunk: for what is not known to be less.
 pub(super) const ANY: usize = (1 << 13) - 1;
 
-/// Returns the length of the longest run that fits in a word, but `least` if that is more, and `ANY` for a
-/// word that is free: then words beside it count too.
-pub(super) fn of_word(word: &AtomicU64, least: usize) -> usize {
+/// Returns the length of the longest run that fits in a chunk of which one word has changed for the
+/// better, and before that `least` was the longest.
+pub(super) fn with_word(words: &[AtomicU64], word: &AtomicU64, least: usize) -> usize {
     match word.load(Ordering::Relaxed) {
-        0 => ANY,
+        // Words beside it count too.
+        0 => of_chunk(words),
         taken => rise(!taken, least),
     }
 }
 
 /// Returns the length of the longest run that fits in a chunk, or `ANY` if that is less.
 pub(super) fn of_chunk(words: &[AtomicU64]) -> usize {
-    let free = words.iter().map(|word| !word.load(Ordering::Relaxed));
-    let in_word = free.fold(0, |longest, free| rise(free, longest));
-    if in_word < SMALL {
-        return in_word;
+    let mut longest = 0;
+    // Free pages in a row from the word that was looked at last.
+    let mut row_len = 0;
+    for (at, word) in words.iter().enumerate().rev() {
+        let taken = word.load(Ordering::Relaxed);
+        row_len = match taken {
+            0 => row_len + SMALL,
+            taken => taken.trailing_zeros() as usize,
+        };
+        // Longer runs are aligned to more than this word.
+        let most = match at {
+            0 => usize::MAX,
+            at => SMALL << at.trailing_zeros(),
+        };
+        longest = longest.max(row_len.min(most));
+        longest = rise(!taken, longest);
     }
-    let end = words.len() * SMALL;
-    let fits = |count: usize| bits::find(words, 0..end, count, align_of(count), 0).is_some();
-    longest(SMALL, end, fits).min(ANY)
+    longest.min(ANY)
 }
 
 /// Returns the length of the longest run that fits in the bits of `free`, but `least` if that is more.
@@ -92,10 +103,10 @@ mod tests {
             assert_eq!(of_chunk(&words), longest(&words), "{words:x?}");
             let least = random.index(64);
             let expected = match longest(&words[..1]) {
-                SMALL => ANY,
+                SMALL => longest(&words),
                 in_word => in_word.max(least),
             };
-            assert_eq!(of_word(&words[0], least), expected, "{words:x?}");
+            assert_eq!(with_word(&words, &words[0], least), expected, "{words:x?}");
         }
     }
 }

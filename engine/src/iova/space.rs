@@ -181,7 +181,8 @@ impl Space {
                 let first = self.layout.page_in_chunk(page);
                 let is_emptied = bits::put(block.pages(chunk), first, parts.pages);
                 if block.flags(chunk) & HELD == 0 {
-                    self.settle_put(block, chunk, is_emptied, room::ANY);
+                    let room = room::of_chunk(block.pages(chunk));
+                    self.settle_put(block, chunk, is_emptied, room);
                 }
             }
         }
@@ -198,7 +199,7 @@ impl Space {
     /// Sees to a chunk that nobody keeps to and to one of whose words pages came back.
     #[cold]
     fn settle_put_in_word(&self, block: &Block, chunk: usize, is_emptied: bool, word: &AtomicU64) {
-        let room = room::of_word(word, block.room(chunk));
+        let room = room::with_word(block.pages(chunk), word, block.room(chunk));
         self.settle_put(block, chunk, is_emptied, room);
     }
 
