@@ -9,6 +9,9 @@ use core::ops::Range;
 use iopt_formats::Iova;
 
 use super::*;
+use crate::iova::bits;
+use crate::iova::block::Block;
+use crate::iova::directory::Directory;
 use crate::sync::models::{UnsafeCell, thread};
 use crate::sync::unmodelled::{AtomicBool, Ordering};
 use crate::sync::{bounded_model, model};
@@ -107,21 +110,24 @@ fn of_two_threads_one_gets_the_only_page() {
 }
 
 #[test]
-fn a_page_is_used_after_what_its_last_owner_did() {
-    bounded_model(3, || {
-        let space = Modelled::new(0..1);
-        let page = space.take(1).expect("the page");
-        beside(
-            &space,
-            move |space| space.put(page, 1),
-            |space| {
-                if let Some(page) = space.take(1) {
-                    space.put(page, 1);
-                }
-            },
-        );
-        space.is_at_rest(1);
-    });
+fn pages_are_used_after_what_their_last_owner_did() {
+    // One page is taken in another way than several.
+    for count in [1, 2] {
+        bounded_model(3, move || {
+            let space = Modelled::new(0..count);
+            let page = space.take(count).expect("the pages");
+            beside(
+                &space,
+                move |space| space.put(page, count),
+                move |space| {
+                    if let Some(page) = space.take(count) {
+                        space.put(page, count);
+                    }
+                },
+            );
+            space.is_at_rest(count);
+        });
+    }
 }
 
 #[test]
@@ -186,9 +192,27 @@ fn of_two_that_free_the_last_chunks_one_makes_the_block_whole() {
 }
 
 #[test]
+fn two_threads_that_make_the_same_block_get_the_same_one() {
+    model(|| {
+        let directory = Arc::new(Directory::new(1).expect("memory"));
+        let theirs = Arc::clone(&directory);
+        let make = |directory: &Directory| {
+            let block = directory.get_or_make(0, || Block::new(CHUNK));
+            core::ptr::from_ref(block.expect("memory")).addr()
+        };
+        let there = thread::spawn(move || make(&theirs));
+        let here = make(&directory);
+        assert_eq!(here, there.join().expect("the thread ends"));
+    });
+}
+
+#[test]
 fn two_threads_that_open_the_same_block_both_get_a_page() {
     bounded_model(1, || {
         let space = Modelled::new(0..BLOCK);
+        // So that the block is there, if closed: each step less is one less for the model to try.
+        let chunk = space.take(CHUNK).expect("a chunk");
+        space.put(chunk, CHUNK);
         let take = |space: &Modelled| _ = space.take(1).expect("there are many");
         beside(&space, take, take);
         space.is_at_rest(BLOCK - 2);
@@ -246,6 +270,30 @@ fn pages_that_a_run_tries_in_vain_are_not_missed() {
                 // If there was room for one, there is none for the run any more.
                 assert!(first.is_none() || space.take(1).is_some());
             },
+        );
+        space.space.check_at_rest();
+    });
+}
+
+#[test]
+fn a_chunk_let_go_while_a_run_is_tried_in_vain_is_found_later() {
+    bounded_model(2, || {
+        let space = Modelled::new(0..BLOCK);
+        // This thread keeps to the first chunk, nobody to the second one, in which 65 pages are free.
+        space.take(1).expect("a page");
+        let first = space.take(100).expect("a run in the second chunk");
+        assert_eq!(first, CHUNK);
+        space.put(first, 65);
+        let rest = space.space.block_of(1).expect("it is open").pages(1);
+        assert!(bits::take(rest, 100, CHUNK - 100));
+        beside(
+            &space,
+            |space| {
+                let block = space.space.block_of(1).expect("it is open");
+                bits::take(block.pages(1), 64, 1);
+                space.space.leave(1);
+            },
+            |space| _ = space.take(65),
         );
         space.space.check_at_rest();
     });

@@ -319,6 +319,10 @@ impl Space {
             if bits::take(words, page, run.count) {
                 return Some(self.layout.first_page(chunk) + page);
             }
+            if run.count > SMALL {
+                // Pages were taken and are free again: nobody else need have seen them.
+                self.settle_put(block, chunk, true);
+            }
         }
     }
 

@@ -180,10 +180,7 @@ impl Space {
             if let Some(block) = self.block_of(chunk) {
                 let first = self.layout.page_in_chunk(page);
                 let is_emptied = bits::put(block.pages(chunk), first, parts.pages);
-                if block.flags(chunk) & HELD == 0 {
-                    let room = room::of_chunk(block.pages(chunk));
-                    self.settle_put(block, chunk, is_emptied, room);
-                }
+                self.settle_put(block, chunk, is_emptied);
             }
         }
         let page = start + parts.blocks * self.layout.block_pages();
@@ -196,20 +193,24 @@ impl Space {
         }
     }
 
-    /// Sees to a chunk that nobody keeps to and to one of whose words pages came back.
+    /// As [`settle_put`](Self::settle_put), for pages of one word.
     #[cold]
     fn settle_put_in_word(&self, block: &Block, chunk: usize, is_emptied: bool, word: &AtomicU64) {
-        let room = room::with_word(block.pages(chunk), word, block.room(chunk));
-        self.settle_put(block, chunk, is_emptied, room);
+        if is_emptied {
+            self.settle_put(block, chunk, true);
+        } else {
+            let room = room::with_word(block.pages(chunk), word, block.room(chunk));
+            self.list(block, chunk, room);
+        }
     }
 
-    /// Sees to a chunk that nobody keeps to and to which pages came back, so that `room` of them may fit
-    /// together.
-    fn settle_put(&self, block: &Block, chunk: usize, is_emptied: bool, room: usize) {
-        if is_emptied && self.is_idle(block, chunk) && self.close_chunk(block, chunk) {
+    /// Sees to a chunk to which pages came back, if nobody keeps to it.
+    pub(super) fn settle_put(&self, block: &Block, chunk: usize, is_emptied: bool) {
+        let is_held = block.flags(chunk) & HELD != 0;
+        if is_held || is_emptied && self.is_idle(block, chunk) && self.close_chunk(block, chunk) {
             return;
         }
-        self.list(block, chunk, room);
+        self.list(block, chunk, room::of_chunk(block.pages(chunk)));
     }
 
     /// Returns whether all pages of a chunk are free; true for who put the last one.
