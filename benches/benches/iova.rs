@@ -11,8 +11,11 @@
 //! threads 1.8 times the work of one; `--gate` exits with 1 if it is not kept.
 //!
 //! Then the aging: operations of mixed sizes on two threads, half of them freed by the other one, whose
-//! mixture changes from phase to phase. How long calls take, and how many leaf tables and chunks the live
-//! ranges touch, as times of the fewest that could hold them.
+//! mixture changes from phase to phase. How long calls take, with what the clock takes, which is printed
+//! beside it; and how many leaf tables the live ranges touch at the end of each phase, by the fewest that
+//! could hold them as they are aligned, and by the fewest that have as many bytes. The promise is 1 us for
+//! 99.9 % of the calls, and 1.25 times the fewest tables, summed over all phases. An idle space takes one
+//! table a thread, where one would do: threads do not share them before they have to.
 
 use std::env;
 use std::io::{self, Write as _};
@@ -117,7 +120,7 @@ fn run(options: &Options) -> io::Result<ExitCode> {
         }
         if name == Name::Ours {
             let verdicts = [
-                Verdict::at_most(all.times().quantile(0.999) as f64, MAX_LATE_NS),
+                Verdict::at_most(all.late_ns(), MAX_LATE_NS),
                 Verdict::at_most(all.tables.overall(), MAX_TABLES),
             ];
             for verdict in verdicts {

@@ -182,8 +182,8 @@ impl Block {
         // What has enough comes to `ROOM + 1` at least, and to no more than fits in as many bits again.
         let missing = (ROOM + 1).saturating_sub(count as u64) * EACH;
         self.select(span, move |flags| {
-            let sums = (flags & ROOM * EACH) + missing;
-            sums / (ROOM + 1) & flags / LISTED
+            let sums = (flags & (ROOM * EACH)) + missing;
+            (sums / (ROOM + 1)) & (flags / LISTED)
         })
     }
 

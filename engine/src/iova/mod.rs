@@ -42,7 +42,8 @@
 //!
 //! As low as possible, so that few tables are needed: each thread keeps to one chunk, the span of one
 //! leaf table (2 MiB for a granule of 4 KiB, 32 MiB for 16 KiB, 512 MiB for 64 KiB), and packs there what it
-//! asks for, in the order in which it does. What is shorter than a chunk lies in one leaf table. What is
+//! asks for, in the order in which it does. When that is full, it goes on in the lowest one that others left
+//! and that has room. What is shorter than a chunk lies in one leaf table. What is
 //! longer begins with a table of its own, or with a block of 512 of them, and shares its last one. A
 //! driver may also ask for a whole chunk once, and divide it by itself for hours.
 //!

@@ -1,9 +1,10 @@
 //! Which pages of the space are free, for many threads and without a lock.
 //!
 //! ```text
-//! thread -> its hold: a chunk that it keeps to -> a word of the chunk: one atomic operation
+//! thread -> its hold: a word of the chunk that it keeps to: one atomic operation
 //!              | no run of that size left
-//!              +-> lowest listed chunk -> next free chunk -> [nothing at all] any chunk
+//!              +-> any word of the chunk -> lowest listed chunk that has room -> next free chunk
+//!                                                             [nothing at all] -> any chunk
 //!
 //! block   512 chunks    bit clear: free as a whole
 //!   chunk   512 pages   bit clear in an open block: free as a whole
@@ -14,8 +15,13 @@
 //! chunks or blocks and ends with the first pages of one more chunk, whose other pages are given out one
 //! by one. So the length says which bits a run consists of ([`Parts`]), whatever became of its neighbours.
 //!
-//! A hold is the number of a chunk, nothing more: its pages stay where they are and anybody may free
-//! them, or take them when nothing else is left. So nothing is lost with a thread that ends.
+//! A hold is the numbers of a chunk and of a word, nothing more: its pages stay where they are and anybody
+//! may free them, or take them when nothing else is left. So nothing is lost with a thread that ends.
+//!
+//! A thread leaves its chunk for another one if a run that lies in one word has no room there. A longer run
+//! comes out of another chunk without that: else each would leave one behind that has room for short
+//! ones. Which chunks have room for how much is noted beside their flags ([`room`]), so that a search does
+//! not look at the pages of all of them.
 //!
 //! # Invariants
 //!
@@ -35,8 +41,8 @@
 //! V1 holds because bits are set and cleared by read-modify-writes ([`bits`]), and because a chunk is
 //! opened and closed by who owns all of its pages: the bit of the chunk first, then each page of it, or
 //! the other way round. V4 holds because who lets a chunk go looks at its pages *afterwards*, by
-//! read-modify-writes, and who frees a page looks at the flags *afterwards*: of the two changes of the
-//! page's word one comes first. V5 holds because who empties a word looks at the others behind a
+//! read-modify-writes, and who frees a page, or puts one back that it took in vain, looks at the flags
+//! *afterwards*: of the two changes of the page's word one comes first. V5 holds because who empties a word looks at the others behind a
 //! sequentially consistent fence: the last one sees them all empty; and as V4 does. Flags and marks
 //! are hints; a search that is to be sure ignores them, but for `OPEN`, which changes in moves only.
 
