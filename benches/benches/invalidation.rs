@@ -30,8 +30,8 @@ use iopt_benches::invalidation::cost::Who;
 use iopt_benches::invalidation::rig::Layout;
 use iopt_benches::invalidation::unit::Latencies;
 use iopt_benches::invalidation::{cost, io as ios, plan, queue};
-use iopt_benches::ioas::Row;
 use iopt_benches::report::Report;
+use iopt_benches::row::Row;
 
 fn main() -> ExitCode {
     command::main("invalidation", parse, run)
@@ -134,22 +134,15 @@ fn parse(args: &mut Args<env::Args>) -> Result<Options, String> {
             "--read-ns" => latencies.read_ns = args.number()?,
             "--write-ns" => latencies.write_ns = args.number()?,
             "--count" => options.count = Some(args.number()?),
-            "--who" => options.who = one(&args.names(&Who::ALL, Who::as_str)?)?,
-            "--layout" => options.layout = one(&args.names(&Layout::ALL, Layout::as_str)?)?,
+            "--who" => options.who = args.name(&Who::ALL, Who::as_str)?,
+            "--layout" => options.layout = args.name(&Layout::ALL, Layout::as_str)?,
             "--batch" => options.batch = Some(args.number()?),
-            "--sender" => options.sender = one(&args.names(&Sender::ALL, Sender::as_str)?)?,
+            "--sender" => options.sender = args.name(&Sender::ALL, Sender::as_str)?,
             "--with-sync" => options.has_sync = true,
             _ => return args.unknown(),
         }
     }
     Ok(options)
-}
-
-fn one<T: Copy>(items: &[T]) -> Result<T, String> {
-    match items {
-        [item] => Ok(*item),
-        _ => Err("one name is expected".to_owned()),
-    }
 }
 
 fn run(options: &Options) -> io::Result<ExitCode> {
@@ -162,9 +155,7 @@ fn run(options: &Options) -> io::Result<ExitCode> {
     let mut out = io::stdout().lock();
     let mut report = Report::new(&mut out, options.is_json)?;
     for &question in &options.questions {
-        for row in &answer(question, options, &cpus)? {
-            report.row(question.as_str(), row)?;
-        }
+        report.rows(question.as_str(), &answer(question, options, &cpus)?)?;
     }
     let not_met_count = report.end()?;
     Ok(command::exit_code(options.is_gate, not_met_count))
@@ -193,16 +184,7 @@ fn go_by(options: &Options, count: u64) {
 /// Answers a question; what one thread does, on a thread of its own, which may be pinned.
 fn answer(question: Question, options: &Options, cpus: &[usize]) -> io::Result<Vec<Row>> {
     let cpu = options.cpu;
-    let pinned = |measure: fn() -> Vec<Row>| {
-        std::thread::scope(|scope| {
-            let thread = scope.spawn(move || {
-                cpu::pin(cpu)?;
-                Ok::<_, io::Error>(measure())
-            });
-            let joined = thread.join();
-            joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
-    };
+    let pinned = |measure: fn() -> Vec<Row>| cpu::pinned(cpu, measure);
     match question {
         Question::Io => Ok(ios::measure(cpus, &options.ios)),
         Question::Cost => pinned(cost::measure),

@@ -25,8 +25,9 @@ use iopt_benches::command::{self, Args};
 use iopt_benches::cpu;
 use iopt_benches::ioas::pairs::Choice;
 use iopt_benches::ioas::space::Memory;
-use iopt_benches::ioas::{Row, attach, bulk, dirty, index, pairs, threads};
+use iopt_benches::ioas::{attach, bulk, dirty, index, pairs, threads};
 use iopt_benches::report::Report;
+use iopt_benches::row::Row;
 
 fn main() -> ExitCode {
     command::main("ioas", parse, run)
@@ -104,19 +105,12 @@ fn parse(args: &mut Args<env::Args>) -> Result<Options, String> {
             "--json" => options.is_json = true,
             "--gate" => options.is_gate = true,
             "--count" => options.count = Some(args.number()?),
-            "--choice" => options.choice = one(&args.names(&Choice::ALL, Choice::as_str)?)?,
-            "--memory" => options.memory = one(&args.names(&Memory::ALL, Memory::as_str)?)?,
+            "--choice" => options.choice = args.name(&Choice::ALL, Choice::as_str)?,
+            "--memory" => options.memory = args.name(&Memory::ALL, Memory::as_str)?,
             _ => return args.unknown(),
         }
     }
     Ok(options)
-}
-
-fn one<T: Copy>(items: &[T]) -> Result<T, String> {
-    match items {
-        [item] => Ok(*item),
-        _ => Err("one name is expected".to_owned()),
-    }
 }
 
 fn run(options: &Options) -> io::Result<ExitCode> {
@@ -129,9 +123,7 @@ fn run(options: &Options) -> io::Result<ExitCode> {
     let mut out = io::stdout().lock();
     let mut report = Report::new(&mut out, options.is_json)?;
     for &question in &options.questions {
-        for row in &answer(question, options, &cpus)? {
-            report.row(question.as_str(), row)?;
-        }
+        report.rows(question.as_str(), &answer(question, options, &cpus)?)?;
     }
     let not_met_count = report.end()?;
     Ok(command::exit_code(options.is_gate, not_met_count))
@@ -145,16 +137,7 @@ fn answer(question: Question, options: &Options, cpus: &[usize]) -> io::Result<V
         cpu,
         ..
     } = options;
-    let pinned = |measure: fn() -> Vec<Row>| {
-        std::thread::scope(|scope| {
-            let thread = scope.spawn(move || {
-                cpu::pin(cpu)?;
-                Ok(measure())
-            });
-            let joined = thread.join();
-            joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
-    };
+    let pinned = |measure: fn() -> Vec<Row>| cpu::pinned(cpu, measure);
     match question {
         Question::Pairs => pinned(pairs::measure),
         Question::Threads => Ok(threads::measure(cpus, trial_count, pass_count)),

@@ -96,6 +96,22 @@ impl<I: Iterator<Item = String>> Args<I> {
         self.list()?.iter().map(find).collect()
     }
 
+    /// As [`names`](Self::names), of one thing.
+    ///
+    /// # Errors
+    ///
+    /// Fails unless the value is one name that is known.
+    pub fn name<T: Copy>(
+        &mut self,
+        known: &[T],
+        name_of: impl Fn(T) -> &'static str,
+    ) -> Result<T, String> {
+        match *self.names(known, name_of)? {
+            [item] => Ok(item),
+            _ => Err("one name is expected".to_owned()),
+        }
+    }
+
     /// Returns the error for the option returned last.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
-use std::{fs, io};
+use std::{fs, io, thread};
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -26,6 +26,22 @@ pub fn pin(cpu: Option<usize>) -> io::Result<usize> {
     only.set(cpu);
     sched_setaffinity(None, &only)?;
     Ok(cpu)
+}
+
+/// Runs `measure` on a thread of its own, which is [pinned](pin).
+///
+/// # Errors
+///
+/// As [`pin`].
+pub fn pinned<T: Send>(cpu: Option<usize>, measure: impl FnOnce() -> T + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        let thread = scope.spawn(move || {
+            pin(cpu)?;
+            Ok(measure())
+        });
+        let joined = thread.join();
+        joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// Returns the processors that the calling thread may run on, in rising order.

@@ -64,6 +64,7 @@ pub mod pool;
 pub mod promises;
 pub mod random;
 pub mod report;
+pub mod row;
 pub mod scaling;
 pub mod subject;
 pub mod trials;

@@ -4,7 +4,7 @@ use core::fmt;
 use std::io::{self, Write};
 
 use crate::cpu;
-use crate::ioas::Row;
+use crate::row::Row;
 use crate::verdict::Verdict;
 
 /// Prints rows as they come.
@@ -46,7 +46,11 @@ impl<'o> Report<'o> {
     /// # Errors
     ///
     /// As [`new`](Self::new).
-    pub fn row(&mut self, question: &str, row: &Row) -> io::Result<()> {
+    pub fn rows(&mut self, question: &str, rows: &[Row]) -> io::Result<()> {
+        rows.iter().try_for_each(|row| self.row(question, row))
+    }
+
+    fn row(&mut self, question: &str, row: &Row) -> io::Result<()> {
         self.not_met_count += usize::from(row.verdict == Some(Verdict::NotMet));
         let Row {
             what,
@@ -124,7 +128,7 @@ impl fmt::Debug for Report<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ioas::Bar;
+    use crate::row::Bar;
 
     #[test]
     fn rows_are_json_and_broken_promises_are_counted() {
@@ -132,9 +136,8 @@ mod tests {
         let mut report = Report::new(&mut out, true).expect("memory takes it");
         let kept = Row::new("a", "b", f64::INFINITY, "ns").with_bar(Bar::AtLeast(2.0), false);
         let broken = Row::new("c", "d", 3.0, "ns").with_bar(Bar::AtMost(2.0), false);
-        for row in [kept, broken.beside("more", 0.5)] {
-            report.row("q", &row).expect("memory takes it");
-        }
+        let rows = [kept, broken.beside("more", 0.5)];
+        report.rows("q", &rows).expect("memory takes it");
         assert_eq!(report.end().expect("memory takes it"), 1);
         let text = String::from_utf8(out).expect("it is text");
         let (_, rows) = text.split_once("\"results\":").expect("there are results");

@@ -15,8 +15,8 @@ use crate::clock;
 use crate::invalidation::io::DEPTH;
 use crate::invalidation::prompt::Prompt;
 use crate::invalidation::rig::{Hardware, Layout, Memory, Mode, Rig, Set, Smmuv3, Vtd, Waiting};
-use crate::ioas::Row;
 use crate::paired::{Side, Turns};
+use crate::row::Row;
 use crate::workload::{Phase, Times};
 
 /// I/Os between two looks at the machine's clock: as many as a queue of deferred ones holds, so that each

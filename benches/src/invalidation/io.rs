@@ -29,8 +29,8 @@ use crate::invalidation::rig::{
     Hardware, Layout, Memory, Mode, PAGE_COUNT, PAGE_LEN, Rig, Set, Smmuv3, Vtd, Waiting,
 };
 use crate::invalidation::unit::{self, Counts, Latencies, Unit};
-use crate::ioas::{Bar, Row};
 use crate::paired::quantile;
+use crate::row::{Bar, Row};
 
 /// I/Os of a thread in flight.
 pub const DEPTH: u64 = 32;

@@ -13,8 +13,8 @@ use iopt_formats::vtd::SecondStage;
 use iopt_formats::{IovaRange, Oa, Prot};
 
 use crate::clock;
-use crate::ioas::Row;
 use crate::paired::{Side, Turns};
+use crate::row::Row;
 use crate::subject::range;
 use crate::workload::{FIRST_IOVA, Phase, Times};
 

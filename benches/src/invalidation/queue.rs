@@ -18,9 +18,9 @@ use parking_lot::Mutex;
 
 use crate::clock;
 use crate::invalidation::prompt::Prompt;
-use crate::ioas::Row;
 use crate::ioas::threads::Scaled;
 use crate::paired::{Side, Turns, quantile};
+use crate::row::Row;
 use crate::workload::{Phase, Times};
 
 /// Commands of a submission.

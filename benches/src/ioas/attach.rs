@@ -20,8 +20,8 @@ use crate::ioas::space::{
     AREA_COUNT, Engine, Layout, Memory, Seat, Space as _, everything, fill, holes, large_source,
     new_domain, own_source,
 };
-use crate::ioas::{Bar, Row};
 use crate::paired::quantile;
+use crate::row::{Bar, Row};
 use crate::verdict::Verdict;
 
 /// The longest pair of a thread that runs, beside an attach.

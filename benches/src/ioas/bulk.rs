@@ -16,8 +16,8 @@ use iopt_formats::{Iova, IovaRange, Oa, PageSize};
 
 use crate::clock;
 use crate::ioas::space::{Engine, PAGE_LEN, PROT, Space as _, large_source, new_table};
-use crate::ioas::{Bar, Row};
 use crate::paired::{Side, Turns};
+use crate::row::{Bar, Row};
 use crate::subject::range;
 use crate::workload::{FIRST_IOVA, Phase, Times};
 

@@ -27,10 +27,10 @@ use iopt_formats::{Format, Iova, Oa, PageSize};
 
 use crate::clock;
 use crate::ioas::space::{PAGE_LEN, PROT};
-use crate::ioas::{Bar, Row};
 use crate::paired::{Side, Turns};
 use crate::pool::{Page, leak_pages};
 use crate::random::Random;
+use crate::row::{Bar, Row};
 use crate::subject::range;
 use crate::workload::{FIRST_IOVA, Phase, Times};
 

@@ -26,13 +26,13 @@ use iset::IntervalMap;
 use parking_lot::RwLock;
 
 use crate::clock;
-use crate::ioas::Row;
 use crate::ioas::space::{
     Cursor, Engine, Layout, Memory, Order, PAGE_LEN, Space as _, everything, fill, holes,
     large_source, own_source,
 };
 use crate::ioas::threads::{Scaled, THREAD_COUNT};
 use crate::paired::{Side, Turns};
+use crate::row::Row;
 use crate::subject::range;
 use crate::workload::{Phase, Times};
 

@@ -18,8 +18,8 @@ use crate::ioas::space::{
     AREA_COUNT, Cursor, Engine, Layout, Memory, Order, PAGE_LEN, PROT, Seat, Space, everything,
     fill, holes, large_source, new_table, own_source,
 };
-use crate::ioas::{Bar, Row};
 use crate::paired::{Side, Turns};
+use crate::row::{Bar, Row};
 use crate::subject::range;
 use crate::workload::{FIRST_IOVA, Phase, Times};
 

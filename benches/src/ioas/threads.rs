@@ -10,7 +10,7 @@ use crate::ioas::pairs::{Choice, pairs};
 use crate::ioas::space::{
     AREA_COUNT, Cursor, Engine, Layout, Memory, Order, Space, fill, holes, large_source, own_source,
 };
-use crate::ioas::{Bar, Row};
+use crate::row::{Bar, Row};
 use crate::subject::range;
 use crate::trials::{Share, Spans, Summary, Trials, run};
 use crate::workload::FIRST_IOVA;
