@@ -8,7 +8,8 @@
 
 use crate::sync::atomic::{AtomicU64, Ordering};
 
-const WORD_BITS: usize = u64::BITS as usize;
+/// Bits of one word.
+pub(super) const WORD_BITS: usize = u64::BITS as usize;
 
 /// Largest run that is looked for inside one word.
 pub(super) const SMALL: usize = WORD_BITS;
@@ -64,12 +65,28 @@ pub(super) fn take_one(word: &AtomicU64) -> Option<usize> {
     None
 }
 
+/// Returns the numbers of the bits that are set, lowest first.
+#[inline]
+pub(super) fn set_bits(mut left: u64) -> impl Iterator<Item = usize> {
+    core::iter::from_fn(move || {
+        let bit = left.trailing_zeros();
+        left &= left.wrapping_sub(1);
+        (bit < u64::BITS).then_some(bit as usize)
+    })
+}
+
 /// Takes the lowest run of `count` bits, 1 to 64, of a word.
 #[inline]
 pub(super) fn take_in_word(word: &AtomicU64, count: usize, align_lg2: usize) -> Option<usize> {
+    take_among(word, u64::MAX, count, align_lg2)
+}
+
+/// As [`take_in_word`], among the bits of a mask.
+#[inline]
+fn take_among(word: &AtomicU64, mask: u64, count: usize, align_lg2: usize) -> Option<usize> {
     let mut taken = word.load(Ordering::Relaxed);
     loop {
-        let bit = find_in_word(!taken, count, align_lg2)?;
+        let bit = find_in_word(!taken & mask, count, align_lg2)?;
         let all = taken | low(count) << bit;
         match word.compare_exchange_weak(taken, all, Ordering::AcqRel, Ordering::Relaxed) {
             Ok(_) => return Some(bit),
@@ -90,20 +107,8 @@ pub(super) fn take_small(
 ) -> Option<usize> {
     let (front, back) = words.split_at_checked(from)?;
     let find = |(at, word): (usize, &AtomicU64)| {
-        let beyond = !low(end.saturating_sub(at * WORD_BITS));
-        let mut taken = word.load(Ordering::Relaxed);
-        loop {
-            let bit = find_in_word(!(taken | beyond), count, align_lg2)?;
-            match word.compare_exchange_weak(
-                taken,
-                taken | low(count) << bit,
-                Ordering::AcqRel,
-                Ordering::Relaxed,
-            ) {
-                Ok(_) => return Some(at * WORD_BITS + bit),
-                Err(now) => taken = now,
-            }
-        }
+        let mask = low(end.saturating_sub(at * WORD_BITS));
+        take_among(word, mask, count, align_lg2).map(|bit| at * WORD_BITS + bit)
     };
     let in_back = (from..).zip(back).find_map(find);
     in_back.or_else(|| front.iter().enumerate().find_map(find))

@@ -20,7 +20,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use crate::iova::bits;
+use crate::iova::bits::{self, WORD_BITS};
 use crate::iova::layout::CHUNK_COUNT;
 use crate::iova::room;
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -39,8 +39,6 @@ const PER_WORD: usize = u64::BITS as usize / WIDTH;
 
 /// One bit of each chunk of a word.
 const EACH: u64 = 0x0001_0001_0001_0001;
-
-const WORD_BITS: usize = u64::BITS as usize;
 
 /// Words that fill a cache line.
 const LINE_WORDS: usize = 8;
@@ -197,12 +195,8 @@ impl Block {
         let words = self.flags.iter().enumerate().skip(first);
         let words = words.take(span.end.div_ceil(PER_WORD).saturating_sub(first));
         let all = words.flat_map(move |(at, word)| {
-            let mut left = choose(word.load(Ordering::Relaxed)) & EACH;
-            core::iter::from_fn(move || {
-                let bit = left.trailing_zeros();
-                left &= left.wrapping_sub(1);
-                (bit < u64::BITS).then_some(at * PER_WORD + bit as usize / WIDTH)
-            })
+            let left = choose(word.load(Ordering::Relaxed)) & EACH;
+            bits::set_bits(left).map(move |bit| at * PER_WORD + bit / WIDTH)
         });
         all.filter(move |chunk| span.contains(chunk))
     }

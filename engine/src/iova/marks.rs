@@ -11,9 +11,8 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::ops::Range;
 
+use crate::iova::bits::{self, WORD_BITS};
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
-
-const WORD_BITS: usize = u64::BITS as usize;
 
 pub(super) struct Marks(Box<[AtomicU64]>);
 
@@ -63,12 +62,8 @@ impl Marks {
         let words = self.0.iter().enumerate().skip(first);
         let words = words.take(span.end.div_ceil(WORD_BITS).saturating_sub(first));
         let all = words.flat_map(|(at, word)| {
-            let mut left = word.load(Ordering::Relaxed);
-            core::iter::from_fn(move || {
-                let bit = left.trailing_zeros();
-                left &= left.wrapping_sub(1);
-                (bit < u64::BITS).then_some(at * WORD_BITS + bit as usize)
-            })
+            let left = word.load(Ordering::Relaxed);
+            bits::set_bits(left).map(move |bit| at * WORD_BITS + bit)
         });
         all.filter(move |block| span.contains(block))
     }

@@ -49,7 +49,7 @@
 use alloc::boxed::Box;
 use core::ops::Range;
 
-use crate::iova::bits;
+use crate::iova::bits::{self, WORD_BITS};
 use crate::iova::block::{Block, HELD, LISTED, OPEN, ROOM};
 use crate::iova::directory::Directory;
 use crate::iova::layout::{CHUNK_COUNT, Layout};
@@ -57,8 +57,6 @@ use crate::iova::marks::{self, Marks};
 use crate::iova::room;
 use crate::iova::slots::{Hold, Slot, Slots};
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
-
-const WORD_BITS: usize = u64::BITS as usize;
 
 pub(super) struct Space {
     pub(super) layout: Layout,

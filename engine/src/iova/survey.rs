@@ -2,12 +2,11 @@
 
 #[cfg(test)]
 use crate::iova::bits;
+use crate::iova::bits::WORD_BITS;
 use crate::iova::block::{Block, HELD, LISTED, OPEN};
 use crate::iova::layout::CHUNK_COUNT;
 use crate::iova::space::Space;
 use crate::sync::atomic::{AtomicU64, Ordering};
-
-const WORD_BITS: usize = u64::BITS as usize;
 
 /// What was found. Each bit counts as it is when it is looked at.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
