@@ -387,6 +387,10 @@ impl Space {
             let count = run.count.div_ceil(self.layout.chunk_pages());
             let _move = slot.begin_move();
             if !bits::take(block.chunks(), chunk % CHUNK_COUNT, count) {
+                if count > 1 {
+                    // What was taken in vain is back, and others may have found the block full meanwhile (V4).
+                    self.roomy.mark(index);
+                }
                 continue;
             }
             let last = chunk + count - 1;
@@ -493,7 +497,10 @@ impl Space {
     fn close_idle(&self, zone: &Range<usize>) {
         self.find_open(zone, |block, chunk| {
             if bits::is_free(block.pages(chunk), self.layout.chunk_pages()) {
-                self.close_chunk(block, chunk);
+                // Whoever kept to it may have let go, and found nothing free meanwhile (V4).
+                if !self.close_chunk(block, chunk) {
+                    self.settle_put(block, chunk, true);
+                }
             }
             None::<()>
         });
