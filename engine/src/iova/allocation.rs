@@ -2,7 +2,7 @@
 
 use core::{fmt, mem};
 
-use iopt_formats::{Format, IovaRange, PageSize};
+use iopt_formats::{Format, IovaRange, Level, PageSize};
 
 use crate::invalidation::{
     Changes, Flushed, Gather, Invalidate, Kind, Pending, Quarantined, SyncError,
@@ -147,8 +147,9 @@ impl<'s> IovaAllocation<'s> {
 
     /// Unmaps whatever the range holds, for good.
     ///
-    /// The hardware is told of all of the range, whatever was unmapped before. Gathers of earlier unmaps
-    /// have to be synced all the same: their tables are freed by them.
+    /// The hardware is told of all of the range: it may have held leaves of every size, and ways to tables
+    /// that are unlinked and that nobody proved to be forgotten. So gathers of earlier unmaps may have been
+    /// lost; only their tables are freed by them alone.
     ///
     /// # Errors
     ///
@@ -169,24 +170,30 @@ impl<'s> IovaAllocation<'s> {
                 return Err(WithdrawError::Unmap { allocation, error });
             }
         };
-        if gather.range() != Some(range) {
-            let whole = whole(table, range);
-            let joined = gather.join(Gather::new(whole, table.id(), Operation::NONE));
-            debug_assert!(joined.is_ok(), "of the same table, and nothing retired");
-        }
+        // What earlier mappers unmapped, and perhaps nobody synced, is gone from the table.
+        let whole = whole(table, range);
+        let joined = gather.join(Gather::new(whole, table.id(), Operation::NONE));
+        debug_assert!(joined.is_ok(), "of the same table, and nothing retired");
         let kept = self.kept;
         Ok(WithdrawnIova { kept, gather })
     }
 }
 
-/// Returns the changes of a range that may have held leaves of any size.
+/// Returns the changes of a range that may have held leaves of any size, and tables if any wait to be freed.
 fn whole<F: Format, M: TableMemory>(table: &Table<F, M>, range: IovaRange) -> Changes {
     let largest = range.len().map_or(63, u64::ilog2);
-    let sizes = table
-        .format()
-        .sizes()
-        .up_to(PageSize::from_lg2(largest as u8));
-    Changes::leaves(range, sizes, Kind::Removed)
+    let format = table.format();
+    let sizes = format.sizes().up_to(PageSize::from_lg2(largest as u8));
+    let mut changes = Changes::leaves(range, sizes, Kind::Removed);
+    let levels = (1..=format.geometry().max_top.0).map(Level);
+    let mut levels = levels.take_while(|&level| u32::from(F::item_lg2(level)) <= largest);
+    if let Some(lowest) = levels.next()
+        && table.quarantined_count() > 0
+    {
+        changes.add_table(range, lowest);
+        levels.for_each(|level| changes.add_table(range, level));
+    }
+    changes
 }
 
 /// A range that translates nothing any more, of which the hardware has yet to be told.

@@ -1,7 +1,7 @@
 //! Many ranges, one sync.
 
 use alloc::vec::Vec;
-use core::fmt;
+use core::{fmt, mem};
 
 use crate::invalidation::{Flushed, Gather, Invalidate, SyncError};
 use crate::iova::allocation::{Kept, WithdrawnIova};
@@ -80,9 +80,11 @@ impl<'s> IovaBatch<'s> {
         let Some(gather) = self.gather.take() else {
             return Ok(None);
         };
-        match gather.sync(hardware) {
+        // Hardware that panics must not leave ranges behind that a later gather seems to prove.
+        let mut kept = mem::take(&mut self.kept);
+        let result = match gather.sync(hardware) {
             Ok(flushed) => {
-                self.kept.drain(..).for_each(|kept| kept.free(&flushed));
+                kept.drain(..).for_each(|kept| kept.free(&flushed));
                 Ok(Some(flushed))
             }
             Err(quarantined) => {
@@ -90,7 +92,9 @@ impl<'s> IovaBatch<'s> {
                 self.gather = Some(quarantined.into_gather());
                 Err(error)
             }
-        }
+        };
+        self.kept = kept;
+        result
     }
 }
 

@@ -2,14 +2,14 @@
 
 use core::cell::RefCell;
 
-use iopt_formats::{Oa, Prot};
+use iopt_formats::{Level, Oa, Prot};
 
 use super::*;
 use core::time::Duration;
 
 use crate::invalidation::deferred::{Deferred, Window};
 use crate::invalidation::{Changes, Flushed, Invalidate, Kind, NoHardware, SyncError};
-use crate::radix::UnmapPolicy;
+use crate::radix::{TablePolicy, UnmapPolicy};
 
 /// Notes what it is told, and fails as long as it is to.
 #[derive(Default)]
@@ -148,6 +148,57 @@ fn the_hardware_is_told_of_the_whole_range_whatever_was_unmapped_before() {
 }
 
 #[test]
+fn a_withdrawal_tells_of_tables_and_sizes_whose_own_gathers_were_lost() {
+    let table = table();
+    let config = IovaConfig::new(range(0, GIB - 1));
+    let space = IovaSpace::new(&table, config).expect("a space");
+    let hardware = Recorder::default();
+    let request = IovaRequest::new(CHUNK).with_alignment(PageSize::MIB_2);
+    let new = || space.alloc(&request).expect("room").into_allocation();
+    let map = |buffer: &mut IovaAllocation<'_>, oa| {
+        let range = buffer.range();
+        let mut mapper = buffer.mapper(&table).expect("its table");
+        let mapped = mapper.map(range, Oa::new(oa), Prot::RW).expect("room");
+        mapped.sync(&NoHardware).expect("nothing to do");
+    };
+
+    // A large leaf whose removal was not confirmed, and small ones in its place.
+    let mut buffer = new();
+    let range = buffer.range();
+    map(&mut buffer, 0x8000_0000);
+    let mut mapper = buffer.mapper(&table).expect("its table");
+    let _lost = mapper
+        .unmap(range, UnmapPolicy::Exact)
+        .expect("mapped")
+        .gather;
+    map(&mut buffer, 0x8000_1000);
+    let withdrawn = buffer.withdraw(&table).expect("its table");
+    let sizes = withdrawn.changes().leaf_sizes();
+    assert!(sizes.contains(PageSize::MIB_2) && sizes.contains(PageSize::KIB_4));
+    assert!(withdrawn.changes().is_leaf_only(), "no table waits");
+    withdrawn.sync(&hardware).expect("it answers");
+
+    // A table that was unlinked, and its removal not confirmed.
+    let mut buffer = new();
+    let range = buffer.range();
+    map(&mut buffer, 0x8000_1000);
+    let mut mapper = buffer.mapper(&table).expect("its table");
+    mapper.set_table_policy(TablePolicy::Detach);
+    let gather = mapper
+        .unmap(range, UnmapPolicy::Exact)
+        .expect("mapped")
+        .gather;
+    assert!(
+        gather.changes().has_table(Level(1)),
+        "or this test says nothing"
+    );
+    drop(gather);
+    let withdrawn = buffer.withdraw(&table).expect("its table");
+    assert!(withdrawn.changes().has_table(Level(1)));
+    withdrawn.sync(&hardware).expect("it answers");
+}
+
+#[test]
 fn what_is_dropped_without_a_proof_leaks_visibly_and_is_never_given_out_again() {
     let (table, space) = pair();
     let hardware = Recorder::default();
@@ -276,6 +327,33 @@ fn a_batch_frees_all_with_one_sync_or_none() {
     refused.withdrawn.sync(&hardware).expect("it answers");
     batch.sync(&hardware).expect("it answers");
     assert_eq!(other_space.statistics().used_len, 0);
+}
+
+#[test]
+fn hardware_that_panics_leaves_nothing_in_a_batch_for_a_later_proof() {
+    struct Panics;
+
+    impl Invalidate for Panics {
+        type Ticket = ();
+
+        fn submit(&self, _: &Changes) -> Result<(), SyncError> {
+            panic!("a bug of the hardware's driver");
+        }
+
+        fn wait(&self, (): ()) -> Result<(), SyncError> {
+            Ok(())
+        }
+    }
+
+    let (table, space) = pair();
+    let mut batch = IovaBatch::with_limit(3).expect("memory");
+    let fresh = space.alloc(&IovaRequest::new(PAGE)).expect("room");
+    let withdrawn = fresh.into_allocation().withdraw(&table).expect("its table");
+    batch.add(withdrawn).expect("room");
+    let caught = std::panic::catch_unwind(core::panic::AssertUnwindSafe(|| batch.sync(&Panics)));
+    assert!(caught.is_err());
+    assert!(batch.is_empty());
+    assert_eq!(space.statistics().leaked_count, 1);
 }
 
 #[test]
