@@ -15,9 +15,10 @@
 //!
 //! - **G1** (one tenant): a domain serves one address space at a time, from the [`Tenant`] it accepts to
 //!   the [`Farewell`] of the same; only address spaces make either.
-//! - **G2** (no two grants): on one domain, no two grants that live at the same time share an address. Areas
+//! - **G2** (no two grants): no two grants of one tenant that live at the same time share an address. Areas
 //!   do not overlap, and of each there is at most one grant: its state or its lock says whose
-//!   ([`ioas`](crate::ioas), I2). A domain that leaves gets grants under a lock of its own.
+//!   ([`ioas`](crate::ioas), I2). A domain that leaves gets grants under a lock of its own. A tenant is one
+//!   attachment of one domain, so that a domain that hands grants on to another one changes nothing.
 //! - **G3** (leaving): when a tenant says farewell, none of its grants lives, nor will, and what was
 //!   removed with them is flushed.
 
@@ -31,6 +32,7 @@ use iopt_formats::{IovaRange, Oa, PageSize, PageSizes, Prot};
 
 use crate::invalidation::{Gather, SyncError};
 use crate::pin::Source;
+use crate::sync::unmodelled::{AtomicU64, Ordering};
 
 mod table;
 pub mod virtio;
@@ -87,7 +89,7 @@ pub trait Domain: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     ///
-    /// [`MapFailure`] says which one failed: those before it stay mapped, it and those behind are not.
+    /// [`MapFailure`] says which one failed: those before it stay mapped, those behind are not.
     fn map_batch(&self, grant: &mut Grant<'_>, ops: &[MapOp<'_>]) -> Result<(), MapFailure>;
 
     /// Removes whatever the grant's range holds, which may be nothing, and returns how many bytes that
@@ -201,9 +203,18 @@ pub trait Domain: Send + Sync + fmt::Debug {
 
 const TRACKING: &str = "tracking of what devices write to";
 
-/// Tells address spaces of one program apart.
+/// Tells attachments of one program apart: an address space is another tenant each time that it attaches
+/// a domain.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct TenantId(pub(crate) u64);
+
+impl TenantId {
+    /// Returns one that nobody had before.
+    pub(crate) fn fresh() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
 
 /// An address space that wants to change a domain, from now until its [`Farewell`].
 #[derive(Debug)]
@@ -348,7 +359,8 @@ pub struct Taken;
 #[derive(Debug, thiserror::Error)]
 #[error("run {index} of a batch cannot be mapped: {error}")]
 pub struct MapFailure {
-    /// Number of the run that failed; those before it are mapped.
+    /// Number of the run that failed; those before it are mapped, those behind are not. It may be itself,
+    /// if the hardware did not confirm that it saw it: the grant's range is to be unmapped then.
     pub index: usize,
     /// Why.
     #[source]

@@ -2,7 +2,6 @@
 
 use alloc::boxed::Box;
 use core::fmt;
-use core::mem;
 use core::ops::ControlFlow;
 
 use iopt_formats::{Format, Geometry, Iova, IovaRange, PageSize, Prot, Window};
@@ -12,7 +11,7 @@ use crate::domain::{
     Caps, Domain, DomainError, Farewell, Flush, Grant, MapFailure, MapOp, NotFlushed, TRACKING,
     Taken, Tenant,
 };
-use crate::invalidation::{Flushed, Invalidate};
+use crate::invalidation::{Flushed, Invalidate, Quarantined, SyncError};
 use crate::mem::TableMemory;
 use crate::radix::{
     BreakBeforeMake, CutError, DirtyError, FaultWindow, MapError, Mapper, ProtectError, Table,
@@ -31,10 +30,11 @@ pub struct TableDomain<F: Format, M: TableMemory, I> {
     tenant: AtomicU64,
     /// Claim over the whole space, while there is a tenant: its grants are parts of it.
     whole: Mutex<Option<Claim>>,
-    /// What the hardware was to be told of maps and did not confirm, tables that they unlinked included:
-    /// the next removal tells it.
-    unsynced: Mutex<Flush>,
-    has_unsynced: AtomicBool,
+    /// What the hardware was to be told of maps, cuts and merges and did not confirm, tables that they
+    /// unlinked included. It is told before anything that comes later counts as flushed: it may hold
+    /// entries of sizes, or ways to tables, that later gathers know nothing of.
+    owed: Mutex<Flush>,
+    is_owing: AtomicBool,
 }
 
 impl<F: Format, M: TableMemory, I: Invalidate> TableDomain<F, M, I> {
@@ -47,8 +47,8 @@ impl<F: Format, M: TableMemory, I: Invalidate> TableDomain<F, M, I> {
             break_before_make: BreakBeforeMake::Required(FaultWindow::Refuse),
             tenant: AtomicU64::new(0),
             whole: Mutex::new(&sync::TENANT, None),
-            unsynced: Mutex::new(&sync::TENANT, Flush::new()),
-            has_unsynced: AtomicBool::new(false),
+            owed: Mutex::new(&sync::OWED, Flush::new()),
+            is_owing: AtomicBool::new(false),
         }
     }
 
@@ -93,6 +93,40 @@ impl<F: Format, M: TableMemory, I: Invalidate> TableDomain<F, M, I> {
 
     fn settle(&self, flushed: &Flushed) {
         self.table.reclaim(flushed);
+    }
+
+    /// Puts down what the hardware did not confirm; whoever changes the same range next sees that.
+    fn owe(&self, quarantined: Quarantined) -> SyncError {
+        let error = quarantined.error();
+        self.owed.lock().add(quarantined.into_gather());
+        self.is_owing.store(true, Ordering::Release);
+        error
+    }
+
+    /// Tells the hardware all of `flush`, or keeps in it what it did not confirm.
+    fn tell(&self, flush: &mut Flush) -> Result<(), SyncError>
+    where
+        I: Invalidate,
+    {
+        while let Some(gather) = flush.pop() {
+            match gather.sync(&self.hardware) {
+                Ok(flushed) => self.settle(&flushed),
+                Err(quarantined) => {
+                    let error = quarantined.error();
+                    flush.add(quarantined.into_gather());
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn cut_error(&self, error: CutError) -> DomainError {
+        match error {
+            CutError::OutOfMemory(_) => DomainError::OutOfMemory,
+            CutError::Quarantined(quarantined) => self.owe(quarantined).into(),
+            error => other(error),
+        }
     }
 }
 
@@ -150,12 +184,8 @@ impl<F: Format, M: TableMemory, I: Invalidate + Send + Sync> Domain for TableDom
             }
             // A device that does not see a mapping yet faults; the mapping itself is whole.
             let synced = sync.sync(&self.hardware);
-            let flushed = synced.map_err(|quarantined| {
-                let error = quarantined.error();
-                self.unsynced.lock().add(quarantined.into_gather());
-                self.has_unsynced.store(true, Ordering::Release);
-                failure(index + 1, error.into())
-            })?;
+            let flushed =
+                synced.map_err(|quarantined| failure(index, self.owe(quarantined).into()))?;
             self.settle(&flushed);
         }
         Ok(())
@@ -179,26 +209,22 @@ impl<F: Format, M: TableMemory, I: Invalidate + Send + Sync> Domain for TableDom
         };
         let unmapped = unmapped.map_err(|error: UnmapError| other(error))?;
         flush.add(unmapped.gather);
-        if self.has_unsynced.load(Ordering::Acquire) {
-            // Set again by whoever adds something meanwhile.
-            self.has_unsynced.store(false, Ordering::Release);
-            flush.append(mem::take(&mut self.unsynced.lock()));
+        if self.is_owing.load(Ordering::Acquire) {
+            // So that the sync is not left out.
+            flush.mark(0);
         }
         Ok(unmapped.bytes)
     }
 
     fn sync(&self, mut flush: Flush) -> Result<(), NotFlushed> {
-        while let Some(gather) = flush.pop() {
-            match gather.sync(&self.hardware) {
-                Ok(flushed) => self.settle(&flushed),
-                Err(quarantined) => {
-                    let error = quarantined.error();
-                    flush.add(quarantined.into_gather());
-                    return Err(NotFlushed { flush, error });
-                }
-            }
+        let mut told = Ok(());
+        if self.is_owing.load(Ordering::Acquire) {
+            let mut owed = self.owed.lock();
+            told = self.tell(&mut owed);
+            self.is_owing.store(told.is_err(), Ordering::Release);
         }
-        Ok(())
+        told.and_then(|()| self.tell(&mut flush))
+            .map_err(|error| NotFlushed { flush, error })
     }
 
     fn protect(
@@ -285,22 +311,15 @@ impl<F: Format, M: TableMemory, I: Invalidate + Send + Sync> Domain for TableDom
     ) -> Result<(), DomainError> {
         let mut mapper = self.mapper(grant)?;
         let flushed = mapper.cut(range, size, self.break_before_make, &self.hardware);
-        self.settle(&flushed.map_err(cut_error)?);
+        self.settle(&flushed.map_err(|error| self.cut_error(error))?);
         Ok(())
     }
 
     fn merge(&self, grant: &mut Grant<'_>, range: IovaRange) -> Result<(), DomainError> {
         let mut mapper = self.mapper(grant)?;
         let flushed = mapper.merge(range, self.break_before_make, &self.hardware);
-        self.settle(&flushed.map_err(cut_error)?);
+        self.settle(&flushed.map_err(|error| self.cut_error(error))?);
         Ok(())
-    }
-}
-
-fn cut_error(error: CutError) -> DomainError {
-    match error {
-        CutError::OutOfMemory(_) => DomainError::OutOfMemory,
-        error => other(error),
     }
 }
 

@@ -48,6 +48,8 @@ pub(super) struct Area {
     pages: Arc<Pages>,
     /// Byte of the pages that the first address translates to.
     offset: u64,
+    /// The key that a domain would have got that came at the same time.
+    entered_at: u64,
     status: Mutex<Status>,
     /// See I3.
     is_held: AtomicBool,
@@ -118,8 +120,15 @@ pub(super) enum State {
 }
 
 impl Area {
-    /// Creates a reserved area of `range` on the bytes of `pages` from `offset` on, which are there.
-    pub(super) fn new(range: IovaRange, pages: Arc<Pages>, offset: u64, prot: Prot) -> Arc<Self> {
+    /// Creates a reserved area of `range` on the bytes of `pages` from `offset` on, which are there. It is
+    /// entered at the time `entered_at`, as domains' keys count it, or was before.
+    pub(super) fn new(
+        range: IovaRange,
+        pages: Arc<Pages>,
+        offset: u64,
+        prot: Prot,
+        entered_at: u64,
+    ) -> Arc<Self> {
         let status = Status {
             state: State::Reserved,
             generation: 0,
@@ -127,14 +136,21 @@ impl Area {
             pin_count: 0,
             faded: SmallVec::new(),
         };
-        Self::with_status(range, pages, offset, status)
+        Self::with_status(range, pages, offset, entered_at, status)
     }
 
-    fn with_status(range: IovaRange, pages: Arc<Pages>, offset: u64, status: Status) -> Arc<Self> {
+    fn with_status(
+        range: IovaRange,
+        pages: Arc<Pages>,
+        offset: u64,
+        entered_at: u64,
+        status: Status,
+    ) -> Arc<Self> {
         Arc::new(Self {
             range,
             pages,
             offset,
+            entered_at,
             status: Mutex::new(&sync::AREA, status),
             is_held: AtomicBool::new(false),
             gap: AtomicU8::new(UNKNOWN),
@@ -165,7 +181,8 @@ impl Area {
         let parts = [(whole.start(), below), (at, whole.last())].map(|(start, last)| {
             let range = IovaRange::new(start, last).expect("it lies inside");
             let status = status.clone();
-            Self::with_status(range, Arc::clone(&self.pages), self.byte_of(start), status)
+            let (pages, offset) = (Arc::clone(&self.pages), self.byte_of(start));
+            Self::with_status(range, pages, offset, self.entered_at, status)
         });
         if self.is_held() {
             let [lower, upper] = parts.each_ref().map(|part| self.pages_of(part.range));
@@ -195,6 +212,10 @@ impl Area {
 
     pub(super) const fn pages(&self) -> &Arc<Pages> {
         &self.pages
+    }
+
+    pub(super) const fn entered_at(&self) -> u64 {
+        self.entered_at
     }
 
     pub(super) const fn offset(&self) -> u64 {

@@ -11,7 +11,7 @@ use alloc::sync::Arc;
 use iopt_formats::{Iova, IovaRange, PageSize};
 use smallvec::SmallVec;
 
-use crate::domain::{Domain, Farewell, Flush, Tenant};
+use crate::domain::{Domain, Farewell, Flush, Tenant, TenantId};
 use crate::intervals::reservations::ReserveError;
 use crate::ioas::area::{Area, Ops, State};
 use crate::ioas::leaving::Leaving;
@@ -77,17 +77,19 @@ impl Ioas {
     fn join(&self, domain: &Arc<dyn Domain>) -> Result<(), AttachError> {
         let caps = domain.caps();
         let page = caps.sizes.smallest().unwrap_or(PageSize::from_lg2(0));
-        domain.bind(Tenant(self.id))?;
+        let tenant = TenantId::fresh();
+        domain.bind(Tenant(tenant))?;
         let (key, alignment) = match self.narrow(caps.aperture, page) {
             Ok(narrowed) => narrowed,
             Err(error) => {
-                domain.unbind(Farewell(self.id));
+                domain.unbind(Farewell(tenant));
                 return Err(error);
             }
         };
         let mut result = self.check_areas(caps.aperture, alignment);
         let attached = Attached {
             domain: Arc::clone(domain),
+            tenant,
             caps,
             key,
             is_tracking: false,
@@ -110,7 +112,7 @@ impl Ioas {
             } else {
                 domains.widen(key);
                 drop(domains);
-                domain.unbind(Farewell(self.id));
+                domain.unbind(Farewell(tenant));
             }
         }
         result
@@ -226,7 +228,7 @@ impl Ioas {
                 // Its unmapper empties all domains, this one included.
                 return Ok(());
             }
-            self.map_ops(area, place, &domains.list[place], &ops)?;
+            domains.list[place].map_ops(area, place, &ops)?;
             if from.is_none() {
                 // The index may show the area more than once.
                 status.generation = key + 1;
@@ -281,14 +283,19 @@ impl Domains {
     fn remove(&mut self, place: usize) {
         let Attached {
             domain,
+            tenant,
             key,
             unconfirmed,
             ..
         } = self.list.remove(place);
         self.widen(key);
+        let left_at = self.next_key;
+        self.next_key += 1;
         self.leaving.push(Leaving {
             domain,
+            tenant,
             key,
+            left_at,
             unconfirmed,
         });
     }

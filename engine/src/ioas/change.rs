@@ -8,7 +8,7 @@ use core::slice;
 use iopt_formats::{Iova, IovaRange, PageSize, Prot, Rights};
 use smallvec::SmallVec;
 
-use crate::domain::{DomainError, Flush, Grant};
+use crate::domain::{DomainError, Flush};
 use crate::ioas::area::{Area, State};
 use crate::ioas::map::may_grant;
 use crate::ioas::pages::HoldError;
@@ -99,6 +99,7 @@ impl Ioas {
                 Arc::clone(area.pages()),
                 area.byte_of(part.start()),
                 prot,
+                span.entered_at(),
             )
         });
         let areas: Areas = moved.collect();
@@ -151,7 +152,7 @@ impl Ioas {
         flushes.resize_with(domains.list.len(), Flush::new);
         for area in &areas {
             let was = area.status().prot;
-            result = self.protect_area(&domains, area, prot, &mut flushes);
+            result = protect_area(&domains, area, prot, &mut flushes);
             if result.is_err() {
                 break;
             }
@@ -160,7 +161,7 @@ impl Ioas {
         if result.is_err() {
             for (area, &was) in areas.iter().zip(&old) {
                 // What was granted a moment ago needs no memory to be granted again.
-                let _ = self.protect_area(&domains, area, was, &mut flushes);
+                let _ = protect_area(&domains, area, was, &mut flushes);
             }
         }
         let synced = sync_all(&domains, &mut flushes);
@@ -169,51 +170,12 @@ impl Ioas {
         {
             // Devices may go on with the old rights, so that these are the ones that hold.
             for (area, &was) in areas.iter().zip(&old) {
-                let _ = self.protect_area(&domains, area, was, &mut flushes);
+                let _ = protect_area(&domains, area, was, &mut flushes);
             }
             let _ = sync_all(&domains, &mut flushes);
             result = Err(ProtectError::Domain { area: range, error });
         }
         result
-    }
-
-    /// Changes the rights of one area in every domain, or in none.
-    fn protect_area(
-        &self,
-        domains: &Domains,
-        area: &Area,
-        prot: Prot,
-        flushes: &mut [Flush],
-    ) -> Result<(), ProtectError> {
-        let mut status = area.status();
-        if status.state != State::Live {
-            return Err(UnmapError::Busy { area: area.range() }.into());
-        }
-        if area.is_held() {
-            for (place, attached) in domains.list.iter().enumerate() {
-                // I2: its lock is held.
-                let mut grant = Grant::new(self.id, area.range());
-                let mut lost = |entry| {
-                    if attached.is_tracking {
-                        status.faded.push((attached.key, entry));
-                    }
-                };
-                let flush = &mut flushes[place];
-                let changed = attached.domain.protect(&mut grant, prot, flush, &mut lost);
-                if let Err(error) = changed {
-                    for (attached, flush) in domains.list[..place].iter().zip(flushes) {
-                        let was = status.prot;
-                        let _ = attached.domain.protect(&mut grant, was, flush, &mut |_| {});
-                    }
-                    return Err(ProtectError::Domain {
-                        area: area.range(),
-                        error,
-                    });
-                }
-            }
-        }
-        status.prot = prot;
-        Ok(())
     }
 
     /// Divides the area around `iova`, which becomes the start of the second part. At a border, nothing
@@ -247,14 +209,14 @@ impl Ioas {
             let size = PageSize::from_lg2(iova.get().trailing_zeros().min(63) as u8);
             let around = IovaRange::new(Iova::new(iova.get() - 1), iova);
             for attached in &domains.list {
-                let mut grant = Grant::new(self.id, range);
+                let mut grant = attached.grant(range);
                 let cut = around.map_or(Ok(()), |around| {
                     attached.domain.cut(&mut grant, around, size)
                 });
                 cut.map_err(|error| SplitError::Domain { iova, error })?;
             }
         }
-        let left = self.remove_from_leaving(&domains, &area);
+        let left = domains.remove_from_leaving(&area);
         left.map_err(|error| SplitError::Domain { iova, error })?;
         let parts = area.divide(&mut status, iova)?;
         drop(status);
@@ -391,6 +353,44 @@ impl Ioas {
         )?;
         Ok(entries.into_iter().map(|(_, area)| area).collect())
     }
+}
+
+/// Changes the rights of one area in every domain, or in none.
+fn protect_area(
+    domains: &Domains,
+    area: &Area,
+    prot: Prot,
+    flushes: &mut [Flush],
+) -> Result<(), ProtectError> {
+    let mut status = area.status();
+    if status.state != State::Live {
+        return Err(UnmapError::Busy { area: area.range() }.into());
+    }
+    if area.is_held() {
+        for (place, attached) in domains.list.iter().enumerate() {
+            // I2: its lock is held.
+            let mut grant = attached.grant(area.range());
+            let mut lost = |entry| {
+                if attached.is_tracking {
+                    status.faded.push((attached.key, entry));
+                }
+            };
+            let flush = &mut flushes[place];
+            let changed = attached.domain.protect(&mut grant, prot, flush, &mut lost);
+            if let Err(error) = changed {
+                for (attached, flush) in domains.list[..place].iter().zip(flushes) {
+                    let was = status.prot;
+                    let _ = attached.domain.protect(&mut grant, was, flush, &mut |_| {});
+                }
+                return Err(ProtectError::Domain {
+                    area: area.range(),
+                    error,
+                });
+            }
+        }
+    }
+    status.prot = prot;
+    Ok(())
 }
 
 /// Tells the hardware of all domains. What a domain did not confirm stays in its flush.

@@ -231,7 +231,7 @@ impl Ioas {
                 return Ok(());
             }
             // I2: its lock is held.
-            let mut grant = Grant::new(self.id, area.range());
+            let mut grant = domains.list[place].grant(area.range());
             domain.dirty(&mut grant, section, forget.as_deref_mut(), each)?;
             let key = domains.list[place].key;
             status.each_faded(key, section, forget.is_some(), each);
@@ -273,16 +273,14 @@ impl Ioas {
         let entries = self.index.overlapping(range);
         for (entry, area) in entries.map_err(|_| DirtyError::OutOfMemory)? {
             let domains = self.domains.read();
-            if domains.find(domain).is_none() {
-                return Err(DirtyError::NotAttached);
-            }
+            let place = domains.find(domain).ok_or(DirtyError::NotAttached)?;
             let status = area.status();
             if status.state != State::Live || !area.is_held() {
                 continue;
             }
             if let Some(part) = entry.intersection(range) {
                 // I2: its lock is held.
-                each(&mut Grant::new(self.id, entry), part)?;
+                each(&mut domains.list[place].grant(entry), part)?;
             }
         }
         Ok(())

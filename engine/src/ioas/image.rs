@@ -26,7 +26,7 @@ use alloc::vec::Vec;
 
 use iopt_formats::{Iova, IovaRange, Oa, PageSize, Prot};
 
-use crate::domain::{Domain, Farewell, Flush, Grant, MapOp, Tenant};
+use crate::domain::{Domain, Farewell, Flush, Grant, MapOp, Tenant, TenantId};
 use crate::ioas::area::{Area, Ops, State};
 use crate::ioas::map::may_grant;
 use crate::ioas::msi::Doorbell;
@@ -205,7 +205,7 @@ impl Ioas {
             let list = core::mem::take(&mut set.list);
             drop(set);
             for attached in &list {
-                attached.domain.unbind(Farewell(ioas.id));
+                attached.domain.unbind(Farewell(attached.tenant));
             }
             for area in held {
                 area.release_held();
@@ -243,7 +243,7 @@ impl Ioas {
             if !is_inside || !is_aligned(range, offset, alignment) {
                 return Err(refused("slice of an area"));
             }
-            let area = Area::new(range, Arc::clone(pages), offset, prot);
+            let area = Area::new(range, Arc::clone(pages), offset, prot, 0);
             area.status().state = State::Live;
             let entered = self.index.insert(range, Arc::clone(&area), |()| ());
             entered.map_err(|error| match error {
@@ -291,8 +291,9 @@ impl Ioas {
         }
         for (number, domain) in domains.iter().enumerate() {
             let caps = domain.caps();
+            let tenant = TenantId::fresh();
             domain
-                .bind(Tenant(self.id))
+                .bind(Tenant(tenant))
                 .map_err(|_| RestoreError::Taken { number })?;
             let page = caps.sizes.smallest().unwrap_or(PageSize::from_lg2(0));
             let narrowed = self.narrow(caps.aperture, page);
@@ -301,11 +302,12 @@ impl Ioas {
                 Ok(key)
             });
             let key = checked.map_err(|_| {
-                domain.unbind(Farewell(self.id));
+                domain.unbind(Farewell(tenant));
                 RestoreError::Unfit { number }
             })?;
             self.domains.write().list.push(Attached {
                 domain: Arc::clone(domain),
+                tenant,
                 caps,
                 key,
                 is_tracking: false,
@@ -315,7 +317,7 @@ impl Ioas {
             let doorbells = image
                 .doorbells_of(number)
                 .ok_or(RestoreError::Corrupt { what: "doorbell" })?;
-            self.check_tables(number, &**domain, areas, &doorbells)?;
+            check_tables(number, &**domain, tenant, areas, &doorbells)?;
             let mut msi = self.attaching.lock();
             for (oa, range) in doorbells {
                 let doorbell = Doorbell {
@@ -332,66 +334,66 @@ impl Ioas {
         }
         Ok(())
     }
+}
 
-    /// Asks a domain whether it translates all areas and doorbells as it should, and nothing else.
-    fn check_tables(
-        &self,
-        number: usize,
-        domain: &dyn Domain,
-        areas: &[Arc<Area>],
-        doorbells: &[(Oa, IovaRange)],
-    ) -> Result<(), RestoreError> {
-        let check = |range: IovaRange, ops: &[MapOp<'_>]| {
-            // I2: nobody else knows the address space yet.
-            let holds = domain.holds(&mut Grant::new(self.id, range), ops);
-            match holds {
-                Ok(true) => Ok(()),
-                Ok(false) => Err(RestoreError::Differs { number, range }),
-                Err(error) => Err(RestoreError::Domain { number, error }),
-            }
+/// Asks a domain whether it translates all areas and doorbells as it should, and nothing else.
+fn check_tables(
+    number: usize,
+    domain: &dyn Domain,
+    tenant: TenantId,
+    areas: &[Arc<Area>],
+    doorbells: &[(Oa, IovaRange)],
+) -> Result<(), RestoreError> {
+    let check = |range: IovaRange, ops: &[MapOp<'_>]| {
+        // I2: nobody else knows the address space yet.
+        let holds = domain.holds(&mut Grant::new(tenant, range), ops);
+        match holds {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(RestoreError::Differs { number, range }),
+            Err(error) => Err(RestoreError::Domain { number, error }),
+        }
+    };
+    let mut used = Vec::new();
+    for area in areas {
+        let mut ops = Ops::new();
+        let prot = area.status().prot;
+        let rest = area.ops(area.range().start(), prot, usize::MAX, false, &mut ops);
+        debug_assert_eq!(rest, None, "there is no limit");
+        check(area.range(), &ops)?;
+        used.push(area.range());
+    }
+    for &(oa, range) in doorbells {
+        let page = range.len().filter(|len| len.is_power_of_two());
+        let page = page.map(|len| PageSize::from_lg2(len.trailing_zeros() as u8));
+        let source =
+            page.and_then(|page| Fixed::new(oa, page, 1, Kind::Device, Access::ReadWrite).ok());
+        let source = source.ok_or(RestoreError::Corrupt { what: "doorbell" })?;
+        let op = MapOp {
+            range,
+            oa,
+            prot: Prot::W.device(),
+            source: &source,
+            offset: 0,
         };
-        let mut used = Vec::new();
-        for area in areas {
-            let mut ops = Ops::new();
-            let prot = area.status().prot;
-            let rest = area.ops(area.range().start(), prot, usize::MAX, false, &mut ops);
-            debug_assert_eq!(rest, None, "there is no limit");
-            check(area.range(), &ops)?;
-            used.push(area.range());
+        check(range, &[op])?;
+        used.push(range);
+    }
+    used.sort_unstable_by_key(|range| range.start());
+    let aperture = domain.caps().aperture;
+    let mut next = Some(aperture.start());
+    for range in used {
+        let below = range.start().get().checked_sub(1).map(Iova::new);
+        let hole = next
+            .zip(below)
+            .and_then(|(start, last)| IovaRange::new(start, last));
+        if let Some(hole) = hole {
+            check(hole, &[])?;
         }
-        for &(oa, range) in doorbells {
-            let page = range.len().filter(|len| len.is_power_of_two());
-            let page = page.map(|len| PageSize::from_lg2(len.trailing_zeros() as u8));
-            let source =
-                page.and_then(|page| Fixed::new(oa, page, 1, Kind::Device, Access::ReadWrite).ok());
-            let source = source.ok_or(RestoreError::Corrupt { what: "doorbell" })?;
-            let op = MapOp {
-                range,
-                oa,
-                prot: Prot::W.device(),
-                source: &source,
-                offset: 0,
-            };
-            check(range, &[op])?;
-            used.push(range);
-        }
-        used.sort_unstable_by_key(|range| range.start());
-        let aperture = domain.caps().aperture;
-        let mut next = Some(aperture.start());
-        for range in used {
-            let below = range.start().get().checked_sub(1).map(Iova::new);
-            let hole = next
-                .zip(below)
-                .and_then(|(start, last)| IovaRange::new(start, last));
-            if let Some(hole) = hole {
-                check(hole, &[])?;
-            }
-            next = range.last().checked_add(1);
-        }
-        match next.and_then(|start| IovaRange::new(start, aperture.last())) {
-            Some(hole) => check(hole, &[]),
-            None => Ok(()),
-        }
+        next = range.last().checked_add(1);
+    }
+    match next.and_then(|start| IovaRange::new(start, aperture.last())) {
+        Some(hole) => check(hole, &[]),
+        None => Ok(()),
     }
 }
 

@@ -27,14 +27,17 @@ const AREAS_PER_SPAN: usize = if cfg!(loom) { 1 } else { 64 };
 #[derive(Clone)]
 pub(super) struct Leaving {
     pub(super) domain: Arc<dyn Domain>,
+    pub(super) tenant: TenantId,
     pub(super) key: u64,
+    /// Areas that were entered later are not in it.
+    pub(super) left_at: u64,
     /// Whoever removes something holds the lock (G2).
     pub(super) unconfirmed: Arc<Unconfirmed>,
 }
 
 impl Leaving {
     /// Removes everything, up to one of the `ends` at a time, where areas end, and flushes it.
-    fn empty(&self, tenant: TenantId, ends: &[Iova]) -> Result<(), DomainError> {
+    fn empty(&self, ends: &[Iova]) -> Result<(), DomainError> {
         let Caps {
             aperture, sizes, ..
         } = self.domain.caps();
@@ -49,7 +52,7 @@ impl Leaving {
             let Some(span) = from.and_then(|from| IovaRange::new(from, end)) else {
                 continue;
             };
-            removed = self.remove(tenant, span, &mut so_far.flush);
+            removed = self.remove(span, &mut so_far.flush);
             if removed.is_err() {
                 break;
             }
@@ -59,18 +62,18 @@ impl Leaving {
         removed.and(synced)
     }
 
+    /// Returns whether the area may have been mapped to the domain before it left.
+    fn may_hold(&self, area: &Area) -> bool {
+        area.entered_at() <= self.left_at
+    }
+
     /// Removes areas.
-    fn remove_areas(
-        &self,
-        tenant: TenantId,
-        areas: &[Arc<Area>],
-        so_far: &mut Removed,
-    ) -> Result<(), DomainError> {
+    fn remove_areas(&self, areas: &[Arc<Area>], so_far: &mut Removed) -> Result<(), DomainError> {
         let Caps {
             aperture, sizes, ..
         } = self.domain.caps();
         let mask = sizes.smallest().map_or(0, PageSize::offset_mask);
-        for area in areas {
+        for area in areas.iter().filter(|area| self.may_hold(area)) {
             let (start, last) = (area.range().start().get(), area.range().last());
             if so_far.next.is_none_or(|next| last < next) {
                 continue;
@@ -79,22 +82,17 @@ impl Leaving {
             // to stay either, or lie elsewhere.
             let pages = IovaRange::new(Iova::new(start & !mask), Iova::new(last.get() | mask));
             if let Some(part) = pages.and_then(|pages| pages.intersection(aperture)) {
-                self.remove(tenant, part, &mut so_far.flush)?;
+                self.remove(part, &mut so_far.flush)?;
             }
         }
         Ok(())
     }
 
     /// Removes a range; the caller holds the lock of the flush.
-    fn remove(
-        &self,
-        tenant: TenantId,
-        range: IovaRange,
-        flush: &mut Flush,
-    ) -> Result<(), DomainError> {
+    fn remove(&self, range: IovaRange, flush: &mut Flush) -> Result<(), DomainError> {
         // G2: the lock is held. G3: the domain is out of the set, and who saw it there has finished,
         // since the write lock was free.
-        let mut grant = Grant::new(tenant, range);
+        let mut grant = Grant::new(self.tenant, range);
         self.domain.unmap(&mut grant, flush, None).map(|_| ())
     }
 }
@@ -114,12 +112,12 @@ impl Ioas {
         let Some(leaving) = found else {
             return Ok(());
         };
-        leaving.empty(self.id, &self.span_ends())?;
+        leaving.empty(&self.span_ends())?;
         let mut domains = self.domains.write();
         domains.leaving.retain(|leaving| !is_it(leaving));
         let is_unused = domains.list.is_empty() && domains.leaving.is_empty();
         drop(domains);
-        leaving.domain.unbind(Farewell(self.id));
+        leaving.domain.unbind(Farewell(leaving.tenant));
         if is_unused {
             self.release_areas();
         }
@@ -150,48 +148,6 @@ impl Ioas {
         ends
     }
 
-    /// Removes areas, which nobody else changes, from the domains that leave, and waits until no device
-    /// reaches them there.
-    ///
-    /// # Errors
-    ///
-    /// [`DomainError`] if a device may still reach them. They are confirmed along with the domain.
-    pub(super) fn withdraw_from_leaving(
-        &self,
-        domains: &Domains,
-        areas: &[Arc<Area>],
-    ) -> Result<(), DomainError> {
-        let mut result = Ok(());
-        for leaving in &domains.leaving {
-            let withdrawn = leaving.unconfirmed.lock_first(|so_far| {
-                let removed = leaving.remove_areas(self.id, areas, so_far);
-                // They may be among what was removed before.
-                let synced = so_far.sync(&*leaving.domain);
-                removed.and(synced)
-            });
-            result = result.and(withdrawn);
-        }
-        result
-    }
-
-    /// Removes an area, which is about to be divided, from the domains that leave: their pages may reach
-    /// over the border, and could not be removed with either part.
-    ///
-    /// # Errors
-    ///
-    /// [`DomainError`] if a domain may still hold it.
-    pub(super) fn remove_from_leaving(
-        &self,
-        domains: &Domains,
-        area: &Arc<Area>,
-    ) -> Result<(), DomainError> {
-        let areas = slice::from_ref(area);
-        domains.leaving.iter().try_for_each(|leaving| {
-            let unconfirmed = &leaving.unconfirmed;
-            unconfirmed.lock_first(|so_far| leaving.remove_areas(self.id, areas, so_far))
-        })
-    }
-
     /// Tries once more to empty the domains that leave. The caller holds the attach lock.
     pub(super) fn retry_leaving(&self) {
         let mut place = 0;
@@ -218,5 +174,45 @@ impl Ioas {
                 area.release_held();
             }
         });
+    }
+}
+
+impl Domains {
+    /// Removes areas, which nobody else changes, from the domains that leave, and waits until no device
+    /// reaches them there.
+    ///
+    /// # Errors
+    ///
+    /// [`DomainError`] if a device may still reach them. They are confirmed along with the domain.
+    pub(super) fn withdraw_from_leaving(&self, areas: &[Arc<Area>]) -> Result<(), DomainError> {
+        let mut result = Ok(());
+        for leaving in &self.leaving {
+            // A domain whose hardware does not answer must not stop what it has nothing to do with.
+            if !areas.iter().any(|area| leaving.may_hold(area)) {
+                continue;
+            }
+            let withdrawn = leaving.unconfirmed.lock_first(|so_far| {
+                let removed = leaving.remove_areas(areas, so_far);
+                // They may be among what was removed before.
+                let synced = so_far.sync(&*leaving.domain);
+                removed.and(synced)
+            });
+            result = result.and(withdrawn);
+        }
+        result
+    }
+
+    /// Removes an area, which is about to be divided, from the domains that leave: their pages may reach
+    /// over the border, and could not be removed with either part.
+    ///
+    /// # Errors
+    ///
+    /// [`DomainError`] if a domain may still hold it.
+    pub(super) fn remove_from_leaving(&self, area: &Arc<Area>) -> Result<(), DomainError> {
+        let areas = slice::from_ref(area);
+        self.leaving.iter().try_for_each(|leaving| {
+            let unconfirmed = &leaving.unconfirmed;
+            unconfirmed.lock_first(|so_far| leaving.remove_areas(areas, so_far))
+        })
     }
 }

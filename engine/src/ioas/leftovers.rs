@@ -3,17 +3,31 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use crate::domain::{Domain, DomainError};
+use crate::domain::{Domain, DomainError, TenantId};
 use crate::ioas::area::{Area, State};
 use crate::ioas::unconfirmed::Unconfirmed;
-use crate::ioas::{Ioas, Quarantined, byte_count};
+use crate::ioas::unmap::remove_from;
+use crate::ioas::{Attached, Ioas, Quarantined, byte_count};
 
 /// What is left to do in one domain.
 pub(super) struct Leftover {
     pub(super) domain: Arc<dyn Domain>,
+    pub(super) tenant: TenantId,
     pub(super) unconfirmed: Arc<Unconfirmed>,
     /// Whether all translations are out of the domain; else it is asked once more.
     pub(super) is_removed: bool,
+}
+
+impl Attached {
+    /// Returns that everything is left to do in the domain.
+    pub(super) fn leftover(&self) -> Leftover {
+        Leftover {
+            domain: Arc::clone(&self.domain),
+            tenant: self.tenant,
+            unconfirmed: Arc::clone(&self.unconfirmed),
+            is_removed: false,
+        }
+    }
 }
 
 /// Areas that a device may still reach.
@@ -58,13 +72,14 @@ impl Ioas {
             batch.leftovers.retain_mut(|leftover| {
                 let Leftover {
                     domain,
+                    tenant,
                     unconfirmed,
                     is_removed,
                 } = leftover;
                 let mut so_far = unconfirmed.lock();
                 if !*is_removed {
-                    let removed =
-                        self.remove_from(&**domain, &batch.areas, &mut so_far.flush, None);
+                    let flush = &mut so_far.flush;
+                    let removed = remove_from(&**domain, *tenant, &batch.areas, flush, None);
                     // A domain that was detached meanwhile has nothing left of them.
                     *is_removed = matches!(removed, Ok(()) | Err(DomainError::Stranger));
                 }

@@ -8,7 +8,7 @@ use core::slice;
 use iopt_formats::{Iova, IovaRange, Oa, Prot};
 use smallvec::SmallVec;
 
-use crate::domain::{Grant, MapOp};
+use crate::domain::MapOp;
 use crate::intervals::gaps::{Fit, Gaps};
 use crate::ioas::area::{Area, Ops, State, Watch};
 use crate::ioas::pages::HoldError;
@@ -144,7 +144,7 @@ impl Ioas {
         match place {
             Place::Fixed(_) => {
                 domains.check(range, offset)?;
-                let area = Area::new(range, Arc::clone(pages), offset, prot);
+                let area = Area::new(range, Arc::clone(pages), offset, prot, domains.next_key);
                 let entered = self.index.insert(range, Arc::clone(&area), |()| ());
                 entered.map_err(|error| match error {
                     EnterError::Overlap(with) => MapError::Occupied { range, with },
@@ -186,7 +186,7 @@ impl Ioas {
                 range
             };
             debug_assert!(is_aligned(range, offset, domains.alignment), "as asked");
-            let area = Area::new(range, Arc::clone(pages), offset, prot);
+            let area = Area::new(range, Arc::clone(pages), offset, prot, domains.next_key);
             let is_new = area.become_known();
             debug_assert!(is_new, "nobody else has the area yet");
             let entered = self.index.insert(range, Arc::clone(&area), |()| ());
@@ -324,7 +324,7 @@ impl Ioas {
                 });
                 let mark = &mut marks[known].1;
                 if *mark == at && at.index < areas.len() {
-                    let mapped = self.map_ops(&areas[at.index], place, attached, &ops);
+                    let mapped = attached.map_ops(&areas[at.index], place, &ops);
                     mapped.map_err(|error| (at.index, error))?;
                     *mark = next;
                 }
@@ -345,7 +345,7 @@ impl Ioas {
         if !domains.list.is_empty() {
             return false;
         }
-        let is_reached = self.withdraw_from_leaving(&domains, areas).is_err();
+        let is_reached = domains.withdraw_from_leaving(areas).is_err();
         domains.publish(areas, is_reached);
         drop(domains);
         if !is_reached {
@@ -353,21 +353,22 @@ impl Ioas {
         }
         true
     }
+}
 
+impl Attached {
     /// Maps runs of an area to one domain.
     pub(super) fn map_ops(
         &self,
         area: &Area,
         place: usize,
-        attached: &Attached,
         ops: &[MapOp<'_>],
     ) -> Result<(), MapError> {
-        if attached.caps.needs_pinned && !area.pages().source().firmness().suits_hardware() {
+        if self.caps.needs_pinned && !area.pages().source().firmness().suits_hardware() {
             return Err(MapError::NotFirm);
         }
         // I2: callers are the area's maker, or hold its lock.
-        let mut grant = Grant::new(self.id, area.range());
-        let mapped = attached.domain.map_batch(&mut grant, ops);
+        let mut grant = self.grant(area.range());
+        let mapped = self.domain.map_batch(&mut grant, ops);
         mapped.map_err(|failure| MapError::Domain {
             domain: place,
             range: ops.get(failure.index).map_or(area.range(), |op| op.range),

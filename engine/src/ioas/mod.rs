@@ -73,7 +73,7 @@ use core::time::Duration;
 
 use iopt_formats::{Iova, IovaRange, PageSize, Prot};
 
-use crate::domain::{Caps, Domain, Flush, TenantId};
+use crate::domain::{Caps, Domain, Flush, Grant, TenantId};
 use crate::intervals::gaps::Gaps;
 use crate::intervals::reservations::Reservations;
 use crate::ioas::access::Registered;
@@ -83,7 +83,7 @@ use crate::ioas::leftovers::Batch;
 use crate::ioas::msi::Msi;
 use crate::ioas::unconfirmed::Unconfirmed;
 use crate::stripes::Stripes;
-use crate::sync::unmodelled::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::unmodelled::AtomicBool;
 use crate::sync::{self, DomainLock, Mutex};
 
 pub use crate::intervals::reservations::AllowError;
@@ -106,7 +106,6 @@ const TRY_COUNT: u32 = 100;
 /// One IO address space.
 #[doc(alias = "io_pagetable")]
 pub struct Ioas {
-    id: TenantId,
     domains: DomainLock<Domains>,
     index: Stripes<Arc<Area>, (), SHARD_COUNT>,
     /// What automatic choice of IOVA knows to be used.
@@ -130,12 +129,14 @@ struct Domains {
     alignments: Vec<(u64, PageSize)>,
     /// The largest of it: every area begins and ends at a multiple.
     alignment: PageSize,
+    /// Of the next domain; one is left out when a domain leaves, so that keys tell the time.
     next_key: u64,
 }
 
 /// A domain of the set.
 struct Attached {
     domain: Arc<dyn Domain>,
+    tenant: TenantId,
     caps: Caps,
     /// Tells it from all others, and from itself at another time.
     key: u64,
@@ -145,6 +146,13 @@ struct Attached {
     unsynced: Flush,
     /// What was removed and not flushed.
     unconfirmed: Arc<Unconfirmed>,
+}
+
+impl Attached {
+    /// Grants `range` of the domain; the caller answers for G2.
+    const fn grant(&self, range: IovaRange) -> Grant<'_> {
+        Grant::new(self.tenant, range)
+    }
 }
 
 /// Who reserved a range.
@@ -206,7 +214,6 @@ pub struct Quarantined {
 impl Ioas {
     /// Creates an address space without domains, in which everything is allowed.
     pub fn new() -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
         let domains = Domains {
             list: Vec::new(),
             leaving: Vec::new(),
@@ -216,7 +223,6 @@ impl Ioas {
             next_key: 1,
         };
         Self {
-            id: TenantId(NEXT.fetch_add(1, Ordering::Relaxed)),
             domains: DomainLock::new(domains),
             index: Stripes::new(&sync::AREA_SHARD),
             gaps: Mutex::new(&sync::GAPS, Gaps::new()),

@@ -68,10 +68,11 @@ impl Ioas {
     /// [`MsiError`]; nothing is mapped then.
     pub fn map_msi(&self, domain: &Arc<dyn Domain>, oa: Oa) -> Result<Iova, MsiError> {
         let mut msi = self.attaching.lock();
-        let (key, caps) = {
+        let (key, caps, tenant) = {
             let domains = self.domains.read();
             let place = domains.find(domain).ok_or(MsiError::NotAttached)?;
-            (domains.list[place].key, domains.list[place].caps)
+            let attached = &domains.list[place];
+            (attached.key, attached.caps, attached.tenant)
         };
         let page = caps.sizes.smallest().unwrap_or(PageSize::KIB_4);
         let within = oa.get() & page.offset_mask();
@@ -104,11 +105,11 @@ impl Ioas {
             offset: 0,
         };
         // I2: no area lies in the window, and whoever maps a doorbell there holds the lock.
-        let mapped = domain.map_batch(&mut Grant::new(self.id, range), &[op]);
+        let mapped = domain.map_batch(&mut Grant::new(tenant, range), &[op]);
         if let Err(failure) = mapped {
             // It may be mapped, and the hardware not told.
             let mut flush = Flush::new();
-            let removed = domain.unmap(&mut Grant::new(self.id, range), &mut flush, None);
+            let removed = domain.unmap(&mut Grant::new(tenant, range), &mut flush, None);
             if domain.sync(flush).is_err() || removed.is_err() {
                 // Nobody gets the page again while the domain is attached.
                 msi.pages.push(Doorbell {

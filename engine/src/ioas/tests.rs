@@ -4,12 +4,14 @@ use iopt_formats::vtd::SecondStage;
 use iopt_formats::{Iova, IovaRange, Oa, PageSize, Prot};
 
 use super::*;
-use crate::domain::TableDomain;
+use crate::domain::{
+    DomainError, Farewell, MapFailure, MapOp, NotFlushed, TableDomain, Taken, Tenant,
+};
 use crate::invalidation::{Callback, Changes, SyncError};
 use crate::mem::Heap;
 use crate::pin::{Budget, PageRange, Simulated, Source};
 use crate::radix::Table;
-use crate::sync::unmodelled::AtomicUsize;
+use crate::sync::unmodelled::{AtomicU64, AtomicUsize, Ordering};
 
 mod image;
 
@@ -18,6 +20,8 @@ mod image;
 struct Hardware {
     sync_count: AtomicUsize,
     refuses: AtomicBool,
+    /// Sizes of leaves that it forgot.
+    forgotten_sizes: AtomicU64,
 }
 
 type Submit = Box<dyn Fn(&Changes) -> Result<(), SyncError> + Send + Sync>;
@@ -25,12 +29,14 @@ type VtdDomain = TableDomain<SecondStage, Heap, Callback<Submit>>;
 
 fn domain() -> (Arc<VtdDomain>, Arc<dyn Domain>, &'static Hardware) {
     let hardware: &'static Hardware = Box::leak(Box::default());
-    let submit: Submit = Box::new(|_| {
+    let submit: Submit = Box::new(|changes| {
         hardware.sync_count.fetch_add(1, Ordering::Relaxed);
         let refuses = hardware.refuses.load(Ordering::Relaxed);
         if refuses {
             Err(SyncError::Refused)
         } else {
+            let sizes = changes.leaf_sizes().bits();
+            hardware.forgotten_sizes.fetch_or(sizes, Ordering::Relaxed);
             Ok(())
         }
     });
@@ -165,6 +171,107 @@ fn a_domain_that_leaves_unflushed_keeps_what_it_may_reach() {
     hardware.refuses.store(false, Ordering::Relaxed);
     assert_eq!(ioas.retry_quarantined(), Quarantined::default());
     assert_eq!(source.pinned_pages(), 0);
+}
+
+#[test]
+fn a_domain_that_left_unflushed_stops_nothing_that_came_later() {
+    let source = source(8);
+    let pages = pages(&source);
+    let ioas = Ioas::new();
+    let (_, dead, dead_hardware) = domain();
+    ioas.attach(Arc::clone(&dead)).expect("it fits");
+    ioas.map(fixed(&pages, 0, 0, 0x4000)).expect("it is free");
+    dead_hardware.refuses.store(true, Ordering::Relaxed);
+    ioas.detach(&dead).expect_err("it is not flushed");
+    let sync_count = dead_hardware.sync_count.load(Ordering::Relaxed);
+
+    let (_, dynamic, _) = domain();
+    ioas.attach(Arc::clone(&dynamic)).expect("it fits");
+    let later = ioas.map(fixed(&pages, 0x10_0000, 0x4000, 0x4000));
+    ioas.unmap(later.expect("it is free"), Holes::Refused)
+        .expect("the dead domain never had it");
+    assert_eq!(dead_hardware.sync_count.load(Ordering::Relaxed), sync_count);
+    // What was there before it left is another matter, in part as well.
+    ioas.split(Iova::new(0x2000)).expect("it is live");
+    ioas.unmap(range(0x2000, 0x2000), Holes::Refused)
+        .expect_err("the dead domain may have it");
+}
+
+#[test]
+fn hardware_that_did_not_confirm_a_cut_is_told_of_the_large_page_before_the_pages_go() {
+    let source = Arc::new(Simulated::new(PageSize::MIB_2, 1));
+    let pages = Pages::new(Arc::clone(&source) as Arc<dyn Source>, None);
+    let ioas = Ioas::new();
+    let (_, dynamic, hardware) = domain();
+    ioas.attach(Arc::clone(&dynamic)).expect("it fits");
+    let mapping = fixed(&pages, 0, 0, 0x20_0000);
+    let whole = ioas.map(mapping).expect("it is free");
+    hardware.refuses.store(true, Ordering::Relaxed);
+    ioas.cut(&dynamic, whole, PageSize::KIB_4)
+        .expect_err("it is not flushed");
+    assert_eq!(hardware.forgotten_sizes.load(Ordering::Relaxed), 0);
+    hardware.refuses.store(false, Ordering::Relaxed);
+    ioas.unmap(whole, Holes::Refused).expect("it answers again");
+    let forgotten = hardware.forgotten_sizes.load(Ordering::Relaxed);
+    let both = PageSize::MIB_2.bytes() | PageSize::KIB_4.bytes();
+    assert_eq!(forgotten, both);
+}
+
+#[test]
+fn a_domain_takes_no_grant_that_another_attachment_of_the_same_space_was_given() {
+    /// Hands everything on to a domain, but for who it serves.
+    #[derive(Debug)]
+    struct Impostor(Arc<VtdDomain>);
+
+    impl Domain for Impostor {
+        fn caps(&self) -> Caps {
+            self.0.caps()
+        }
+        fn bind(&self, _: Tenant) -> Result<(), Taken> {
+            Ok(())
+        }
+        fn unbind(&self, _: Farewell) {}
+        fn map_batch(&self, grant: &mut Grant<'_>, ops: &[MapOp<'_>]) -> Result<(), MapFailure> {
+            self.0.map_batch(grant, ops)
+        }
+        fn unmap(
+            &self,
+            grant: &mut Grant<'_>,
+            flush: &mut Flush,
+            dirty: Option<&mut dyn FnMut(IovaRange)>,
+        ) -> Result<u64, DomainError> {
+            self.0.unmap(grant, flush, dirty)
+        }
+        fn sync(&self, flush: Flush) -> Result<(), NotFlushed> {
+            self.0.sync(flush)
+        }
+        fn protect(
+            &self,
+            grant: &mut Grant<'_>,
+            prot: Prot,
+            flush: &mut Flush,
+            lost: &mut dyn FnMut(IovaRange),
+        ) -> Result<(), DomainError> {
+            self.0.protect(grant, prot, flush, lost)
+        }
+    }
+
+    let source = source(4);
+    let pages = pages(&source);
+    let ioas = Ioas::new();
+    let (table, dynamic, _) = domain();
+    ioas.attach(dynamic).expect("it fits");
+    ioas.attach(Arc::new(Impostor(table))).expect("it says so");
+    let refused = ioas.map(fixed(&pages, 0, 0, 0x4000));
+    assert!(matches!(
+        refused,
+        Err(MapError::Quarantined {
+            error: DomainError::Stranger
+        } | MapError::Domain {
+            error: DomainError::Stranger,
+            ..
+        })
+    ));
 }
 
 #[test]

@@ -63,10 +63,8 @@ impl Unconfirmed {
 
     /// Takes the lock for an unmap, for the time of `work`.
     pub(super) fn lock_first<R>(&self, work: impl FnOnce(&mut Removed) -> R) -> R {
-        self.unmap_count.fetch_add(1, Ordering::Relaxed);
-        let done = work(&mut self.removed.lock());
-        self.unmap_count.fetch_sub(1, Ordering::Relaxed);
-        done
+        let _turn = Turn::new(&self.unmap_count);
+        work(&mut self.removed.lock())
     }
 
     /// Takes the lock when no unmap wants it, or it has had its turns.
@@ -77,6 +75,22 @@ impl Unconfirmed {
             turn += 1;
         }
         self.removed.lock()
+    }
+}
+
+/// An unmap that wants the lock or has it; a domain may panic.
+struct Turn<'a>(&'a AtomicUsize);
+
+impl<'a> Turn<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

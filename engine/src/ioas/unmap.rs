@@ -7,10 +7,9 @@ use core::{mem, slice};
 use iopt_formats::IovaRange;
 use smallvec::SmallVec;
 
-use crate::domain::{Domain, DomainError, Flush, Grant};
+use crate::domain::{Domain, DomainError, Flush, Grant, TenantId};
 use crate::ioas::area::{Area, State};
 use crate::ioas::leftovers::Leftover;
-use crate::ioas::unconfirmed::Unconfirmed;
 use crate::ioas::{
     Attached, DirtyBitmap, Holes, Ioas, PATIENCE, TRY_COUNT, UnmapError, byte_count,
 };
@@ -200,91 +199,86 @@ impl Ioas {
             let domains = self.domains.read();
             for attached in &domains.list {
                 let mut flush = Flush::new();
-                let removed = self.remove_tracked(attached, areas, &mut flush, &mut dirty);
+                let removed = attached.remove(areas, &mut flush, &mut dirty);
                 let synced = attached.domain.sync(flush).map_err(|failed| {
                     attached.unconfirmed.put(failed.flush);
                     DomainError::Sync(failed.error)
                 });
-                left.note(&attached.domain, &attached.unconfirmed, removed, synced);
+                left.note(removed, synced, || attached.leftover());
             }
-            left.leave(self.withdraw_from_leaving(&domains, areas));
+            left.leave(domains.withdraw_from_leaving(areas));
         } else {
-            let mut removals: Vec<Removal> = Vec::new();
+            let mut removals: Vec<(Leftover, Result<(), DomainError>)> = Vec::new();
             for section in areas.chunks(AREAS_PER_SECTION) {
                 let domains = self.domains.read();
                 for attached in &domains.list {
                     let mut flush = Flush::new();
-                    let removed = self.remove_tracked(attached, section, &mut flush, &mut dirty);
+                    let removed = attached.remove(section, &mut flush, &mut dirty);
                     // If it leaves before the next section, that is flushed before it is gone.
                     attached.unconfirmed.put(flush);
-                    let known = removals.iter_mut().find(|(_, unconfirmed, _)| {
-                        Arc::ptr_eq(unconfirmed, &attached.unconfirmed)
-                    });
-                    if let Some((.., result)) = known {
+                    let is_it = |(left, _): &&mut (Leftover, _)| left.tenant == attached.tenant;
+                    if let Some((_, result)) = removals.iter_mut().find(is_it) {
                         *result = mem::replace(result, Ok(())).and(removed);
                     } else {
-                        let domain = Arc::clone(&attached.domain);
-                        removals.push((domain, Arc::clone(&attached.unconfirmed), removed));
+                        removals.push((attached.leftover(), removed));
                     }
                 }
-                left.leave(self.withdraw_from_leaving(&domains, section));
+                left.leave(domains.withdraw_from_leaving(section));
             }
-            for (domain, unconfirmed, removed) in removals {
-                let synced = unconfirmed.lock_first(|so_far| so_far.sync(&*domain));
-                left.note(&domain, &unconfirmed, removed, synced);
+            for (of, removed) in removals {
+                let synced = of.unconfirmed.lock_first(|so_far| so_far.sync(&*of.domain));
+                left.note(removed, synced, || of);
             }
         }
         left
     }
+}
 
-    /// Removes areas from a domain of the set, and reports what devices wrote to if it tracks that: of
+impl Attached {
+    /// Removes areas from the domain, and reports what devices wrote to if it tracks that: of
     /// others, nobody knows since when it was written to.
-    fn remove_tracked(
+    fn remove(
         &self,
-        attached: &Attached,
         areas: &[Arc<Area>],
         flush: &mut Flush,
         dirty: &mut Option<EachDirtyOf<'_>>,
     ) -> Result<(), DomainError> {
-        let domain = &*attached.domain;
+        let (domain, tenant) = (&*self.domain, self.tenant);
         match dirty {
-            Some(dirty) if attached.is_tracking => {
-                let mut each = |range| dirty(attached.key, range);
-                let removed = self.remove_from(domain, areas, flush, Some(&mut each));
+            Some(dirty) if self.is_tracking => {
+                let mut each = |range| dirty(self.key, range);
+                let removed = remove_from(domain, tenant, areas, flush, Some(&mut each));
                 for area in areas {
                     let mut status = area.status();
-                    status.each_faded(attached.key, area.range(), false, &mut each);
+                    status.each_faded(self.key, area.range(), false, &mut each);
                 }
                 removed
             }
-            _ => self.remove_from(domain, areas, flush, None),
+            _ => remove_from(domain, tenant, areas, flush, None),
         }
-    }
-
-    /// Removes areas from one domain.
-    pub(super) fn remove_from(
-        &self,
-        domain: &dyn Domain,
-        areas: &[Arc<Area>],
-        flush: &mut Flush,
-        mut dirty: Option<EachDirty<'_>>,
-    ) -> Result<(), DomainError> {
-        let mut result = Ok(());
-        for area in areas {
-            // I2: callers are the makers or unmappers of the areas.
-            let mut grant = Grant::new(self.id, area.range());
-            let dirty = dirty.as_mut().map(|dirty| &mut **dirty as EachDirty<'_>);
-            let removed = domain.unmap(&mut grant, flush, dirty);
-            if result.is_ok() {
-                result = removed.map(|_| ());
-            }
-        }
-        result
     }
 }
 
-/// A domain, where that is put down what its hardware has to be told, and whether everything was removed.
-type Removal = (Arc<dyn Domain>, Arc<Unconfirmed>, Result<(), DomainError>);
+/// Removes areas from one domain.
+pub(super) fn remove_from(
+    domain: &dyn Domain,
+    tenant: TenantId,
+    areas: &[Arc<Area>],
+    flush: &mut Flush,
+    mut dirty: Option<EachDirty<'_>>,
+) -> Result<(), DomainError> {
+    let mut result = Ok(());
+    for area in areas {
+        // I2: callers are the makers or unmappers of the areas.
+        let mut grant = Grant::new(tenant, area.range());
+        let dirty = dirty.as_mut().map(|dirty| &mut **dirty as EachDirty<'_>);
+        let removed = domain.unmap(&mut grant, flush, dirty);
+        if result.is_ok() {
+            result = removed.map(|_| ());
+        }
+    }
+    result
+}
 
 /// What came of a removal.
 #[derive(Default)]
@@ -304,17 +298,15 @@ impl Withdrawn {
     /// Notes what failed in a domain of the set.
     fn note(
         &mut self,
-        domain: &Arc<dyn Domain>,
-        unconfirmed: &Arc<Unconfirmed>,
         removed: Result<(), DomainError>,
         synced: Result<(), DomainError>,
+        leftover: impl FnOnce() -> Leftover,
     ) {
         let is_removed = removed.is_ok();
         if let Err(error) = removed.and(synced) {
             self.leftovers.push(Leftover {
-                domain: Arc::clone(domain),
-                unconfirmed: Arc::clone(unconfirmed),
                 is_removed,
+                ..leftover()
             });
             self.error.get_or_insert(error);
         }

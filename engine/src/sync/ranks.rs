@@ -71,6 +71,8 @@ classes! {
         "what was removed from a domain of an address space and not flushed; removals, if it leaves";
     DEFERRED = 870, Lock "deferred":
         "removals that wait for a common flush";
+    OWED = 880, Lock "owed":
+        "what the hardware of a table was to be told of maps and cuts, and did not confirm";
     SYNC = 900, Wait "sync":
         "invalidations that hardware has not finished";
     ACCESS_LIST = 1110, Lock "access list":
