@@ -124,7 +124,7 @@ impl<R: Registers> Device for CommandBuffer<R> {
         // The log after the register: what stopped the buffer stands in it by then.
         let is_running = self.registers.status() & RUNNING != 0;
         let fault = match self.registers.event() {
-            Some(Event::InvalidationTimeout) => Some(Fault::Dropped),
+            Some(Event::InvalidationTimeout) => Some(Fault::Unanswered),
             Some(Event::CommandHardware) => Some(Fault::Fetch),
             Some(Event::IllegalCommand) => Some(Fault::Illegal),
             // Stopped for what the log had no room for, or is not enabled for.

@@ -113,11 +113,11 @@ pub struct Head {
     /// The next entry to fetch, with its wrap bit above if there is one. Anything else, as read from
     /// hardware that is gone, counts as no progress.
     pub index: u32,
-    /// What keeps hardware there until it is acknowledged.
+    /// What keeps hardware there until it is acknowledged, [`Fault::Unanswered`] apart.
     pub fault: Option<Fault>,
 }
 
-/// Why hardware stands still at its head.
+/// Why hardware stands still at its head, unless said otherwise.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Fault {
     /// The entry at the head is refused. It is replaced by a SYNC, and the list that it belongs to fails.
@@ -138,4 +138,10 @@ pub enum Fault {
     ///
     /// VT-d `ITE`.
     Dropped,
+    /// A device did not answer, and hardware does not stand still: SYNCs behind complete as if it had. All that
+    /// hardware was told of and that is not known to be complete fails. Until it is acknowledged,
+    /// [`Device::status`] does not move.
+    ///
+    /// AMD `IOTLB_INV_TIMEOUT`.
+    Unanswered,
 }

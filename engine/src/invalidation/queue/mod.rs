@@ -59,6 +59,9 @@
 //! - `consumed` is loaded before the head register, which therefore is read not older: its distance from the
 //!   known position, modulo the ring, never is too large. It may be too small by whole laps if hardware
 //!   went around in between; that is a lower bound still (K1). The same holds for the status word.
+//! - Where hardware stands still at an error, a second look is exact. The entry before was reserved when `consumed`
+//!   was less than a ring behind it, and the look that showed the error acquired that through marks, tail and
+//!   head.
 //! - A failure is stored before the fence before the acknowledgement, and looked for after a completion was
 //!   acquired (K7).
 //! - `reserved`, `latest_sync` and the line of those that wait carry numbers only.

@@ -441,3 +441,23 @@ fn a_late_look_at_the_head_confirms_nothing() {
         other.join().expect("the thread ends");
     });
 }
+
+/// Somebody comes late to an error that another one dealt with, and stands still in the second look while the
+/// ring goes around and hardware stops at the next error.
+#[test]
+fn a_late_look_at_an_error_fails_the_entry_that_hardware_stands_at() {
+    bounded_model(3, || {
+        let queue = Hardware::passive(shape(2, false, Completion::Head));
+        let other = {
+            let queue = Arc::clone(&queue);
+            thread::spawn(move || queue.recover())
+        };
+        let first = send(&queue, PLAIN, &[0, 1], WithSync::Now);
+        wait(&queue, first, &[0, 1]).expect("hardware is there");
+        let _ = send(&queue, PLAIN, &[0], WithSync::Later);
+        // At the index where the first list began.
+        let refused = send(&queue, ILLEGAL, &[1], WithSync::Now);
+        assert_eq!(wait(&queue, refused, &[]), Err(SyncError::Refused));
+        other.join().expect("the thread ends");
+    });
+}

@@ -41,12 +41,13 @@ impl<D: Device> Queue<D> {
         let start = self.told.published.load(Ordering::Relaxed);
         let end = self.marks.end(start);
         if end != start {
+            // Before the tail, so that hardware fetches nothing that is not counted here.
+            self.told.published.store(end, Ordering::Relaxed);
             // Behind the look at the marks and before the tail: entries, and whatever was stored before they
             // were written.
             fence(Ordering::SeqCst);
             let more_bits = u32::from(self.shape.has_wrap_bit);
             self.device.write_tail(self.index(end, more_bits));
-            self.told.published.store(end, Ordering::Relaxed);
         }
     }
 
@@ -125,13 +126,19 @@ impl<D: Device> Queue<D> {
 
     /// Gets hardware over an error, if there still is one.
     #[cold]
-    fn recover(&self) {
+    pub(super) fn recover(&self) {
         let mut errors = self.failures.lock();
         // Again, now that nobody else does the same.
         self.look_at_status();
+        let (_, seen) = self.look_at_head();
+        // The first look may have begun laps ago, but shows that hardware stands still: the second one is exact.
+        // If it shows something else, whoever looks next deals with that.
         let (position, Some(fault)) = self.look_at_head() else {
             return;
         };
+        if seen != Some(fault) {
+            return;
+        }
         match fault {
             Fault::Illegal => {
                 errors.record(position, position, SyncError::Refused);
@@ -152,6 +159,14 @@ impl<D: Device> Queue<D> {
                 };
                 if first <= last {
                     errors.record(first, last, SyncError::DeviceTimedOut);
+                }
+            }
+            Fault::Unanswered => {
+                // Hardware goes on, and what it fetched since the first look may be laps.
+                let first = self.complete().load(Ordering::Acquire);
+                let end = self.told.published.load(Ordering::Relaxed);
+                if first < end {
+                    errors.record(first, end - 1, SyncError::DeviceTimedOut);
                 }
             }
         }

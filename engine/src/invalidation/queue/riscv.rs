@@ -121,8 +121,8 @@ impl<R: Registers> Device for CommandQueue<R> {
     fn acknowledge(&self, fault: Fault) {
         self.registers.clear_cqcsr(match fault {
             Fault::Illegal => CMD_ILL,
-            Fault::Timeout => CMD_TO,
-            Fault::Fetch | Fault::Dropped => CQMF,
+            Fault::Timeout | Fault::Dropped | Fault::Unanswered => CMD_TO,
+            Fault::Fetch => CQMF,
         });
     }
 

@@ -156,7 +156,7 @@ where
 
     fn acknowledge(&self, fault: Fault) {
         self.registers.clear_fsts(match fault {
-            Fault::Dropped | Fault::Timeout => ITE,
+            Fault::Dropped | Fault::Timeout | Fault::Unanswered => ITE,
             Fault::Illegal => IQE,
             Fault::Fetch => ICE,
         });

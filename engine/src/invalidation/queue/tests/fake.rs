@@ -79,6 +79,9 @@ pub(super) struct Fake {
     /// An answer came that nobody asked for.
     pub(super) has_stray_answer: AtomicBool,
     pub(super) is_stuck: AtomicBool,
+    /// What the head register of AMD reads as, if not `u32::MAX`: its value when somebody looked who stood still
+    /// since.
+    pub(super) late_head: AtomicU32,
     /// All registers read as ones.
     pub(super) is_gone: AtomicBool,
 }
@@ -107,6 +110,7 @@ impl Fake {
             failing_fetches: AtomicU32::new(0),
             has_stray_answer: AtomicBool::new(false),
             is_stuck: AtomicBool::new(false),
+            late_head: AtomicU32::new(u32::MAX),
             is_gone: AtomicBool::new(false),
         }
     }
@@ -317,7 +321,11 @@ impl amd::Registers for Fake {
     }
 
     fn head(&self) -> u64 {
-        self.wide_register(u64::from(self.head.load(RELAXED)) * 16)
+        let head = match self.late_head.load(RELAXED) {
+            u32::MAX => self.head.load(RELAXED),
+            late => late,
+        };
+        self.wide_register(u64::from(head) * 16)
     }
 
     fn status(&self) -> u64 {

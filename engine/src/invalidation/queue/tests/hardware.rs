@@ -447,13 +447,37 @@ fn an_amd_wait_counts_only_when_no_time_out_is_logged() {
     device.fake().log(amd::Event::IllegalCommand);
     device.fake().log(amd::Event::InvalidationTimeout);
     device.fake().store_status(9);
-    for fault in [super::super::Fault::Illegal, super::super::Fault::Dropped] {
+    for fault in [
+        super::super::Fault::Illegal,
+        super::super::Fault::Unanswered,
+    ] {
         assert_eq!(device.status(), 5);
         assert_eq!(device.head().fault, Some(fault));
         device.acknowledge(fault);
     }
     assert_eq!(device.status(), 9);
     assert_eq!(device.head().fault, None);
+}
+
+/// The buffer goes on meanwhile, so that the head says nothing of how far it came.
+#[test]
+fn an_amd_time_out_fails_all_that_was_told_wherever_the_head_seems_to_be() {
+    type Amd = amd::CommandBuffer<Fake>;
+    let queue = open::<Amd>();
+    let fake = queue.device().fake();
+    fake.are_devices_silent.store(true, RELAXED);
+    let silent = send(&queue, &[Amd::device()], WithSync::Now);
+    let behind = send(&queue, &[Amd::plain()], WithSync::Now);
+    for turn in 0..4 {
+        fake.pause(turn);
+    }
+    fake.late_head.store(0, RELAXED);
+    for ticket in [behind, silent] {
+        assert_eq!(wait(&queue, ticket), Err(SyncError::DeviceTimedOut));
+    }
+    fake.late_head.store(u32::MAX, RELAXED);
+    let next = send(&queue, &[Amd::plain()], WithSync::Now);
+    wait(&queue, next).expect("hardware answers");
 }
 
 #[test]
