@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use iopt::invalidation::{Changes, Invalidate, Kind, NoHardware, SyncError};
+use iopt::invalidation::{Changes, Gather, Invalidate, Kind, NoHardware, SyncError};
 use iopt::mem::{Arena, FlushLine, Heap, Limited, NonSnooped, TableMemory};
 use iopt::radix::{
     BreakBeforeMake, CutError, DirtyError, FaultWindow, Mapper, Table, TableError, UnmapError,
@@ -128,6 +128,45 @@ fn a_proof_frees_the_tables_of_its_own_operation_only() {
     table.reclaim(&late);
     table.trim();
     assert_eq!(table.table_count(), before - 4);
+}
+
+#[test]
+fn what_is_still_mapped_is_not_proven_gone() {
+    let table = Table::new(Sv::sv48(), Heap).expect("a root");
+    let mut claim = table.claim(range(0, GIB_1)).expect("free");
+    let mut mapper = table.mapper(&mut claim).expect("inside");
+    let mapped = range(0, 2 * MIB_2);
+    map(&mut mapper, 0, 2 * MIB_2);
+    let proofs = |gather: Gather| gather.sync(&NoHardware).expect("nothing fails");
+    let protected = mapper.protect(mapped, Prot::R).expect("it is mapped");
+    assert_eq!(protected.gather.range(), Some(mapped));
+    assert!(!proofs(protected.gather).covers(mapped));
+    let cut = mapper
+        .cut(
+            mapped,
+            PageSize::KIB_4,
+            BreakBeforeMake::Hitless,
+            &NoHardware,
+        )
+        .expect("it can");
+    assert!(!cut.covers(mapped));
+
+    // Between two unmaps that one sync serves.
+    let mut first = mapper
+        .unmap(range(0, PAGE), UnmapPolicy::Exact)
+        .expect("it is mapped")
+        .gather;
+    let hole = range(PAGE, PAGE);
+    let last = mapper
+        .unmap(range(2 * PAGE, PAGE), UnmapPolicy::Exact)
+        .expect("it is mapped");
+    first.join(last.gather).expect("nothing was retired");
+    assert!(!proofs(first).covers(hole));
+    assert!(table.lookup(hole.start()).is_some());
+    let rest = mapper
+        .unmap(mapped, UnmapPolicy::Sparse)
+        .expect("holes may be");
+    assert!(proofs(rest.gather).covers(hole));
 }
 
 #[test]

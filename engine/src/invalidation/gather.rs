@@ -49,16 +49,17 @@ impl Gather {
     ///
     /// # Errors
     ///
-    /// Gives `other` back if it belongs to another table, or if both retired tables.
+    /// Gives `other` back if it belongs to another table, if both retired tables, or if hardware has to be told of
+    /// them for different [reasons](Kind), unless these are [`Removed`](Kind::Removed) and
+    /// [`Altered`](Kind::Altered).
     pub fn join(&mut self, other: Self) -> Result<(), JoinError> {
         let both_retired = self.retired != Operation::NONE && other.retired != Operation::NONE;
-        if self.table != other.table || both_retired {
+        if self.table != other.table || both_retired || !self.changes.join(&other.changes) {
             return Err(JoinError { gather: other });
         }
         if self.retired == Operation::NONE {
             self.retired = other.retired;
         }
-        self.changes.absorb(&other.changes);
         Ok(())
     }
 
@@ -116,7 +117,9 @@ impl Gather {
 
 /// Two gathers that one sync cannot serve.
 #[derive(Debug, thiserror::Error)]
-#[error("the gathers belong to different tables, or both retired tables")]
+#[error(
+    "the gathers belong to different tables, changed them in different ways, or both retired tables"
+)]
 pub struct JoinError {
     /// The gather that was not added.
     pub gather: Gather,
@@ -177,13 +180,19 @@ impl Flushed {
         &self.gather.changes
     }
 
-    /// Returns whether every byte of `range` was removed and flushed. Says nothing of what was
-    /// mapped or unmapped there afterwards, so use a proof up when acting on it.
+    /// Returns whether nothing in `range` was mapped any more when it was flushed.
+    ///
+    /// False where something else happened to the range than an unmap, or where the proof is that of several
+    /// [joined](Gather::join) operations and may have holes. Says nothing of what was mapped there afterwards, so
+    /// use a proof up when acting on it.
     pub const fn covers(&self, range: IovaRange) -> bool {
-        match (self.gather.changes.kind(), self.gather.changes.range()) {
-            (Kind::Removed, Some(flushed)) => flushed.contains(range),
-            _ => false,
-        }
+        self.gather.changes.has_removed(range)
+    }
+
+    /// Returns whether `range` lies inside what was flushed, holes included: nothing of it is cached that was
+    /// gone by then.
+    pub(crate) const fn spans(&self, range: IovaRange) -> bool {
+        self.gather.changes.spans(range)
     }
 
     /// Returns which table it was flushed for.

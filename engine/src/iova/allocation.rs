@@ -48,7 +48,7 @@ impl Kept<'_> {
 
     /// Frees the part, of which `flushed` is the proof (W4).
     pub(super) fn free(self, flushed: &Flushed) {
-        debug_assert!(flushed.covers(self.range()), "the gather has all of it");
+        debug_assert!(flushed.spans(self.range()), "the gather has all of it");
         debug_assert_eq!(flushed.table(), self.0.space.table, "W3");
         self.0.free();
         mem::forget(self);

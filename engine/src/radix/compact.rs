@@ -29,7 +29,7 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
         }
         let table = self.table;
         let mut retiring = table.quarantine.begin();
-        let mut changes = Changes::none(Kind::Removed);
+        let mut changes = Changes::none(Kind::Altered);
         let done = table.compact_range(range, &mut changes, &mut retiring);
         match done {
             Err(NoRoom::Memory) if retiring.is_empty() => {

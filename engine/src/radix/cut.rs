@@ -114,7 +114,7 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
         if table.sizes.up_to(size).is_empty() {
             return Err(CutError::NoSize { size });
         }
-        let mut changes = Changes::none(Kind::Removed);
+        let mut changes = Changes::none(Kind::Altered);
         let result = self.cut_all(range, size, bbm, hardware, &mut changes);
         self.finish(result, changes, Operation::NONE, hardware)
     }
@@ -325,7 +325,7 @@ impl<F: Format, M: TableMemory> Table<F, M> {
         live: &Live,
         hardware: &I,
     ) -> Result<(), CutError> {
-        let mut changes = Changes::none(Kind::Removed);
+        let mut changes = Changes::none(Kind::Altered);
         changes.add_leaf(live.range(), live.leaf.size);
         self.flush_changes(&changes, hardware)
     }

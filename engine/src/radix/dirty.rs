@@ -143,7 +143,7 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
         let table = self.table;
         let rule = self.check_dirty(range)?;
         let mut open = None;
-        let mut changes = Changes::none(Kind::Removed);
+        let mut changes = Changes::none(Kind::Altered);
         table.each_dirty_entry(range, rule, |dirty| {
             let Dirty {
                 entry, level, size, ..

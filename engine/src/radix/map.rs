@@ -121,13 +121,13 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
         let table = self.table;
         fence(Ordering::Release);
         let retired = retiring.map_or(Operation::NONE, Retiring::finish);
-        if retired != Operation::NONE {
-            changes = changes.with_kind(Kind::Replaced);
-            self.forget();
-        }
         let new_root = self.announce_root();
         if table.map_side == MapSide::Announced || new_root.is_some() {
             changes.absorb(&Changes::leaves(range, sizes, Kind::Added));
+        }
+        if retired != Operation::NONE {
+            changes = changes.with_kind(Kind::Replaced);
+            self.forget();
         }
         if changes.range().is_none() {
             return MapSync::none(table.id);

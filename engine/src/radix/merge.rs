@@ -37,7 +37,7 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
                 claim: self.range(),
             });
         }
-        let mut changes = Changes::none(Kind::Removed);
+        let mut changes = Changes::none(Kind::Altered);
         let mut retiring = self.table.quarantine.begin();
         let result = self.merge_all(range, bbm, hardware, &mut changes, &mut retiring);
         if !retiring.is_empty() {

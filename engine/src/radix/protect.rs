@@ -75,7 +75,7 @@ impl<F: Format, M: TableMemory> Mapper<'_, F, M> {
             return Err(ProtectError::Prot { prot });
         };
         let start = range.start().get();
-        let mut changes = Changes::none(Kind::Removed);
+        let mut changes = Changes::none(Kind::Altered);
         let mut was_dirty = false;
         if let Some(last) = self.survey(range, UnmapPolicy::Exact)? {
             if F::BREAK_BEFORE_MAKE {

@@ -93,7 +93,7 @@ impl Planner for Amd {
         };
         let is_added = changes.kind() == Kind::Added;
         // What was absent may have been an item of any level.
-        let has_tables = changes.kind() != Kind::Removed || !changes.is_leaf_only();
+        let has_tables = !changes.has_lost_only_leaves();
         match *tag {
             Tag::Iotlb { domain_id, pasid } if !is_added || self.has_absent_entries => {
                 emit(Command::InvalidatePages {

@@ -9,6 +9,8 @@ pub mod riscv;
 pub mod smmuv3;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 pub mod vtd;
 
 use core::fmt::Debug;

@@ -110,8 +110,7 @@ impl Planner for Riscv {
         if is_added && !self.needs_map_invalidation {
             return;
         }
-        // Tables that went without a leaf were empty: nothing was translated through them.
-        let has_lost_leaves = changes.kind() == Kind::Removed && !changes.leaf_sizes().is_empty();
+        let has_lost_leaves = changes.has_lost_leaves();
         match *tag {
             Tag::FirstStage { gscid, pscid } => self.plan_stage(changes, range, |target| {
                 emit(Command::IotinvalVma {

@@ -122,8 +122,7 @@ impl Planner for Smmuv3 {
         if changes.kind() == Kind::Added {
             return;
         }
-        // Tables that went without a leaf were empty: nothing was translated through them.
-        let has_lost_leaves = changes.kind() == Kind::Removed && !changes.leaf_sizes().is_empty();
+        let has_lost_leaves = changes.has_lost_leaves();
         match *tag {
             Tag::Stage1 {
                 vmid,
@@ -216,7 +215,7 @@ impl Smmuv3 {
         range: IovaRange,
         mut emit: impl FnMut(Option<Target>),
     ) {
-        let is_leaf = has_only_leaves(changes);
+        let is_leaf = changes.has_lost_only_leaves();
         match self.reach(granule, changes, range) {
             Reach::All => emit(None),
             Reach::Steps {
@@ -293,7 +292,7 @@ impl Smmuv3 {
 
     /// Returns the level of all leaves that went, if there is just one and a command can name it.
     fn hint(self, granule: Granule, changes: &Changes) -> Option<Level> {
-        if !has_only_leaves(changes) {
+        if !changes.has_lost_only_leaves() {
             return None;
         }
         let sizes = changes.leaf_sizes();
@@ -309,11 +308,6 @@ impl Smmuv3 {
     }
 }
 
-/// Returns whether entries that point to tables may stay cached.
-fn has_only_leaves(changes: &Changes) -> bool {
-    changes.kind() == Kind::Removed && changes.is_leaf_only()
-}
-
 /// Returns the distance of addresses that meet every entry that went.
 ///
 /// A contiguous group may be cached as the items that it consists of, so each of them is told.
@@ -323,7 +317,7 @@ fn step_lg2(granule: Granule, changes: &Changes) -> u8 {
         .smallest()
         .map(|size| item_lg2(granule, level_of(granule, size)));
     // If tables went that nobody named, they were leaf tables at worst.
-    let table = (!has_only_leaves(changes)).then(|| {
+    let table = (!changes.has_lost_only_leaves()).then(|| {
         let level = (1..=Level::MAX.0)
             .map(Level)
             .find(|&level| changes.has_table(level));

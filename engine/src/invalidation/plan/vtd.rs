@@ -131,7 +131,7 @@ impl Planner for Vtd {
             return;
         };
         let is_added = changes.kind() == Kind::Added;
-        let is_leaf_only = changes.kind() == Kind::Removed && changes.is_leaf_only();
+        let is_leaf_only = changes.has_lost_only_leaves();
         // An invalidation of any one page flushes the write buffer, and hardly drops anything.
         let first_page =
             IovaRange::new(range.start(), range.start()).expect("an address is not above itself");
