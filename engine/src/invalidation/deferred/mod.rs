@@ -209,13 +209,17 @@ impl<I: Invalidate, R: Release> Deferred<I, R> {
         Ok(())
     }
 
-    /// Flushes what is older than the window allows, and releases what other flushes covered.
+    /// Flushes what is older than the window allows, or failed to be flushed before, and releases what other
+    /// flushes covered.
     ///
     /// # Errors
     ///
     /// The first [`SyncError`]; what is not confirmed stays queued.
     pub fn flush_due(&self) -> Result<(), SyncError> {
-        self.fly_all(|state| self.is_covered(&state.entries) || self.is_old(state))
+        self.fly_all(|state| {
+            let has_failed = matches!(state.flight, Flight::Failed(_));
+            has_failed || self.is_covered(&state.entries) || self.is_old(state)
+        })
     }
 
     /// Flushes everything that was deferred before the call, except what another thread is just flushing.

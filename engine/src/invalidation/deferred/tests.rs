@@ -196,6 +196,27 @@ fn a_failed_flush_releases_nothing_and_loses_nothing() {
 }
 
 #[test]
+fn what_failed_is_due_until_it_is_flushed() {
+    let scene = Scene::new(SMALL);
+    scene.hardware.set_failing(true);
+    for number in 0..4 {
+        scene.defer(number).expect("there is room for it");
+    }
+    assert_eq!(scene.hardware.flush_count(), 1);
+    assert_eq!(scene.deferred.flush_due(), Err(SyncError::TimedOut));
+    assert_eq!(scene.hardware.flush_count(), 2);
+    // Who defers does not wait for dead hardware each time.
+    scene.defer(4).expect("there is room for it");
+    assert_eq!(scene.hardware.flush_count(), 2);
+
+    scene.hardware.set_failing(false);
+    scene.deferred.flush_due().expect("the hardware works again");
+    assert_eq!(scene.released(), [0, 1, 2, 3, 4]);
+    scene.deferred.flush_due().expect("nothing is sent");
+    assert_eq!(scene.hardware.flush_count(), 3);
+}
+
+#[test]
 fn dropping_flushes() {
     let scene = Scene::new(SMALL);
     scene.defer(3).expect("there is room");
