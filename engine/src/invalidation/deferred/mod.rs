@@ -52,6 +52,9 @@ pub use crate::invalidation::deferred::timer::Timer;
 /// Dropped without its proof it must stay unused for good, as the hardware may reach it.
 pub trait Release {
     /// Lets it be used again. Runs with no lock of the engine held, on whichever thread flushed.
+    ///
+    /// If it panics, so does the call that flushed. What was flushed with it stays queued, and is released by the
+    /// next call that flushes; the [`Timer`] thread ends.
     fn release(self, flushed: Flushed);
 }
 
@@ -120,7 +123,7 @@ enum Flight<R> {
     Landed(Vec<Entry<R>>),
     /// Somebody has them.
     Out,
-    /// Their flush failed.
+    /// Their flush failed, or somebody panicked before they were released.
     Failed(Vec<Entry<R>>),
 }
 
@@ -214,7 +217,7 @@ impl<I: Invalidate, R: Release> Deferred<I, R> {
     ///
     /// # Errors
     ///
-    /// The first [`SyncError`]; what is not confirmed stays queued.
+    /// [`SyncError`]; what is not confirmed stays queued.
     pub fn flush_due(&self) -> Result<(), SyncError> {
         self.fly_all(|state| {
             let has_failed = matches!(state.flight, Flight::Failed(_));
@@ -226,7 +229,7 @@ impl<I: Invalidate, R: Release> Deferred<I, R> {
     ///
     /// # Errors
     ///
-    /// The first [`SyncError`]; what is not confirmed stays queued.
+    /// [`SyncError`]; what is not confirmed stays queued.
     pub fn flush(&self) -> Result<(), SyncError> {
         self.fly_all(|_| true)
     }
@@ -280,13 +283,27 @@ impl<I: Invalidate, R: Release> Deferred<I, R> {
         !state.entries.is_empty() && u128::from(age) >= self.window.age.as_nanos()
     }
 
+    /// As [`fly`](Self::fly) for all queues. Hardware that has failed once is not asked again, as each time may cost
+    /// its limit; what needs no flush is released all the same.
     fn fly_all(&self, is_due: impl Fn(&Queue<R>) -> bool) -> Result<(), SyncError> {
         let mut result = Ok(());
         for queue in &self.queues {
-            let flown = self.fly(queue, &is_due);
+            let has_failed = result.is_err();
+            let flown = self.fly(queue, |state| {
+                is_due(state) && (!has_failed || self.needs_no_flush(state))
+            });
             result = result.and(flown);
         }
         result
+    }
+
+    /// Returns whether a flush covers what would be taken off next.
+    fn needs_no_flush(&self, state: &Queue<R>) -> bool {
+        match &state.flight {
+            Flight::Failed(batch) => self.is_covered(batch),
+            Flight::Landed(_) => self.is_covered(&state.entries),
+            Flight::Out => false,
+        }
     }
 
     /// Flushes and releases what failed before, and the entries if they are due; not while somebody else
@@ -302,27 +319,14 @@ impl<I: Invalidate, R: Release> Deferred<I, R> {
                 return Ok(());
             }
             let has_more = matches!(state.flight, Flight::Failed(_));
-            let Some(mut batch) = state.take_off() else {
+            let Some(batch) = state.take_off() else {
                 return Ok(());
             };
             drop(state);
-            let flushed = self.flush_batch(&batch);
-            if flushed.is_ok() {
-                // E2: the batch was flushed. E4: no lock is held.
-                for Entry {
-                    gather, release, ..
-                } in batch.drain(..)
-                {
-                    release.release(gather.flushed());
-                }
-            }
-            let mut state = queue.lock();
-            state.flight = match flushed {
-                Ok(()) => Flight::Landed(batch),
-                Err(_) => Flight::Failed(batch),
-            };
-            drop(state);
-            flushed?;
+            let out = Out { queue, batch };
+            self.flush_batch(&out.batch)?;
+            // E2: the batch was flushed. E4: no lock is held.
+            out.release();
             if !has_more {
                 return Ok(());
             }
@@ -370,6 +374,54 @@ impl<R> Queue<R> {
             Flight::Landed(memory) => Some(mem::replace(&mut self.entries, memory)),
             Flight::Out => None,
         }
+    }
+}
+
+/// What was taken off, until it is released. Whatever is left lands again, so that a panic of the hardware or
+/// of a release does not keep the queue waiting for it.
+struct Out<'a, R> {
+    queue: &'a Mutex<Queue<R>>,
+    /// In the order of their `seen`.
+    batch: Vec<Entry<R>>,
+}
+
+impl<R: Release> Out<'_, R> {
+    /// Releases the batch, which was flushed.
+    fn release(mut self) {
+        let rest = Reversed::new(&mut self.batch);
+        while let Some(Entry {
+            gather, release, ..
+        }) = rest.0.pop()
+        {
+            release.release(gather.flushed());
+        }
+    }
+}
+
+impl<R> Drop for Out<'_, R> {
+    fn drop(&mut self) {
+        let batch = mem::take(&mut self.batch);
+        self.queue.lock().flight = if batch.is_empty() {
+            Flight::Landed(batch)
+        } else {
+            Flight::Failed(batch)
+        };
+    }
+}
+
+/// Entries with the first one last, where it is taken out without moving the others.
+struct Reversed<'a, R>(&'a mut Vec<Entry<R>>);
+
+impl<'a, R> Reversed<'a, R> {
+    fn new(entries: &'a mut Vec<Entry<R>>) -> Self {
+        entries.reverse();
+        Self(entries)
+    }
+}
+
+impl<R> Drop for Reversed<'_, R> {
+    fn drop(&mut self) {
+        self.0.reverse();
     }
 }
 

@@ -1,6 +1,7 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cell::RefCell;
+use std::panic;
 use std::rc::Rc;
 use std::thread;
 
@@ -210,10 +211,75 @@ fn what_failed_is_due_until_it_is_flushed() {
     assert_eq!(scene.hardware.flush_count(), 2);
 
     scene.hardware.set_failing(false);
-    scene.deferred.flush_due().expect("the hardware works again");
+    scene
+        .deferred
+        .flush_due()
+        .expect("the hardware works again");
     assert_eq!(scene.released(), [0, 1, 2, 3, 4]);
     scene.deferred.flush_due().expect("nothing is sent");
     assert_eq!(scene.hardware.flush_count(), 3);
+}
+
+#[test]
+fn hardware_that_fails_is_asked_once_for_all_queues() {
+    let window = Window {
+        queue_count: 3,
+        ..SMALL
+    };
+    let scene = Scene::new(window);
+    let push = |number: usize| {
+        let released = Rc::clone(&scene.released);
+        let number = number as u64;
+        let queue = &scene.deferred.queues[number as usize % 3];
+        let note = Note { number, released };
+        assert!(scene.deferred.push(queue, removal(number), note).is_ok());
+    };
+    (0..3).for_each(push);
+    scene.hardware.set_failing(true);
+    assert_eq!(scene.deferred.flush(), Err(SyncError::TimedOut));
+    assert_eq!(scene.hardware.flush_count(), 1);
+    assert_eq!(scene.deferred.waiting_count(), 3);
+
+    // The last queue is covered by a flush, and the first gets something new that no flush covers.
+    scene.hardware.set_failing(false);
+    let first = &scene.deferred.queues[1];
+    scene.deferred.fly(first, |_| true).expect("it works");
+    push(3);
+    scene.hardware.set_failing(true);
+    assert_eq!(scene.deferred.flush(), Err(SyncError::TimedOut));
+    assert_eq!(scene.released(), [1, 0, 2]);
+    assert_eq!(scene.hardware.flush_count(), 3);
+}
+
+#[test]
+fn a_release_that_panics_keeps_nothing_else_waiting() {
+    struct Fragile {
+        panics: bool,
+        count: Rc<RefCell<usize>>,
+    }
+    impl Release for Fragile {
+        fn release(self, _: Flushed) {
+            assert!(!self.panics, "this release panics");
+            *self.count.borrow_mut() += 1;
+        }
+    }
+    let count = Rc::new(RefCell::new(0));
+    let hardware = Hardware::default();
+    let deferred = Deferred::new(&hardware, SMALL);
+    for number in 0..3 {
+        let release = Fragile {
+            panics: number == 1,
+            count: Rc::clone(&count),
+        };
+        let taken = deferred.defer(removal(number), release);
+        taken.expect("there is room");
+    }
+    let flush = panic::AssertUnwindSafe(|| deferred.flush());
+    assert!(panic::catch_unwind(flush).is_err());
+    assert_eq!((*count.borrow(), deferred.waiting_count()), (1, 1));
+    deferred.flush_due().expect("nothing is sent");
+    assert_eq!((*count.borrow(), deferred.waiting_count()), (2, 0));
+    assert_eq!(hardware.flush_count(), 1);
 }
 
 #[test]
