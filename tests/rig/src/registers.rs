@@ -148,7 +148,7 @@ impl amd::Registers for Registers {
         None
     }
 
-    fn acknowledge(&self) {
+    fn acknowledge(&self, _event: Option<amd::Event>) {
         const CMD_BUF_EN: u64 = 1 << 12;
         self.iommu.acknowledge(0);
         self.iommu.acknowledge(CMD_BUF_EN);

@@ -38,10 +38,11 @@ pub trait Registers: Platform {
     /// the event log as far as it goes.
     fn event(&self) -> Option<Event>;
 
-    /// Takes the event out that [`event`](Self::event) returned, if it returned one. If it is no
-    /// [`InvalidationTimeout`](Event::InvalidationTimeout), or if there is none, clears `CmdBufEn` and sets
-    /// it, so that commands are fetched from the head on (MMIO offset 18h, bit 12).
-    fn acknowledge(&self);
+    /// Takes out `event`, which was dealt with and is the oldest one. If it is no
+    /// [`InvalidationTimeout`](Event::InvalidationTimeout), or if the buffer stopped without an event, clears
+    /// `CmdBufEn` and sets it, so that commands are fetched from the head on (MMIO offset 18h, bit 12), and
+    /// returns when `CmdBufRun` reads 1 (MMIO offset 2020h, bit 4): until then the buffer counts as stopped again.
+    fn acknowledge(&self, event: Option<Event>);
 }
 
 /// What the event log says of a command.
@@ -73,8 +74,8 @@ pub struct CommandBuffer<R> {
 }
 
 impl<R: Registers> CommandBuffer<R> {
-    /// Creates the buffer that `registers` belong to, which is enabled and empty. The IOMMU finds the
-    /// status word at the address `status`, a multiple of 8.
+    /// Creates the buffer that `registers` belong to, which is enabled and empty, and whose `CmdBufRun` reads 1. The
+    /// IOMMU finds the status word at the address `status`, a multiple of 8.
     pub fn new(registers: R, status: Oa) -> Self {
         let word = registers.status_word().load(Ordering::Relaxed);
         Self {
@@ -163,8 +164,17 @@ impl<R: Registers> Device for CommandBuffer<R> {
         wait.encode()
     }
 
-    fn acknowledge(&self, _fault: Fault) {
-        self.registers.acknowledge();
+    fn acknowledge(&self, fault: Fault) {
+        let event = match fault {
+            Fault::Unanswered | Fault::Dropped | Fault::Timeout => Some(Event::InvalidationTimeout),
+            Fault::Fetch => Some(Event::CommandHardware),
+            // Others are still to be dealt with: they came since the buffer stopped without one.
+            Fault::Illegal => {
+                let oldest = self.registers.event();
+                oldest.filter(|&event| event == Event::IllegalCommand)
+            }
+        };
+        self.registers.acknowledge(event);
     }
 
     fn now_ns(&self) -> u64 {

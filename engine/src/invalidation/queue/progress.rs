@@ -141,9 +141,9 @@ impl<D: Device> Queue<D> {
         }
         match fault {
             Fault::Illegal => {
-                errors.record(position, position, SyncError::Refused);
-                // Hardware stands still there (K2), unless it makes it up.
+                // Hardware stands still there (K2), unless it makes it up, or was stopped where it had nothing to do.
                 if position < self.taken.reserved.load(Ordering::Relaxed) {
+                    errors.record(position, position, SyncError::Refused);
                     let sync = self.device.sync_entry(self.number(position + 1));
                     self.write(position, &sync);
                 }

@@ -131,6 +131,11 @@ impl Fake {
         self.status_word.store(word.to_le(), RELAXED);
     }
 
+    /// Stops with nothing in the log of AMD.
+    pub(super) fn stop_unlogged(&self) {
+        self.stop.store(Stop::Illegal as u32, RELAXED);
+    }
+
     fn halt(&self, stop: Stop) {
         self.stop.store(stop as u32, RELAXED);
         self.last_stop.store(stop as u32, RELAXED);
@@ -337,8 +342,12 @@ impl amd::Registers for Fake {
         self.events.lock().front().copied()
     }
 
-    fn acknowledge(&self) {
-        let event = self.events.lock().pop_front();
+    fn acknowledge(&self, event: Option<amd::Event>) {
+        let mut events = self.events.lock();
+        if event.is_some() {
+            assert_eq!(events.pop_front(), event);
+        }
+        drop(events);
         if event != Some(amd::Event::InvalidationTimeout) {
             self.go_on();
         }

@@ -459,6 +459,31 @@ fn an_amd_wait_counts_only_when_no_time_out_is_logged() {
     assert_eq!(device.head().fault, None);
 }
 
+#[test]
+fn a_time_out_that_an_amd_buffer_logs_while_another_error_is_dealt_with_stays() {
+    let device = <amd::CommandBuffer<Fake> as Architecture>::new();
+    device.fake().stop_unlogged();
+    let stopped = super::super::Fault::Illegal;
+    assert_eq!(device.head().fault, Some(stopped));
+    device.fake().log(amd::Event::InvalidationTimeout);
+    device.acknowledge(stopped);
+    let logged = super::super::Fault::Unanswered;
+    assert_eq!(device.head().fault, Some(logged));
+    device.acknowledge(logged);
+    assert_eq!(device.head().fault, None);
+}
+
+#[test]
+fn a_buffer_that_stopped_with_nothing_to_do_fails_no_list() {
+    type Amd = amd::CommandBuffer<Fake>;
+    let queue = open::<Amd>();
+    queue.device().fake().stop_unlogged();
+    queue.poll();
+    assert_eq!(queue.device().head().fault, None);
+    let ticket = send(&queue, &[Amd::plain()], WithSync::Now);
+    wait(&queue, ticket).expect("hardware answers");
+}
+
 /// The buffer goes on meanwhile, so that the head says nothing of how far it came.
 #[test]
 fn an_amd_time_out_fails_all_that_was_told_wherever_the_head_seems_to_be() {
