@@ -108,6 +108,7 @@ impl<R: Registers> Device for CommandBuffer<R> {
     fn shape(&self) -> Shape {
         Shape {
             lg2_entries: self.lg2_entries(),
+            least_lg2_entries: LEAST_LG2,
             has_wrap_bit: false,
             completion: Completion::Status,
         }

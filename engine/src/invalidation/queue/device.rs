@@ -85,8 +85,12 @@ pub trait Device {
 /// The form of a queue.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Shape {
-    /// Logarithm of the number of entries, from 1 to 30.
+    /// Logarithm of the number of entries, from 1 to 24; 1 only with a wrap bit: without it, a command and its SYNC
+    /// do not fit.
     pub lg2_entries: u8,
+    /// The least logarithm that the base register can say. A smaller ring is refused: hardware would read on
+    /// behind it.
+    pub least_lg2_entries: u8,
     /// Whether indices in registers have one bit more than entries need (Arm IHI 0070, 3.5.1), which lets
     /// the queue be full to the last entry. Otherwise one entry stays free, because equal indices mean
     /// an empty queue (Intel VT-d specification, 6.5.2; AMD 48882, 2.4; RISC-V IOMMU specification,

@@ -201,7 +201,8 @@ impl<D: Device> Queue<D> {
         let lg2_entries = shape.lg2_entries;
         let entry_count = 1_u64.checked_shl(u32::from(lg2_entries)).unwrap_or(0);
         let capacity = entry_count.saturating_sub(u64::from(!shape.has_wrap_bit));
-        if !LG2_ENTRIES.contains(&lg2_entries) || capacity < 2 {
+        let is_large_enough = lg2_entries >= shape.least_lg2_entries && capacity >= 2;
+        if !LG2_ENTRIES.contains(&lg2_entries) || !is_large_enough {
             return Err(ShapeError::Entries { lg2_entries });
         }
         let (needed, given) = (entry_count as usize * D::Entry::WORDS, device.ring().len());

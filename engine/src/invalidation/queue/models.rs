@@ -256,6 +256,7 @@ fn beside_hardware(queue: &Arc<Small>, act: fn(&Small)) {
 const fn shape(lg2_entries: u8, has_wrap_bit: bool, completion: Completion) -> Shape {
     Shape {
         lg2_entries,
+        least_lg2_entries: 1,
         has_wrap_bit,
         completion,
     }

@@ -41,7 +41,7 @@ const CQMF: u32 = 1 << 8;
 const CMD_TO: u32 = 1 << 9;
 /// The command at the head is illegal.
 const CMD_ILL: u32 = 1 << 10;
-/// What `LOG2SZ-1` of `cqb` can say, 32 bits of index.
+/// What a queue of ours can count; `LOG2SZ-1` of `cqb` could say 32.
 const MOST_LG2: u8 = 24;
 
 /// A command queue that hardware reads, with completion shown by its head.
@@ -78,6 +78,7 @@ impl<R: Registers> Device for CommandQueue<R> {
     fn shape(&self) -> Shape {
         Shape {
             lg2_entries: self.lg2_entries(),
+            least_lg2_entries: 1,
             has_wrap_bit: false,
             completion: Completion::Head,
         }

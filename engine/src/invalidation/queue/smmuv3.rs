@@ -81,6 +81,7 @@ impl<R: Registers> Device for CommandQueue<R> {
     fn shape(&self) -> Shape {
         Shape {
             lg2_entries: self.lg2_entries(),
+            least_lg2_entries: 1,
             has_wrap_bit: true,
             completion: Completion::Head,
         }

@@ -53,7 +53,8 @@ const ICE: u32 = 1 << 5;
 const ITE: u32 = 1 << 6;
 
 /// Bytes of 2^QS pages, QS being 7 at most.
-const MOST_LEN_LG2: u32 = 19;
+const PAGE_LG2: u32 = 12;
+const MOST_LEN_LG2: u32 = PAGE_LG2 + 7;
 
 /// An invalidation queue whose descriptors have `WORDS` words, 2 or 4, with completion shown by a status word.
 pub struct InvalidationQueue<R, const WORDS: usize> {
@@ -90,7 +91,7 @@ impl<R: Registers, const WORDS: usize> InvalidationQueue<R, WORDS> {
         const WIDE: u64 = 1 << 11;
         let len_lg2 = u32::from(self.lg2_entries()) + Self::LEN_LG2;
         let width = if WORDS == 4 { WIDE } else { 0 };
-        address.get() & !0xfff | width | u64::from(len_lg2.saturating_sub(12))
+        address.get() & !0xfff | width | u64::from(len_lg2.saturating_sub(PAGE_LG2))
     }
 }
 
@@ -104,6 +105,7 @@ where
     fn shape(&self) -> Shape {
         Shape {
             lg2_entries: self.lg2_entries(),
+            least_lg2_entries: (PAGE_LG2 - Self::LEN_LG2) as u8,
             has_wrap_bit: false,
             completion: Completion::Status,
         }

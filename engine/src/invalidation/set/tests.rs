@@ -10,6 +10,7 @@ use iopt_formats::{Iova, IovaRange, PageSize, PageSizes};
 
 const SHAPE: Shape = Shape {
     lg2_entries: 5,
+    least_lg2_entries: 1,
     has_wrap_bit: true,
     completion: Completion::Head,
 };

@@ -7,7 +7,9 @@ use iopt_formats::{Iova, Oa};
 
 use super::fake::{Fake, Meaning, Nature, OnTimeout};
 use super::*;
-use crate::invalidation::queue::{Device, Entry, Platform as _, amd, riscv, smmuv3, vtd};
+use crate::invalidation::queue::{
+    Device, Entry, Platform as _, ShapeError, amd, riscv, smmuv3, vtd,
+};
 use crate::invalidation::{Encode, SyncError};
 use crate::sync::atomic::Ordering;
 
@@ -21,7 +23,10 @@ const LIST_COUNT: usize = if cfg!(miri) { 24 } else { ENTRIES };
 
 /// The queue of one architecture over the register file.
 trait Architecture: Device + Sized {
-    fn new() -> Self;
+    fn new() -> Self {
+        Self::with_entries(ENTRIES)
+    }
+    fn with_entries(entries: usize) -> Self;
     fn fake(&self) -> &Fake;
     /// Something that cannot fail.
     fn plain() -> Self::Entry;
@@ -43,7 +48,7 @@ fn pair(words: &[u64]) -> [u64; 2] {
 }
 
 impl Architecture for smmuv3::CommandQueue<Fake> {
-    fn new() -> Self {
+    fn with_entries(entries: usize) -> Self {
         fn decode(words: &[u64]) -> Meaning {
             use smmuv3_command::Command;
             match Command::decode(pair(words)) {
@@ -59,7 +64,7 @@ impl Architecture for smmuv3::CommandQueue<Fake> {
             on_timeout: OnTimeout::StopAtSync,
             decode,
         };
-        Self::new(Fake::new(nature, ENTRIES))
+        Self::new(Fake::new(nature, entries))
     }
 
     fn fake(&self) -> &Fake {
@@ -91,7 +96,7 @@ where
     [u64; WORDS]: Entry,
     vtd_command::Descriptor: Encode<[u64; WORDS]>,
 {
-    fn new() -> Self {
+    fn with_entries(entries: usize) -> Self {
         fn decode(words: &[u64]) -> Meaning {
             use vtd_command::Descriptor;
             let descriptor = match *words {
@@ -115,7 +120,7 @@ where
             on_timeout: OnTimeout::DropSync,
             decode,
         };
-        Self::new(Fake::new(nature, ENTRIES), STATUS_AT)
+        Self::new(Fake::new(nature, entries), STATUS_AT)
     }
 
     fn fake(&self) -> &Fake {
@@ -149,7 +154,7 @@ where
 }
 
 impl Architecture for amd::CommandBuffer<Fake> {
-    fn new() -> Self {
+    fn with_entries(entries: usize) -> Self {
         fn decode(words: &[u64]) -> Meaning {
             use amd_command::Command;
             match Command::decode(pair(words)) {
@@ -167,7 +172,7 @@ impl Architecture for amd::CommandBuffer<Fake> {
             on_timeout: OnTimeout::Log,
             decode,
         };
-        Self::new(Fake::new(nature, ENTRIES), STATUS_AT)
+        Self::new(Fake::new(nature, entries), STATUS_AT)
     }
 
     fn fake(&self) -> &Fake {
@@ -195,7 +200,7 @@ impl Architecture for amd::CommandBuffer<Fake> {
 }
 
 impl Architecture for riscv::CommandQueue<Fake> {
-    fn new() -> Self {
+    fn with_entries(entries: usize) -> Self {
         fn decode(words: &[u64]) -> Meaning {
             use riscv_command::Command;
             match Command::decode(pair(words)) {
@@ -219,7 +224,7 @@ impl Architecture for riscv::CommandQueue<Fake> {
             on_timeout: OnTimeout::StopAtSync,
             decode,
         };
-        Self::new(Fake::new(nature, ENTRIES))
+        Self::new(Fake::new(nature, entries))
     }
 
     fn fake(&self) -> &Fake {
@@ -503,6 +508,21 @@ fn an_amd_time_out_fails_all_that_was_told_wherever_the_head_seems_to_be() {
     fake.late_head.store(u32::MAX, RELAXED);
     let next = send(&queue, &[Amd::plain()], WithSync::Now);
     wait(&queue, next).expect("hardware answers");
+}
+
+/// Hardware would read on behind a smaller one.
+#[test]
+fn rings_are_at_least_as_large_as_base_registers_can_say() {
+    fn check<A: Architecture>(least: usize) {
+        assert!(Queue::new(A::with_entries(least)).is_ok());
+        let error = Queue::new(A::with_entries(least / 2)).map(|_| ());
+        assert!(matches!(error, Err(ShapeError::Entries { .. })));
+    }
+    check::<smmuv3::CommandQueue<Fake>>(2);
+    check::<vtd::InvalidationQueue<Fake, 2>>(256);
+    check::<vtd::InvalidationQueue<Fake, 4>>(128);
+    check::<amd::CommandBuffer<Fake>>(256);
+    check::<riscv::CommandQueue<Fake>>(4);
 }
 
 #[test]

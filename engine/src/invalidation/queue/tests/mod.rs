@@ -19,11 +19,13 @@ type Pair = [u64; 2];
 
 const HEAD: Shape = Shape {
     lg2_entries: 3,
+    least_lg2_entries: 1,
     has_wrap_bit: true,
     completion: Completion::Head,
 };
 const STATUS: Shape = Shape {
     lg2_entries: 3,
+    least_lg2_entries: 1,
     has_wrap_bit: false,
     completion: Completion::Status,
 };

@@ -241,6 +241,7 @@ fn the_smallest_queue_works() {
         for completion in [Completion::Head, Completion::Status] {
             let queue = running(Shape {
                 lg2_entries,
+                least_lg2_entries: 1,
                 has_wrap_bit,
                 completion,
             });

@@ -99,6 +99,7 @@ fn four_producers_lose_tear_repeat_and_mix_nothing_over_many_laps() {
         for has_wrap_bit in [true, false] {
             let shape = Shape {
                 lg2_entries: 3,
+                least_lg2_entries: 1,
                 has_wrap_bit,
                 completion,
             };
