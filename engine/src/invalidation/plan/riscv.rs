@@ -184,7 +184,7 @@ impl Riscv {
     /// Calls `emit` with each target that makes the caches of a stage forget the changes, or with `None` for
     /// everything.
     fn plan_stage(self, changes: &Changes, range: IovaRange, mut emit: impl FnMut(Option<Target>)) {
-        let is_leaf = changes.is_leaf_only() && changes.kind() != Kind::Replaced;
+        let is_leaf = changes.has_lost_only_leaves();
         if !is_leaf && !self.features.has_non_leaf {
             emit(None);
             return;
@@ -205,7 +205,7 @@ impl Riscv {
             }
             return;
         }
-        let step_lg2 = step_lg2(changes, is_leaf);
+        let step_lg2 = step_lg2(changes);
         let first = range.start().get() >> step_lg2;
         let last = range.last().get() >> step_lg2;
         if last - first >= MAX_STEPS - 1 {
@@ -225,10 +225,14 @@ impl Riscv {
 /// Returns the distance of addresses that meet every entry that went.
 ///
 /// A 64 KiB page may be cached as the items that it consists of, so each of them is told.
-fn step_lg2(changes: &Changes, is_leaf: bool) -> u8 {
+fn step_lg2(changes: &Changes) -> u8 {
+    if changes.kind() == Kind::Added {
+        // What was absent may have been asked for page by page.
+        return PAGE_LG2;
+    }
     let leaf = changes.leaf_sizes().smallest().map(level_of);
     // If tables went that nobody named, they were leaf tables at worst.
-    let table = (!is_leaf).then(|| {
+    let table = (!changes.has_lost_only_leaves()).then(|| {
         (1..=Level::MAX.0)
             .map(Level)
             .find(|&level| changes.has_table(level))

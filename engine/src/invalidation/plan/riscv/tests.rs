@@ -253,7 +253,18 @@ fn what_came_is_told_only_to_emulators_that_ask() {
         assert_eq!(plan(PLAIN, tag, &added), []);
         assert_eq!(plan(asking, tag, &Changes::none(Kind::Added)), []);
     }
-    assert_eq!(targets(asking, &added), [target(0x5000, 0, true)]);
+    // What was absent may have been an item of any level, and not where the leaf is that came.
+    assert_eq!(targets(asking, &added), [None]);
+    let naming = Riscv {
+        needs_map_invalidation: true,
+        ..NON_LEAF
+    };
+    assert_eq!(targets(naming, &added), [target(0x5000, 0, false)]);
+    let group = removed(0x1_0000, 0x1_0000, &[16]).with_kind(Kind::Added);
+    let pages = (0..16).map(|page| target(0x1_0000 + (page << 12), 0, false));
+    assert_eq!(targets(naming, &group), Vec::from_iter(pages));
+    let block = removed(0x20_0000, 0x20_0000, &[21]).with_kind(Kind::Added);
+    assert_eq!(targets(naming, &block), [None]);
     assert_eq!(plan(asking, combined, &added).len(), 1);
     // Devices do not cache that there is no translation.
     assert_eq!(plan(asking, ats, &added), []);
