@@ -350,11 +350,12 @@ impl<D: Device> Queue<D> {
         if ticket.is_nothing() {
             return Ok(());
         }
-        let mut patience = Patience::new(self.limit_ns);
         let sync = match ticket.own_sync() {
             Some(sync) => sync,
-            None => self.join(ticket.end(), &mut patience)?,
+            None => self.join(ticket.end())?,
         };
+        // As much time as there was to make room for the SYNC.
+        let mut patience = Patience::new(self.limit_ns);
         let mut is_over = false;
         loop {
             if let Some(outcome) = self.outcome(ticket.first(), sync) {
@@ -418,12 +419,13 @@ impl<D: Device> Queue<D> {
     }
 
     /// Returns the position of a SYNC at or behind `end`, after sending one if there is none.
-    fn join(&self, end: u64, patience: &mut Patience) -> Result<u64, SyncError> {
+    fn join(&self, end: u64) -> Result<u64, SyncError> {
         let sent = || self.latest_sync(end);
         if let Some(sync) = sent() {
             return Ok(sync);
         }
-        match self.reserve_unless(1, patience, sent)? {
+        let mut patience = Patience::new(self.limit_ns);
+        match self.reserve_unless(1, &mut patience, sent)? {
             Ok(start) => {
                 self.fill(start, &[], true);
                 Ok(start)

@@ -68,6 +68,22 @@ fn a_full_ring_refuses_after_the_limit_and_keeps_nothing() {
 }
 
 #[test]
+fn hardware_has_the_limit_for_room_and_again_for_the_sync() {
+    let smallest = Shape {
+        lg2_entries: 1,
+        ..HEAD
+    };
+    let queue = queue(Toy::<Pair>::new(smallest).consuming_in_pauses(1));
+    let toy = queue.device();
+    // Three entries take longer than the limit, but none does.
+    toy.pauses_to_step.store(45, Ordering::Relaxed);
+    let _ = send(&queue, &[Opcode::Plain], WithSync::Later);
+    let last = send(&queue, &[Opcode::Plain], WithSync::Later);
+    assert_eq!(wait(&queue, last), Ok(()));
+    assert!(toy.ticks() > LIMIT);
+}
+
+#[test]
 fn a_refused_command_fails_its_list_and_no_other() {
     for shape in [HEAD, STATUS] {
         for lap in 0..20 {

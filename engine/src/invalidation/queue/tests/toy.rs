@@ -72,6 +72,8 @@ pub(in crate::invalidation) struct Toy<E> {
     clock: AtomicU64,
     /// How far others consume at each pause, for tests without a thread for it.
     steps_in_pause: AtomicU32,
+    /// They do so at each pause of so many.
+    pub(in crate::invalidation) pauses_to_step: AtomicU32,
     /// What the head register reads as, if not `u32::MAX`.
     pub(in crate::invalidation) false_head: AtomicU32,
     /// What the next fetches fail for.
@@ -118,6 +120,7 @@ impl<E: ToyEntry> Toy<E> {
             fault: AtomicU32::new(0),
             clock: AtomicU64::new(0),
             steps_in_pause: AtomicU32::new(0),
+            pauses_to_step: AtomicU32::new(1),
             false_head: AtomicU32::new(u32::MAX),
             failing_fetches: AtomicU32::new(0),
             is_slow: AtomicBool::new(false),
@@ -304,7 +307,10 @@ impl<E: ToyEntry> Device for Toy<E> {
     }
 
     fn pause(&self, turn: u32) {
-        self.clock.fetch_add(1, Ordering::Relaxed);
+        let tick = self.clock.fetch_add(1, Ordering::Relaxed) + 1;
+        if !tick.is_multiple_of(self.pauses_to_step.load(Ordering::Relaxed).into()) {
+            return;
+        }
         for _ in 0..self.steps_in_pause.load(Ordering::Relaxed) {
             self.step();
         }
