@@ -99,6 +99,8 @@ where
     /// Adds the places named by `tags` at an instance: from now on every sync reaches them. Comes before the
     /// device's context leads to the table. A place may be added many times and is counted.
     ///
+    /// Waits, as [`detach`](Self::detach) does, for who is just sending commands, and so for room in the queues.
+    ///
     /// # Errors
     ///
     /// [`SetError`]; nothing has changed then.
@@ -140,7 +142,9 @@ where
         Some((&self.instances[index], u8::try_from(index).ok()?))
     }
 
-    /// Sends what makes the places of `phase` forget `changes`.
+    /// Sends what makes the places of `phase` forget `changes`, and holds the places meanwhile: who attaches or
+    /// detaches waits as long as the queues of the domain's instances have no room, at most their limits together.
+    /// A place that left in between could be another domain's by the time its command is sent.
     fn send(&self, phase: Phase, changes: &Changes) -> Result<Round, SyncError> {
         let places = self.places.read();
         let mut round = Round::default();
@@ -236,10 +240,12 @@ where
     fn is_done(&self, ticket: &mut SetTicket) -> bool {
         let SetTicket { changes, round } = ticket;
         loop {
-            let mut tickets = round.tickets.iter_mut();
-            if !tickets
-                .all(|(number, ticket)| self.queue(*number).is_none_or(|it| it.is_done(ticket)))
-            {
+            // All are asked, because asking helps each on.
+            let tickets = round.tickets.iter_mut();
+            let is_done = tickets.fold(true, |is_done, (number, ticket)| {
+                is_done & self.queue(*number).is_none_or(|it| it.is_done(ticket))
+            });
+            if !is_done {
                 return false;
             }
             if round.next.is_none() || round.failed.is_some() {

@@ -156,6 +156,27 @@ fn who_looks_now_and_then_need_not_wait() {
 }
 
 #[test]
+fn who_looks_helps_all_instances_on() {
+    let set = set();
+    let instances = [(), ()].map(|()| {
+        let queue = Queue::new(Toy::new(SHAPE)).expect("the shape is sound");
+        let opcode = Opcode::Plain;
+        Arc::new(Instance::new(Plain { opcode }, queue).with_shared_syncs())
+    });
+    for instance in &instances {
+        set.attach(instance, &[Tag(0, 3)]).expect("room");
+    }
+    let mut pending = removal().submit(&set);
+    assert!(!pending.is_done());
+    for instance in &instances {
+        instance.queue().device().run();
+        assert_eq!(consumed(instance), [Some((0, 3)), None]);
+    }
+    assert!(pending.is_done());
+    assert!(pending.wait().is_ok());
+}
+
+#[test]
 fn who_looks_sees_a_failure_and_sends_nothing_more() {
     let (set, failing) = (set(), instance(Opcode::Illegal, false));
     set.attach(&failing, &[Tag(0, 3), Tag(2, 7)]).expect("room");
