@@ -62,12 +62,13 @@ where
     /// Makes it forget everything that it caches in the places that `tags` name, and waits for it: before a
     /// tag gets another meaning, and after a device context changed.
     ///
-    /// `tags` rise.
+    /// `tags` rise: each [`Phase`](crate::invalidation::plan::Phase) is complete before the next begins.
     ///
     /// # Errors
     ///
     /// [`SyncError`] if the hardware fails or does not answer.
     pub fn forget(&self, tags: &[P::Tag]) -> Result<(), SyncError> {
+        debug_assert!(tags.is_sorted(), "each phase has its turn once");
         let _waiting = SYNC.waiting();
         let everything = Changes::everything();
         for tags in tags.chunk_by(|one, next| P::phase(one) == P::phase(next)) {
