@@ -6,7 +6,7 @@
 //! A command has 128 bits. The specification numbers the bits of four 32-bit words; here they are two
 //! words of 64 bits.
 
-use crate::command::{CommandError, Pasid, Span, check_reserved};
+use crate::command::{CommandError, Pasid, Span, check_reserved, when};
 use crate::{Bits, bit};
 
 /// One command.
@@ -264,11 +264,6 @@ impl Command {
             }),
         }
     }
-}
-
-/// Returns `bits` if `condition` holds, else zero.
-const fn when(condition: bool, bits: u64) -> u64 {
-    if condition { bits } else { 0 }
 }
 
 const fn number(pasid: Option<Pasid>) -> u64 {

@@ -81,6 +81,19 @@ pub(crate) const fn check_reserved(
     }
 }
 
+/// Refuses a `value` that is not zero, of a field that the others make ignored.
+pub(crate) const fn check_zero(field: &'static str, value: u64) -> Result<(), CommandError> {
+    match value {
+        0 => Ok(()),
+        _ => Err(CommandError::ReservedValue { field, value }),
+    }
+}
+
+/// Returns `bits` if `condition` holds, else zero.
+pub(crate) const fn when(condition: bool, bits: u64) -> u64 {
+    if condition { bits } else { 0 }
+}
+
 /// Names an address space of a device: a PASID, on Arm a `SubstreamID`, on RISC-V a `process_id`. 20 bits
 /// wide (*PCI Express Base Specification*, section 6.20).
 ///

@@ -7,15 +7,14 @@
 //! An operand that a valid bit makes ignored (GSCID where GV is clear, say) must be zero here.
 //!
 //! ```
-//! use iopt_formats::Iova;
-//! use iopt_formats::command::riscv::{Command, Napot, Target};
+//! use iopt_formats::command::Span;
+//! use iopt_formats::command::riscv::{Command, Target};
 //!
 //! let command = Command::IotinvalVma {
 //!     gscid: None,
 //!     pscid: None,
 //!     target: Some(Target {
-//!         address: Iova::new(0x1234_5000),
-//!         span: Napot::PAGE,
+//!         span: Span::new(0x1234_5000, 0).unwrap(),
 //!         is_leaf: true,
 //!     }),
 //! };
@@ -29,11 +28,11 @@ mod target;
 #[cfg(test)]
 mod tests;
 
-pub use self::target::{Napot, Target};
+pub use self::target::Target;
 
-use self::target::{AV, NL};
-use crate::command::{CommandError, Narrow, Pasid, attempt, check_reserved};
-use crate::{Bits, Iova, Oa, bit};
+use self::target::{AV, NL, decode_span};
+use crate::command::{CommandError, Narrow, Pasid, Span, attempt, check_reserved, when};
+use crate::{Bits, Oa, bit};
 
 /// The opcode and func3, which is part of it.
 const OPCODE: Bits<9, 0> = Bits;
@@ -111,10 +110,8 @@ pub enum Command {
         pasid: Option<Pasid>,
         /// Translations of all PASIDs are meant (G).
         is_global: bool,
-        /// The first address; bits below the size of the span are dropped.
-        address: Iova,
-        /// How much.
-        span: Napot,
+        /// Where.
+        span: Span,
     },
     /// `ATS.PRGR`: answers a group of page requests.
     AtsPrgr {
@@ -200,7 +197,7 @@ impl Command {
                 has_write_order,
             } => {
                 let flags =
-                    flag(has_interrupt, WSI) | flag(has_read_order, PR) | flag(has_write_order, PW);
+                    when(has_interrupt, WSI) | when(has_read_order, PR) | when(has_write_order, PW);
                 match store {
                     Some(Store { address, data }) => [
                         flags | AV | DATA.put(data as u64),
@@ -221,11 +218,10 @@ impl Command {
                 function,
                 pasid,
                 is_global,
-                address,
                 span,
             } => [
                 message(function, pasid),
-                span.encode(address) | flag(is_global, GLOBAL) | flag(span.pages_lg2() != 0, RANGE),
+                span.address_field() | when(is_global, GLOBAL) | when(span.has_size(), RANGE),
             ],
             Self::AtsPrgr {
                 function,
@@ -294,13 +290,11 @@ impl Command {
             }
             0x004 => {
                 let encoded = word1 & UNTRANSLATED.mask();
-                let (address, span) = attempt!(Napot::decode(encoded, word1 & RANGE != 0));
                 Self::AtsInval {
                     function: attempt!(decode_function(word0)),
                     pasid: attempt!(decode_pasid(word0)),
                     is_global: word1 & GLOBAL != 0,
-                    address,
-                    span,
+                    span: attempt!(decode_span(encoded, word1 & RANGE != 0)),
                 }
             }
             _ => Self::AtsPrgr {
@@ -384,10 +378,6 @@ impl PageResponse {
             }),
         }
     }
-}
-
-const fn flag(is_set: bool, bit: u64) -> u64 {
-    if is_set { bit } else { 0 }
 }
 
 const fn vm(gscid: Option<u16>) -> u64 {

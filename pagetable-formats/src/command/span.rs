@@ -1,7 +1,7 @@
 //! Naturally aligned blocks of addresses, and the way PCI Express writes them.
 //!
 //! Source: *PCI Express Base Specification*, section 10.3.2 "Invalidate Request". VT-d uses the encoding
-//! in its device TLB descriptors, AMD in every command that has an address.
+//! in its device TLB descriptors, AMD and RISC-V in every command that has an address.
 
 use crate::{Iova, IovaRange};
 

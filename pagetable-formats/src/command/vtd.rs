@@ -9,7 +9,7 @@
 
 mod decode;
 
-use crate::command::{CommandError, Narrow, Pasid, Span, check_reserved};
+use crate::command::{CommandError, Narrow, Pasid, Span, check_reserved, when};
 use crate::{Bits, bit};
 
 /// One descriptor.
@@ -431,11 +431,6 @@ impl Descriptor {
 /// Returns the type of the descriptor, 7 bits in two fields.
 const fn type_of(low: u64) -> u16 {
     (TYPE.get(low) | TYPE_HIGH.get(low) << 4) as u16
-}
-
-/// Returns `bits` if `condition` holds, else zero.
-const fn when(condition: bool, bits: u64) -> u64 {
-    if condition { bits } else { 0 }
 }
 
 /// Returns word 1 of an invalidation of a block.

@@ -6,8 +6,8 @@
 #[cfg(test)]
 mod tests;
 
-use iopt_formats::command::riscv::{Command, Features, Function, Napot, Target};
-use iopt_formats::command::{Narrow, Pasid};
+use iopt_formats::command::riscv::{Command, Features, Function, Target};
+use iopt_formats::command::{Narrow, Pasid, Span};
 use iopt_formats::{Iova, IovaRange, Level, PageSize};
 
 use crate::invalidation::plan::{Phase, Planner};
@@ -139,15 +139,13 @@ impl Planner for Riscv {
                 function,
                 pasid,
                 is_global: false,
-                address: span_start(range.start(), Napot::of(range)),
-                span: Napot::of(range),
+                span: Span::covering(range),
             }),
             Tag::AtsFull { function, pasid } if has_lost_leaves => emit(Command::AtsInval {
                 function,
                 pasid,
                 is_global: false,
-                address: Iova::new(0),
-                span: Napot::ALL,
+                span: Span::ALL,
             }),
             Tag::Directory { .. }
             | Tag::Combined { .. }
@@ -171,10 +169,7 @@ const MAX_STEPS: u64 = 512;
 
 /// The largest range that is told as such: half the addresses of Sv39. Larger ones can hold addresses that no
 /// table has, for which hardware need not do anything.
-const MAX_SPAN: Napot = match Napot::new(38 - PAGE_LG2) {
-    Some(span) => span,
-    None => Napot::ALL,
-};
+const MAX_ORDER: u8 = 38 - PAGE_LG2;
 
 const PAGE_LG2: u8 = 12;
 /// The base-2 logarithm of the items of a table.
@@ -191,17 +186,13 @@ impl Riscv {
         }
         if self.features.has_ranges {
             let (first, second) = spans(range);
-            let is_legal = |(_, span): (Iova, Napot)| span <= MAX_SPAN;
+            let is_legal = |span: Span| span.order() <= MAX_ORDER;
             if !is_legal(first) || !second.is_none_or(is_legal) {
                 emit(None);
                 return;
             }
-            for (address, span) in [Some(first), second].into_iter().flatten() {
-                emit(Some(Target {
-                    address,
-                    span,
-                    is_leaf,
-                }));
+            for span in [Some(first), second].into_iter().flatten() {
+                emit(Some(Target { span, is_leaf }));
             }
             return;
         }
@@ -213,11 +204,8 @@ impl Riscv {
             return;
         }
         for step in first..=last {
-            emit(Some(Target {
-                address: Iova::new(step << step_lg2),
-                span: Napot::PAGE,
-                is_leaf,
-            }));
+            let span = Span::new(step << step_lg2, 0).unwrap_or(Span::ALL);
+            emit(Some(Target { span, is_leaf }));
         }
     }
 }
@@ -251,30 +239,21 @@ fn level_of(size: PageSize) -> Level {
 }
 
 /// Returns one span or two that hold `range`, and less than twice as much.
-fn spans(range: IovaRange) -> ((Iova, Napot), Option<(Iova, Napot)>) {
-    let (first, last) = (
-        range.start().get() >> PAGE_LG2,
-        range.last().get() >> PAGE_LG2,
-    );
-    let whole = Napot::of(range);
-    let pages = |first: u64, last: u64| {
-        let start = Iova::new(first << PAGE_LG2);
-        let end = Iova::new(last << PAGE_LG2 | ((1 << PAGE_LG2) - 1));
-        let span = IovaRange::new(start, end).map_or(whole, Napot::of);
-        (span_start(start, span), span)
+fn spans(range: IovaRange) -> (Span, Option<Span>) {
+    let whole = Span::covering(range);
+    let [first, last] = [range.start(), range.last()].map(|address| address.get() >> PAGE_LG2);
+    let Some(half) = whole.order().checked_sub(1) else {
+        return (whole, None);
     };
-    if last - first == (1_u64 << whole.pages_lg2()) - 1 {
-        return (pages(first, last), None);
+    if last - first == (1 << whole.order()) - 1 {
+        return (whole, None);
     }
-    // The last address that is a multiple of more than all others of the range: left of it, ranges end with
-    // spans; right of it, they begin with them.
-    let middle = last >> (whole.pages_lg2() - 1) << (whole.pages_lg2() - 1);
-    (pages(first, middle - 1), Some(pages(middle, last)))
-}
-
-/// Returns the first address of the span that holds `address`.
-fn span_start(address: Iova, span: Napot) -> Iova {
-    let lg2 = u32::from(span.pages_lg2()) + u32::from(PAGE_LG2);
-    let offset = u64::MAX.checked_shr(u64::BITS - lg2).unwrap_or(0);
-    Iova::new(address.get() & !offset)
+    // Left of the middle of the whole, ranges end with spans; right of it, they begin with them.
+    let middle = whole.start() + (1 << half << PAGE_LG2);
+    let low = IovaRange::new(range.start(), Iova::new(middle - 1));
+    let high = IovaRange::new(Iova::new(middle), range.last());
+    match (low, high) {
+        (Some(low), Some(high)) => (Span::covering(low), Some(Span::covering(high))),
+        _ => (whole, None),
+    }
 }

@@ -45,7 +45,7 @@ pub use self::cover::Cover;
 
 use iopt_formats::armv8::Granule;
 use iopt_formats::command::smmuv3::{AtcSpan, Command, Features, Range, Target};
-use iopt_formats::command::{Narrow, Pasid};
+use iopt_formats::command::{Narrow, Pasid, Span};
 use iopt_formats::{Iova, IovaRange, Level, PageSize, PageSizes};
 
 use crate::invalidation::plan::{Phase, Planner};
@@ -158,13 +158,13 @@ impl Planner for Smmuv3 {
                 }
             }
             Tag::Ats { stream, substream } if has_lost_leaves => {
-                let span = AtcSpan::of(range);
+                let block = Span::covering(range);
                 emit(Command::AtcInv {
                     stream,
                     substream,
                     is_global: false,
-                    address: aligned(range.start(), span.pages_lg2() + 12),
-                    span,
+                    address: Iova::new(block.start()),
+                    span: AtcSpan::of(block),
                 });
             }
             Tag::AtsFull { stream } if has_lost_leaves => emit(Command::AtcInv {
@@ -333,15 +333,6 @@ fn units(range: IovaRange, unit_lg2: u8) -> (u64, u64) {
         range.start().get() >> unit_lg2,
         range.last().get() >> unit_lg2,
     )
-}
-
-/// Returns `address` without its low `lg2` bits.
-fn aligned(address: Iova, lg2: u8) -> Iova {
-    let offset = address.get()
-        & u64::MAX
-            .checked_shr(u64::BITS - u32::from(lg2))
-            .unwrap_or(0);
-    Iova::new(address.get() - offset)
 }
 
 /// Returns the level of leaves of `size`, those of contiguous groups included.

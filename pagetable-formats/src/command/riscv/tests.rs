@@ -6,8 +6,7 @@ use std::vec;
 use std::vec::Vec;
 
 use super::*;
-use crate::IovaRange;
-use crate::command::testing::{check_codec, numbers};
+use crate::command::testing::check_codec;
 
 const ADDRESSED: u64 = 0x0fff_f006_0000_0400;
 const TARGET: u64 = 0x3fff_ffff_ffff_fe00;
@@ -23,14 +22,13 @@ fn narrow<const BITS: u32>(value: u32) -> Narrow<BITS> {
 
 fn page(address: u64) -> Target {
     Target {
-        address: Iova::new(address),
-        span: Napot::PAGE,
+        span: span(address, 0),
         is_leaf: true,
     }
 }
 
-fn span(pages_lg2: u8) -> Napot {
-    Napot::new(pages_lg2).expect("at most 52")
+fn span(address: u64, order: u8) -> Span {
+    Span::new(address, order).expect("at most 52")
 }
 
 /// Each command, its words, and the bits that it may have besides the opcode and func3.
@@ -82,9 +80,8 @@ fn vectors() -> Vec<(Command, [u64; 2], [u64; 2])> {
                 gscid: None,
                 pscid: Some(narrow(1)),
                 target: Some(Target {
-                    span: span(1),
+                    span: span(0x2000, 1),
                     is_leaf: false,
-                    ..page(0x2000)
                 }),
             },
             [0x0000_0005_0000_1401, 0xa00],
@@ -95,8 +92,8 @@ fn vectors() -> Vec<(Command, [u64; 2], [u64; 2])> {
             Command::IotinvalGvma {
                 gscid: Some(1),
                 target: Some(Target {
-                    span: span(9),
-                    ..page(0x4020_0000)
+                    span: span(0x4020_0000, 9),
+                    is_leaf: true,
                 }),
             },
             [0x0000_1002_0000_0481, 0x1008_0000 | 0xff << 10 | 0x200],
@@ -107,9 +104,8 @@ fn vectors() -> Vec<(Command, [u64; 2], [u64; 2])> {
             Command::IotinvalGvma {
                 gscid: Some(1),
                 target: Some(Target {
-                    span: Napot::ALL,
+                    span: Span::ALL,
                     is_leaf: false,
-                    ..page(0)
                 }),
             },
             [0x0000_1006_0000_0481, 0x1fff_ffff_ffff_fe00],
@@ -171,8 +167,7 @@ fn vectors() -> Vec<(Command, [u64; 2], [u64; 2])> {
                 function,
                 pasid: Some(pasid(0x12345)),
                 is_global: true,
-                address: Iova::new(0x8000),
-                span: span(2),
+                span: span(0x8000, 2),
             },
             [0xfe12_3403_1234_5004, 0x9801],
             [MESSAGE, 0xffff_ffff_ffff_f801],
@@ -182,8 +177,7 @@ fn vectors() -> Vec<(Command, [u64; 2], [u64; 2])> {
                 function: local,
                 pasid: None,
                 is_global: false,
-                address: Iova::new(0),
-                span: Napot::ALL,
+                span: Span::ALL,
             },
             [0x0001_0000_0000_0004, 0x7fff_ffff_ffff_f800],
             [MESSAGE, 0xffff_ffff_ffff_f801],
@@ -339,8 +333,8 @@ fn every_span_encodes_as_ones_below_a_zero() {
             gscid: None,
             pscid: None,
             target: Some(Target {
-                span: span(pages_lg2 as u8),
-                ..page(u64::MAX)
+                span: span(u64::MAX, pages_lg2 as u8),
+                is_leaf: true,
             }),
         };
         let [_, word1] = command.encode();
@@ -350,17 +344,4 @@ fn every_span_encodes_as_ones_below_a_zero() {
         assert_eq!(page_number.count_ones(), 51);
         assert_eq!(word1 & 0x3ff, 0x200);
     }
-}
-
-#[test]
-fn the_span_of_a_range_is_the_smallest_aligned_one_that_holds_it() {
-    for (first, second) in numbers(1).zip(numbers(2)).take(2000) {
-        let (first, second) = (first >> (first & 0x33), second >> (second & 0x33));
-        let (start, last) = (first.min(second), first.max(second));
-        let range = IovaRange::new(Iova::new(start), Iova::new(last)).expect("in order");
-        let expected = (0..52).find(|&lg2| start >> 12 >> lg2 == last >> 12 >> lg2);
-        assert_eq!(Napot::of(range), span(expected.unwrap_or(52)));
-    }
-    assert_eq!(Napot::of(IovaRange::FULL), Napot::ALL);
-    assert_eq!(Napot::new(53), None);
 }

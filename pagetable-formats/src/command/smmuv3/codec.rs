@@ -3,7 +3,7 @@
 use super::Command;
 use super::fields::{AtcSpan, Msi, PageResponse, Signal, StreamSpan, shareability};
 use super::target::{LEAF, NUM, SCALE, TG, TTL, Target};
-use crate::command::{CommandError, Narrow, Pasid, attempt, check_reserved};
+use crate::command::{CommandError, Narrow, Pasid, attempt, check_reserved, when};
 use crate::{Bits, Iova, Oa, bit};
 
 const OPCODE: Bits<7, 0> = Bits;
@@ -56,13 +56,13 @@ impl Command {
                 address.get() & VA.mask()
                     | PREFETCH_SIZE.put(count_lg2.field())
                     | PREFETCH_STRIDE.put(stride_lg2.field())
-                    | flag(is_non_secure, PREFETCH_NS),
+                    | when(is_non_secure, PREFETCH_NS),
             ],
             Self::CfgiSte {
                 stream,
                 is_secure,
                 is_leaf,
-            } => [in_stream(stream, is_secure), flag(is_leaf, LEAF)],
+            } => [in_stream(stream, is_secure), when(is_leaf, LEAF)],
             Self::CfgiSteRange {
                 stream,
                 span,
@@ -75,7 +75,7 @@ impl Command {
                 is_leaf,
             } => [
                 in_stream(stream, is_secure) | SSID.put(substream.get() as u64),
-                flag(is_leaf, LEAF),
+                when(is_leaf, LEAF),
             ],
             Self::CfgiCdAll { stream, is_secure } | Self::StallTerm { stream, is_secure } => {
                 [in_stream(stream, is_secure), 0]
@@ -87,7 +87,7 @@ impl Command {
                 address,
                 span,
             } => [
-                SID.put(stream as u64) | ssid(substream) | flag(is_global, GLOBAL),
+                SID.put(stream as u64) | ssid(substream) | when(is_global, GLOBAL),
                 address.get() & VA.mask() | ATC_SIZE.put(span.pages_lg2() as u64),
             ],
             Self::PriResp {
@@ -107,8 +107,8 @@ impl Command {
                 is_abort,
             } => [
                 in_stream(stream, is_secure)
-                    | flag(is_retry, RESUME_ACTION)
-                    | flag(is_abort, RESUME_ABORT),
+                    | when(is_retry, RESUME_ACTION)
+                    | when(is_abort, RESUME_ABORT),
                 STAG.put(stag as u64),
             ],
             Self::Sync { signal, msi } => [
@@ -319,12 +319,8 @@ const fn legal_bits(opcode: u8) -> Option<[u64; 2]> {
     })
 }
 
-const fn flag(is_set: bool, bit: u64) -> u64 {
-    if is_set { bit } else { 0 }
-}
-
 const fn in_stream(stream: u32, is_secure: bool) -> u64 {
-    SID.put(stream as u64) | flag(is_secure, SSEC)
+    SID.put(stream as u64) | when(is_secure, SSEC)
 }
 
 const fn tags(vmid: u16, asid: u16) -> u64 {

@@ -1,7 +1,7 @@
 //! What fields of commands and of the queue's registers mean.
 
 use crate::armv8::Shareability;
-use crate::command::{CommandError, Narrow};
+use crate::command::{CommandError, Narrow, Span};
 use crate::{Bits, Oa};
 
 /// Number of low bits in which the streams of an aligned group differ: 1 to 32 (Range, which is one less).
@@ -37,12 +37,13 @@ impl StreamSpan {
 /// The power of two of 4 KiB units that an ATC invalidation spans: 0 to 52 (Size).
 ///
 /// ```
+/// use iopt_formats::command::Span;
 /// use iopt_formats::command::smmuv3::AtcSpan;
 /// use iopt_formats::{Iova, IovaRange};
 ///
 /// // The pages 7 to 10 lie in the sixteen from 0 on.
 /// let range = IovaRange::new(Iova::new(0x7000), Iova::new(0xafff)).unwrap();
-/// assert_eq!(AtcSpan::of(range).pages_lg2(), 4);
+/// assert_eq!(AtcSpan::of(Span::covering(range)).pages_lg2(), 4);
 /// ```
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct AtcSpan(u8);
@@ -60,10 +61,10 @@ impl AtcSpan {
         }
     }
 
-    /// Returns the smallest aligned span that contains `range`. The hardware aligns the address.
-    pub const fn of(range: crate::IovaRange) -> Self {
-        let pages = (range.start().get() >> 12) ^ (range.last().get() >> 12);
-        Self((u64::BITS - pages.leading_zeros()) as u8)
+    /// Returns how much `block` is. Unlike a block, a span has no place: the hardware aligns the address of the
+    /// command, whatever stands in the bits below.
+    pub const fn of(block: Span) -> Self {
+        Self(block.order())
     }
 
     /// Returns the base-2 logarithm of the number of 4 KiB units, 0 to 52.

@@ -1,7 +1,7 @@
 //! What a TLB invalidation by address reaches (IHI 0070, section 4.4.1).
 
 use crate::armv8::Granule;
-use crate::command::{CommandError, Narrow, attempt};
+use crate::command::{CommandError, Narrow, attempt, check_zero};
 use crate::{Bits, Iova, Level, bit};
 
 pub(super) const NUM: Bits<16, 12> = Bits;
@@ -64,9 +64,9 @@ impl Target {
         let range = match TG.get(words[1]) {
             0 => {
                 // Reserved without a granule.
-                attempt!(zero("NUM", num));
-                attempt!(zero("SCALE", scale));
-                attempt!(zero("TTL", level));
+                attempt!(check_zero("NUM", num));
+                attempt!(check_zero("SCALE", scale));
+                attempt!(check_zero("TTL", level));
                 None
             }
             tg => Some(attempt!(Range::new(
@@ -81,14 +81,6 @@ impl Target {
             range,
             is_leaf: words[1] & LEAF != 0,
         })
-    }
-}
-
-/// Refuses a `field` that is not zero.
-const fn zero(field: &'static str, value: u64) -> Result<(), CommandError> {
-    match value {
-        0 => Ok(()),
-        _ => Err(CommandError::ReservedValue { field, value }),
     }
 }
 

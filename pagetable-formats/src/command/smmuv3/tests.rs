@@ -7,6 +7,7 @@ use std::vec::Vec;
 
 use super::*;
 use crate::armv8::{Granule, Shareability};
+use crate::command::Span;
 use crate::command::testing::{check_codec, numbers};
 use crate::{IovaRange, Level, Oa};
 
@@ -461,12 +462,12 @@ fn a_span_of_streams_has_one_to_thirty_two_bits() {
 fn the_span_of_a_range_is_the_smallest_aligned_one_that_holds_it() {
     let span = |first: u64, last: u64| {
         let range = IovaRange::new(Iova::new(first << 12), Iova::new((last << 12) | 0xfff));
-        AtcSpan::of(range.expect("in order")).pages_lg2()
+        AtcSpan::of(Span::covering(range.expect("in order"))).pages_lg2()
     };
     assert_eq!(span(8, 11), 2);
     assert_eq!(span(7, 10), 4);
     assert_eq!(span(5, 5), 0);
-    assert_eq!(AtcSpan::of(IovaRange::FULL), AtcSpan::ALL);
+    assert_eq!(AtcSpan::of(Span::ALL), AtcSpan::ALL);
     assert_eq!(AtcSpan::new(53), None);
     for (first, second) in numbers(1).zip(numbers(2)).take(2000) {
         let pages = (

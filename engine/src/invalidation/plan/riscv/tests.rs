@@ -96,8 +96,7 @@ fn targets(iommu: Riscv, changes: &Changes) -> Vec<Option<Target>> {
 #[expect(clippy::unnecessary_wraps, reason = "commands have it so")]
 fn target(address: u64, pages_lg2: u8, is_leaf: bool) -> Option<Target> {
     Some(Target {
-        address: Iova::new(address),
-        span: Napot::new(pages_lg2).expect("at most 52"),
+        span: Span::new(address, pages_lg2).expect("at most 52"),
         is_leaf,
     })
 }
@@ -213,9 +212,8 @@ fn spans_hold_every_range_and_less_than_twice_as_much() {
             .iter()
             .map(|target| {
                 let target = target.expect("the range is small");
-                let start = target.address.get() >> 12;
-                assert!(start.is_multiple_of(1 << target.span.pages_lg2()));
-                (start, start + (1 << target.span.pages_lg2()))
+                let start = target.span.start() >> 12;
+                (start, start + (1 << target.span.order()))
             })
             .collect();
         spans.sort_unstable();
@@ -321,8 +319,7 @@ fn devices_are_told_the_smallest_span_that_holds_the_change() {
             function: FUNCTION,
             pasid,
             is_global: false,
-            address: Iova::new(address),
-            span: Napot::new(pages_lg2).expect("at most 52"),
+            span: Span::new(address, pages_lg2).expect("at most 52"),
         }]
     };
     assert_eq!(

@@ -243,8 +243,7 @@ impl Architecture for riscv::CommandQueue<Fake> {
             },
             pasid: None,
             is_global: false,
-            address: Iova::new(0),
-            span: riscv_command::Napot::PAGE,
+            span: iopt_formats::command::Span::ALL,
         };
         command.entry()
     }
