@@ -18,6 +18,9 @@ pub(crate) struct Examiner<'a> {
     pub(crate) machine: Machine<'a>,
 }
 
+/// Base-2 logarithm of the bytes that a device is told of at least.
+const PIECE_LG2: u32 = 12;
+
 /// An outcome, and the cached context that it depends on.
 type Examined = (Candidate, Option<CachedContext>);
 
@@ -105,7 +108,7 @@ impl Examiner<'_> {
             }
             for candidate in outcomes {
                 if context.has_ats {
-                    self.remember(&candidate);
+                    self.remember(&candidate, iova);
                 }
                 candidates.push((candidate, bound.cached.clone()));
             }
@@ -113,21 +116,27 @@ impl Examiner<'_> {
         candidates
     }
 
-    fn remember(&mut self, candidate: &Candidate) {
-        let (Ok(hit), Some(leaf)) = (candidate.outcome, &candidate.leaf) else {
+    /// Lets the device remember what the IOTLB entry says, whole and of the smallest page around the request: that
+    /// is all which it may have been told.
+    fn remember(&mut self, candidate: &Candidate, iova: u64) {
+        let Some(leaf) = &candidate.leaf else {
             return;
         };
-        let machine = &mut self.machine;
-        machine.state.atcs.insert(AtcEntry {
-            device: machine.device,
-            pasid: machine.pasid,
-            span: hit.span,
-            target: hit.target,
-            from: LeafEntry::clone(leaf),
-            time: machine.now,
-            commands: machine.state.commands,
-            is_dropped: false,
-        });
+        let piece = leaf.piece_at(iova, PIECE_LG2);
+        for part in [LeafEntry::clone(leaf), piece] {
+            let Some(target) = part.target else { continue };
+            let machine = &mut self.machine;
+            machine.state.atcs.insert(AtcEntry {
+                device: machine.device,
+                pasid: machine.pasid,
+                span: part.span,
+                target,
+                from: LeafEntry::clone(leaf),
+                time: machine.now,
+                commands: machine.state.commands,
+                is_dropped: false,
+            });
+        }
     }
 
     fn judge(

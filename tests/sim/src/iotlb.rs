@@ -1,4 +1,5 @@
-//! What the IOTLB holds: leaves, whole, and the absence of leaves where hardware caches that.
+//! What the IOTLB holds: leaves, contiguous groups both whole and by the items that were met, and the absence of
+//! leaves where hardware caches that.
 
 use crate::memory::Read;
 use crate::rights::Rights;
@@ -36,7 +37,7 @@ pub struct Target {
 pub struct LeafEntry {
     /// Its name.
     pub tag: Tag,
-    /// What it covers: the whole contiguous group; of two stages the smaller one.
+    /// What it covers: the whole contiguous group, or one item of it; of two stages the smaller one.
     pub span: Span,
     /// Base-2 logarithm of the bytes of one item of the (first) stage's leaf, without contiguity.
     pub item_lg2: u32,
@@ -48,6 +49,30 @@ pub struct LeafEntry {
     pub is_table: bool,
     /// When and from what it was cached.
     pub origin: Origin,
+}
+
+impl LeafEntry {
+    /// Returns the entry as hardware may cache it that takes no notice of contiguity: the item of the group that
+    /// `iova` lies in, alone. `None` if this is no group.
+    pub(crate) fn item_at(&self, iova: u64) -> Option<Self> {
+        (self.item_lg2 < self.span.lg2).then(|| self.piece_at(iova, self.item_lg2))
+    }
+
+    /// Returns what the entry says of the `2^lg2` bytes around `iova`, which lie in it.
+    pub(crate) fn piece_at(&self, iova: u64, lg2: u32) -> Self {
+        let span = Span::around(iova, lg2);
+        let offset = span.start - self.span.start;
+        let moved = |target: Target| Target {
+            oa: target.oa.wrapping_add(offset),
+            ipa: target.ipa.wrapping_add(offset),
+            ..target
+        };
+        Self {
+            span,
+            target: self.target.map(moved),
+            ..self.clone()
+        }
+    }
 }
 
 impl Cached for LeafEntry {

@@ -238,33 +238,47 @@ impl Machine<'_> {
             self.check_reads(pointer.as_ref(), &reads, result.err(), &source);
             let shape = Shape::new(&table, iova, &reads);
             self.cache_pointers(&table, tag, iova, &shape, &reads, replayed.len(), &parents);
-            let (outcome, leaf) = match result {
+            match result {
                 Ok(translation) => {
                     let leaf = self.cache_leaf(&table, tag, iova, &shape, reads, &translation);
-                    let hit = Hit {
-                        span: leaf.span,
-                        target: leaf.target.expect("a translation leads somewhere"),
-                    };
-                    (Ok(hit), Some(leaf))
+                    candidates.extend(self.met(leaf, iova, &source, &parents));
                 }
                 Err(fault) => {
                     if matches!(fault, Fault::NotMapped { .. }) {
                         self.cache_absence(tag, iova, &shape, &reads, &parents);
                     }
-                    (Err(Refusal::Tables(BindingFault::First(fault))), None)
+                    candidates.push(Candidate {
+                        outcome: Err(Refusal::Tables(BindingFault::First(fault))),
+                        source,
+                        parents,
+                        leaf: None,
+                    });
                 }
-            };
-            if let Some(leaf) = &leaf {
-                self.insert_leaf(leaf.clone(), &parents);
             }
-            candidates.push(Candidate {
-                outcome,
-                source,
-                parents,
-                leaf: leaf.map(Arc::new),
-            });
         }
         candidates
+    }
+
+    /// Caches a leaf, and the item of it that was met where it is a group; returns what they say.
+    pub(crate) fn met(
+        &mut self,
+        leaf: LeafEntry,
+        iova: u64,
+        source: &Source,
+        parents: &[Parent],
+    ) -> impl Iterator<Item = Candidate> + use<> {
+        let leaves = [leaf.item_at(iova), Some(leaf)].map(|leaf| {
+            let leaf = leaf?;
+            self.insert_leaf(leaf.clone(), parents);
+            let (span, target) = (leaf.span, leaf.target?);
+            Some(Candidate {
+                outcome: Ok(Hit { span, target }),
+                source: source.clone(),
+                parents: parents.to_vec(),
+                leaf: Some(Arc::new(leaf)),
+            })
+        });
+        leaves.into_iter().flatten()
     }
 
     /// Looks for reads of freed tables among those that were not served again.

@@ -46,7 +46,7 @@ impl Machine<'_> {
                     tag,
                     pointer: pointer.as_ref(),
                 };
-                candidates.push(self.two_stage_walk(&walk, iova, parents, &mut choices));
+                candidates.extend(self.two_stage_walk(&walk, iova, parents, &mut choices));
                 if !next_choices(&mut choices) {
                     break;
                 }
@@ -61,7 +61,7 @@ impl Machine<'_> {
         iova: u64,
         parents: Vec<Parent>,
         choices: &mut Vec<Choice>,
-    ) -> Candidate {
+    ) -> Vec<Candidate> {
         let replayed = walk
             .pointer
             .map_or(&[][..], |slot| &slot.entry.origin.words);
@@ -95,12 +95,12 @@ impl Machine<'_> {
         self.cache_pointers(first, tag, iova, &shape, &reads, replayed.len(), &parents);
         let Some((outer, Some(hit))) = inner else {
             let fault = outer.err().map(BindingFault::First).map(Refusal::Tables);
-            return Candidate {
+            return vec![Candidate {
                 outcome: Err(refusal.or(fault).unwrap_or(Refusal::Absent)),
                 source,
                 parents,
                 leaf: None,
-            };
+            }];
         };
         let mut leaf = self.cache_leaf(first, tag, iova, &shape, reads, &outer);
         let (_, oa) = hit.at(outer.oa);
@@ -116,16 +116,7 @@ impl Machine<'_> {
             } & hit.target.rights,
         };
         leaf.target = Some(target);
-        self.insert_leaf(leaf.clone(), &parents);
-        Candidate {
-            outcome: Ok(Hit {
-                span: leaf.span,
-                target,
-            }),
-            source,
-            parents,
-            leaf: Some(Arc::new(leaf)),
-        }
+        self.met(leaf, iova, &source, &parents).collect()
     }
 }
 

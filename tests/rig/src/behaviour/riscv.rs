@@ -63,7 +63,7 @@ impl Behaviour for Riscv {
     }
 
     fn format(&self) -> Sv {
-        Sv::sv48()
+        Sv::sv48().with_svnapot()
     }
 
     fn map_side(&self) -> MapSide {

@@ -112,7 +112,18 @@ pub(crate) fn block_and_pages(machine: &'static Machine, context: Context) -> Ri
 
 /// A block was mapped, met and cleared, although one of its pages alone was asked for.
 pub(crate) fn block(machine: &'static Machine, context: Context) -> Rig {
+    removed_block(Rig::new(machine, context))
+}
+
+/// The same for a device that keeps translations itself.
+pub(crate) fn block_in_device(machine: &'static Machine, context: Context) -> Rig {
     let rig = Rig::new(machine, context);
+    rig.iommu.set_device_tlb(DEVICE, true);
+    removed_block(rig)
+}
+
+fn removed_block(rig: Rig) -> Rig {
+    let machine = rig.machine;
     tables(&rig);
     rig.map(
         LEVEL_2 + 8,

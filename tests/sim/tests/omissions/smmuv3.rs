@@ -6,8 +6,8 @@ use crate::machines::{SMMU, SMMU_ERRATUM, SMMU_RANGES, smmu_context, smmu_nested
 use crate::rig::{DEVICE, DOMAIN, Rig, Words};
 use crate::scenes::{
     BLOCK_AND_PAGES, FOUR_PAGES, Formats, GUEST_PAGE, LEVEL_1, LEVEL_2, OFFSET, ONE_BLOCK,
-    absent_pages, block, block_and_pages, block_over_table, detached_table, four_pages,
-    four_pages_in_device, guest_page,
+    absent_pages, block, block_and_pages, block_in_device, block_over_table, detached_table,
+    four_pages, four_pages_in_device, guest_page,
 };
 
 const SYNC: Words = [0x46, 0];
@@ -284,6 +284,19 @@ fn the_device_is_told_after_the_iotlb() {
     // All addresses.
     let all = [0x40 | u64::from(DEVICE) << 32, 52];
     assert_eq!(law(&with(&iotlb, &[all, SYNC])), None);
+}
+
+#[test]
+fn a_device_may_remember_a_page_of_a_block_alone() {
+    let law = |commands: &[Words]| {
+        let commands = with(&[[0x30, 0], SYNC], commands);
+        block_in_device(&SMMU, smmu_context()).law_after(&with(&commands, &[SYNC]), ONE_BLOCK)
+    };
+    let device = |address: u64, size: u64| [0x40 | u64::from(DEVICE) << 32, address | size];
+    assert_eq!(law(&[device(0x20_0000, 9)]), None);
+    // The page that was asked for, and another.
+    assert_eq!(law(&[device(0x20_5000, 0)]), None);
+    assert_eq!(law(&[device(0x20_0000, 0)]), Some(Law::Reach));
 }
 
 fn nested_page() -> Rig {

@@ -5,8 +5,8 @@ use std::thread;
 
 use iopt_reference::context::Binding;
 use iopt_sim::{
-    Attachment, Clock, Config, Context, ContextTable, Iommu, Latencies, Law, Ledger, Memory as _,
-    Ram, Rights, Tag,
+    Architecture, Attachment, Clock, Config, Context, ContextTable, Iommu, Latencies, Law, Ledger,
+    Memory as _, Ram, Rights, Tag,
 };
 
 use crate::machines::{AMD, RISCV, SMMU, amd_context, riscv_context, smmu_context};
@@ -134,29 +134,29 @@ fn a_report_says_what_was_cached_and_why_it_stayed() {
 }
 
 #[test]
-fn pages_of_other_sizes_are_cached_whole() {
-    // RISC-V, Svnapot: 16 words for 64 KiB; AMD, Next Level 7: eight words for 32 KiB.
+fn pages_of_other_sizes_are_cached_whole_and_by_their_items() {
+    // RISC-V, Svnapot: 16 words for 64 KiB; AMD, Next Level 7: eight words for 32 KiB. An SMMU's Contiguous bit is
+    // in 16 words, whose output addresses count.
     let riscv_word = (OFFSET + 0x1_0000) >> 12 << 10 | 0b1000 << 10 | 1 << 63 | 0xdf;
     let amd_word = (OFFSET + 0x1_0000) | 0x3000 | 7 << 9 | 0b11 << 61 | 1;
     let fence = [2, 0];
     let wait = [1 << 60, 0];
     let pages = |low: u64, high: u64| [[low, high], wait];
     let vma = |high: u64| [[1 | 5 << 12 | 1 << 32 | 1 << 10, high], fence];
-    let law = |rig: Rig, word: u64, count: u64, commands: &[Words]| {
+    let law = |rig: Rig, word: &dyn Fn(u64) -> u64, count: u64, commands: &[Words]| {
         let mut rig = rig;
-        let everything: &[Words] = if rig.machine.shift == 0 {
-            &[[1, 0], [2, 0]]
-        } else {
-            &[[8 << 60, 0], [1 << 60, 0]]
-        };
-        rig.send(everything);
+        rig.send(&match rig.machine.architecture {
+            Architecture::Amd(_) => [[8 << 60, 0], wait],
+            Architecture::Riscv(_) => [[1, 0], fence],
+            _ => EVERYTHING,
+        });
         rig.wait();
         rig.ledger.forgotten(DOMAIN, FOUR_PAGES);
         let range = 0x1_0000..=0x1_0000 + count * 0x1000 - 1;
         rig.ledger
             .map(DOMAIN, range.clone(), OFFSET + 0x1_0000, Rights::ALL);
         for index in 0..count {
-            rig.put(LEVEL_1 + 128 + 8 * index, word);
+            rig.put(LEVEL_1 + 128 + 8 * index, word(index));
         }
         rig.warm(0x1_1000, OFFSET);
         rig.ledger.unmap(DOMAIN, range.clone());
@@ -168,14 +168,28 @@ fn pages_of_other_sizes_are_cached_whole() {
     let riscv = |commands: &[Words]| {
         law(
             four_pages(&RISCV, riscv_context()),
-            riscv_word,
+            &|_| riscv_word,
             16,
             commands,
         )
     };
-    assert_eq!(riscv(&vma(0x1f << 10)), None);
+    // The group goes with each of its pages, but the item that was met with its own page alone.
+    assert_eq!(riscv(&vma(0x11 << 10)), None);
+    assert_eq!(riscv(&vma(0x1f << 10)), Some(Law::Reach));
     assert_eq!(riscv(&vma(0x20 << 10)), Some(Law::Reach));
-    let amd = |commands: &[Words]| law(four_pages(&AMD, amd_context()), amd_word, 8, commands);
+    // 64 KiB.
+    assert_eq!(riscv(&vma(0x17 << 10 | 1 << 9)), None);
+    let smmu = |pages: std::ops::RangeInclusive<u64>| {
+        let rig = four_pages(&SMMU, smmu_context());
+        let mut commands: Vec<Words> = pages.map(|page| [0x12 | 5 << 48, page << 12 | 1]).collect();
+        commands.push([0x46, 0]);
+        let word = |index| (SMMU.page)(OFFSET + 0x1_0000 + index * 0x1000) | 1 << 52;
+        law(rig, &word, 16, &commands)
+    };
+    assert_eq!(smmu(0x10..=0x1f), None);
+    assert_eq!(smmu(0x10..=0x10), Some(Law::Reach));
+    assert_eq!(smmu(0x12..=0x1f), Some(Law::Reach));
+    let amd = |commands: &[Words]| law(four_pages(&AMD, amd_context()), &|_| amd_word, 8, commands);
     let low = 3 << 60 | 9 << 32;
     assert_eq!(amd(&pages(low, 0x1_0000 | 0x3000 | 1)), None);
     assert_eq!(amd(&pages(low, 0x1_0000 | 0x1000 | 1)), Some(Law::Reach));

@@ -365,6 +365,53 @@ fn a_group_that_is_divided_between_commands_is_seen() {
     );
 }
 
+/// Two groups of 16 pages are used at both ends, and removed.
+fn groups_are_removed<B: Behaviour>(behaviour: &B) -> Option<Law> {
+    let bench = Bench::new(behaviour);
+    let groups = pages::<B>(0x220, 32);
+    bench.map(&groups, MEMORY);
+    let leaf = bench
+        .domain
+        .table()
+        .lookup(iopt_formats::Iova::new(*groups.start()));
+    let len = leaf.expect("it is mapped").size().bytes();
+    assert_eq!(len, 16 * page_len::<B>());
+    bench.assert_reached(&groups, MEMORY);
+    bench.unmap(&groups);
+    law(&bench)
+}
+
+/// By hardware that caches groups by their items, too.
+#[test]
+fn a_group_that_is_told_by_its_first_page_is_seen() {
+    assert_breaks(
+        &SINGLES,
+        |_, _, mut commands| {
+            commands.retain(|command| match command {
+                SmmuCommand::TlbiNhVa { target, .. } => target.address.get() & 0xffff == 0,
+                _ => true,
+            });
+            commands
+        },
+        groups_are_removed,
+        &[Law::Reach],
+    );
+    assert_breaks(
+        &RISCV,
+        |_, _, mut commands| {
+            commands.retain(|command| match command {
+                riscv::Command::IotinvalVma { target, .. } => {
+                    target.is_none_or(|target| target.address.get() & 0xffff == 0)
+                }
+                _ => true,
+            });
+            commands
+        },
+        groups_are_removed,
+        &[Law::Reach],
+    );
+}
+
 #[test]
 fn leaves_alone_where_a_table_went_is_seen() {
     assert_breaks(
