@@ -7,7 +7,7 @@ use std::thread;
 
 use iopt::invalidation::queue::{Platform, amd, riscv, smmuv3, vtd};
 use iopt_formats::Oa;
-use iopt_sim::{Clock, Iommu};
+use iopt_sim::{Clock, Iommu, Stop};
 
 use crate::memory::Physical;
 
@@ -143,15 +143,20 @@ impl amd::Registers for Registers {
         self.iommu.read_errors()
     }
 
-    /// The simulation keeps no log: the status register alone says that it stopped.
     fn event(&self) -> Option<amd::Event> {
-        None
+        self.iommu.event().map(|event| match event {
+            Stop::Illegal => amd::Event::IllegalCommand,
+            Stop::Abort => amd::Event::CommandHardware,
+            Stop::DeviceTimeout => amd::Event::InvalidationTimeout,
+        })
     }
 
     fn acknowledge(&self, _event: Option<amd::Event>) {
         const CMD_BUF_EN: u64 = 1 << 12;
-        self.iommu.acknowledge(0);
-        self.iommu.acknowledge(CMD_BUF_EN);
+        if self.iommu.take_event() != Some(Stop::DeviceTimeout) {
+            self.iommu.acknowledge(0);
+            self.iommu.acknowledge(CMD_BUF_EN);
+        }
     }
 }
 

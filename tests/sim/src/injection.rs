@@ -7,7 +7,8 @@ pub enum Injection {
     Illegal(u64),
     /// The n-th sync does not complete until it is released.
     StuckSync(u64),
-    /// The n-th invalidation of a device TLB is not answered: nothing is dropped, and the next sync says so.
+    /// The n-th invalidation of a device TLB is not answered: nothing is dropped, and the next sync says so, or
+    /// on AMD the event log does.
     DeviceTimeout(u64),
 }
 

@@ -138,6 +138,18 @@ impl Iommu {
         self.consume(&mut state);
     }
 
+    /// Returns the oldest event about commands in the event log, which AMD's IOMMU alone has.
+    pub fn event(&self) -> Option<Stop> {
+        let mut state = self.state();
+        self.consume(&mut state);
+        state.queue.event()
+    }
+
+    /// Takes the event out of the log that [`event`](Self::event) returned.
+    pub fn take_event(&self) -> Option<Stop> {
+        self.state().queue.take_event()
+    }
+
     /// Gives a device a TLB, or takes it away; it is empty afterwards.
     pub fn set_device_tlb(&self, device: u32, is_enabled: bool) {
         self.state().atcs.set_enabled(device, is_enabled);
@@ -284,13 +296,17 @@ impl Iommu {
         state.sync_due = None;
         if state.has_timed_out {
             state.has_timed_out = false;
-            state.is_counted = false;
             state.queue.stop(Stop::DeviceTimeout);
-            return false;
+            if state.queue.next().is_none() {
+                state.is_counted = false;
+                return false;
+            }
+            // It goes on, and this sync proves nothing about devices.
+        } else {
+            state.atcs.sync();
         }
         state.iotlb.sync();
         state.walk_cache.sync();
-        state.atcs.sync();
         state.contexts.sync();
         state.pending.clear();
         state.statistics.syncs += 1;

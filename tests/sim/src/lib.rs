@@ -100,6 +100,7 @@ pub use iommu::{Config, Iommu, Outcome};
 pub use iotlb::{LeafEntry, Origin, Target};
 pub use ledger::{Attachment, DomainId, Generation, Ledger};
 pub use memory::{Memory, Ram, Read};
+pub use queue::Stop;
 pub use report::{Law, Passed, Source, StaleAccess};
 pub use rights::Rights;
 pub use span::Span;

@@ -1,11 +1,15 @@
-//! The AMD command buffer: its base, head and tail registers and the status register.
+//! The AMD command buffer: its base, head and tail registers, the status register, and what the event log says of
+//! commands.
 //!
-//! AMD 48882: 2.4 commands, 3.4 MMIO registers.
+//! AMD 48882: 2.4 commands, 2.5 event logging, 3.4 MMIO registers.
+
+use std::collections::VecDeque;
 
 use super::{Queue, Stop, bit, bits};
 
 /// The registers. Errors are the status register, in which `CmdBufRun` falls when the buffer stops; writing
-/// the control register with `CmdBufEn` starts it again at the head.
+/// the control register with `CmdBufEn` starts it again at the head. It does not stop for a silent device: that is
+/// logged, and the waits behind complete.
 #[derive(Debug, Default)]
 pub(super) struct CommandBuffer {
     base: u64,
@@ -13,11 +17,11 @@ pub(super) struct CommandBuffer {
     tail: u64,
     head: u64,
     is_running: bool,
-    has_event: bool,
+    events: VecDeque<Stop>,
 }
 
 const LEN: u64 = 16;
-/// Status: an event was logged.
+/// Status: there is something in the event log.
 const EVENT_LOG_INTERRUPT: u64 = 1 << 1;
 /// Status: commands are fetched.
 const RUNNING: u64 = 1 << 4;
@@ -43,16 +47,15 @@ impl Queue for CommandBuffer {
 
     fn errors(&self) -> u64 {
         let running = if self.is_running { RUNNING } else { 0 };
-        let event = if self.has_event {
-            EVENT_LOG_INTERRUPT
-        } else {
+        let event = if self.events.is_empty() {
             0
+        } else {
+            EVENT_LOG_INTERRUPT
         };
         running | event
     }
 
     fn acknowledge(&mut self, word: u64) {
-        self.has_event = false;
         self.is_running = bit(word, 12);
     }
 
@@ -65,8 +68,16 @@ impl Queue for CommandBuffer {
         self.head = (self.head + 1) % self.count;
     }
 
-    fn stop(&mut self, _: Stop) {
-        self.has_event = true;
-        self.is_running = false;
+    fn stop(&mut self, reason: Stop) {
+        self.events.push_back(reason);
+        self.is_running &= reason == Stop::DeviceTimeout;
+    }
+
+    fn event(&self) -> Option<Stop> {
+        self.events.front().copied()
+    }
+
+    fn take_event(&mut self) -> Option<Stop> {
+        self.events.pop_front()
     }
 }

@@ -8,14 +8,14 @@ mod riscv;
 mod smmuv3;
 mod vtd;
 
-/// Why a queue stops.
+/// Why a queue stops, or on AMD what its event log says.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Stop {
+pub enum Stop {
     /// The command at the head is illegal.
     Illegal,
     /// Reading the command at the head, or storing a completion, failed.
     Abort,
-    /// A device did not answer an invalidation before the sync at the head.
+    /// A device did not answer an invalidation before the sync at the head. AMD's command buffer goes on.
     DeviceTimeout,
 }
 
@@ -35,8 +35,16 @@ pub(crate) trait Queue: Send {
     fn next(&self) -> Option<u64>;
     /// Passes the command at the head.
     fn consume(&mut self);
-    /// Stops at the head.
+    /// Stops at the head, or where the architecture does not stop for it, logs it.
     fn stop(&mut self, reason: Stop);
+    /// Returns the oldest event of the log, where the architecture has one.
+    fn event(&self) -> Option<Stop> {
+        None
+    }
+    /// Takes the oldest event out of the log.
+    fn take_event(&mut self) -> Option<Stop> {
+        None
+    }
 }
 
 /// Returns the queue of an architecture.

@@ -1,7 +1,7 @@
 //! Rings, registers, completions and errors.
 
 use iopt_reference::Memory as _;
-use iopt_sim::{Injection, Law};
+use iopt_sim::{Architecture, Injection, Law, Stop};
 
 use crate::machines::{
     AMD, Machine, RISCV, SMMU, VTD, VTD_WIDE, amd_context, riscv_context, smmu_context, vtd_context,
@@ -228,7 +228,7 @@ fn wide_descriptors_have_four_words() {
 #[test]
 fn a_device_that_does_not_answer_is_told_of_at_the_sync() {
     let device = u64::from(DEVICE);
-    // Everything, for each architecture; then the errors, and the head at, or for VT-d behind, the sync.
+    // Everything, for each architecture; then the errors, and the head at, or for VT-d and AMD behind, the sync.
     let cases: [(&'static Machine, _, [Words; 2], u64, u64); 4] = [
         (
             &SMMU,
@@ -248,8 +248,9 @@ fn a_device_that_does_not_answer_is_told_of_at_the_sync() {
             &AMD,
             amd_context(),
             [[8 << 60, 0], [4 << 60 | device, 0x7fff_ffff_ffff_f001]],
-            1 << 1,
-            3,
+            // It runs on.
+            1 << 4 | 1 << 1,
+            4,
         ),
         (
             &RISCV,
@@ -268,11 +269,34 @@ fn a_device_that_does_not_answer_is_told_of_at_the_sync() {
         }
         assert_eq!(rig.iommu.read_errors(), errors);
         assert_eq!(rig.iommu.read_head(), head << machine.shift);
+        let has_log = matches!(machine.architecture, Architecture::Amd(_));
+        let event = has_log.then_some(Stop::DeviceTimeout);
+        assert_eq!(rig.iommu.event(), event);
+        assert_eq!(rig.iommu.take_event(), event);
+        assert_eq!(rig.iommu.event(), None);
         rig.iommu.acknowledge(machine.acknowledgement);
         // What the device remembers is not forgotten.
         assert_eq!(rig.law_after(&[], FOUR_PAGES), Some(Law::Reach));
         assert_eq!(rig.law_after(&[device_tlb, machine.sync], FOUR_PAGES), None);
     }
+}
+
+/// The store of a completion wait is no proof of what devices have forgotten: the event in front of it tells.
+#[test]
+fn an_amd_wait_completes_although_a_device_is_silent() {
+    let mut rig = four_pages_in_device(&AMD, amd_context());
+    rig.put(STATUS, 0);
+    rig.iommu.inject(Injection::DeviceTimeout(0));
+    rig.send(&[
+        [8 << 60, 0],
+        AMD.sync,
+        [4 << 60 | u64::from(DEVICE), 0x7fff_ffff_ffff_f001],
+        [1 << 60 | 1 | STATUS, 7],
+    ]);
+    rig.wait();
+    assert_eq!(rig.ram.read64(STATUS), Some(7));
+    assert_eq!(rig.iommu.event(), Some(Stop::DeviceTimeout));
+    assert_eq!(rig.law_after(&[], FOUR_PAGES), Some(Law::Reach));
 }
 
 #[test]
