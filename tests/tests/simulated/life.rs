@@ -183,6 +183,10 @@ fn devices_come_and_go<B: Behaviour>(behaviour: &B) {
     let after = bench.machine.iommu().statistics().command_count();
     assert_eq!(before, after);
     bench.assert_refused(&page);
+    // Whoever comes back finds nothing of before.
+    bench.attach(PLAIN, false);
+    bench.attach(CACHING, true);
+    bench.assert_refused(&page);
 }
 
 fn one_page_is_mapped_again_and_again<B: Behaviour>(behaviour: &B) {
