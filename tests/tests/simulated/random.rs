@@ -108,7 +108,7 @@ fn run<B: Behaviour>(behaviour: &B, seed: u64, steps: u64, is_deferred: bool) {
         seed,
         // Whoever runs lets time pass for those who do not.
         limit: Duration::from_secs(1 << 30),
-        has_shared_syncs: seed.is_multiple_of(2),
+        has_shared_syncs: (seed + u64::from(is_deferred)).is_multiple_of(2),
         ..MachineConfig::default()
     };
     let machine = Machine::new(behaviour.clone(), config).expect("the tests need some memory");
