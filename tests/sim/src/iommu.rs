@@ -3,21 +3,25 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use iopt_reference::context::Binding;
+
 use crate::atc::AtcEntry;
 use crate::behaviour::{Architecture, Command, Completion, Effect};
 use crate::clock::{Clock, Latencies, Timed};
-use crate::contexts::{Context, Contexts};
+use crate::contexts::Contexts;
 use crate::examine::Examiner;
 use crate::injection::{Event, Injection};
 use crate::invalidation::{AtcDrop, Tables};
-use crate::iotlb::{LeafEntry, Origin};
+use crate::iotlb::Origin;
 use crate::ledger::Ledger;
 use crate::memory::Memory;
 use crate::queue::Stop;
 use crate::report::{Logged, StaleAccess};
 use crate::rights::Rights;
+use crate::span::Span;
 use crate::state::State;
 use crate::statistics::Statistics;
+use crate::tag::Tag;
 use crate::translate::{Machine, Refusal};
 
 /// How an IOMMU behaves.
@@ -60,7 +64,7 @@ pub enum Outcome {
     Refused(Refusal),
 }
 
-/// Dropped translations that are looked up again, of each command.
+/// Dropped leaves that are looked up again, and pointers, of each command.
 const MOST_REFILLED: usize = 64;
 
 /// An IOMMU that caches whatever it may and forgets only what it must.
@@ -336,10 +340,15 @@ impl Iommu {
                         state.statistics.table_invalidations += 1;
                     }
                     let keeps = |entry: &_| request.keeps_leaf(entry);
-                    let dropped = state.iotlb.drop_where(is_meant, request.range, keeps);
+                    let leaves = state.iotlb.drop_where(is_meant, request.range, keeps);
                     let keeps = |entry: &_| request.keeps_table(entry);
-                    state.walk_cache.drop_where(is_meant, request.range, keeps);
-                    self.refill(state, &dropped);
+                    let tables = state.walk_cache.drop_where(is_meant, request.range, keeps);
+                    for entry in leaves.iter().take(MOST_REFILLED) {
+                        self.refill(state, entry.tag, entry.span, &entry.origin);
+                    }
+                    for entry in tables.iter().take(MOST_REFILLED) {
+                        self.refill(state, entry.tag, entry.span, &entry.origin);
+                    }
                 }
                 Effect::Atc(request) => self.invalidate_device_tlb(state, request),
                 Effect::Context(request) => {
@@ -364,18 +373,18 @@ impl Iommu {
 
     /// Translates anew what was dropped, as a prefetcher may: a command that came before the store which it
     /// is for has missed it, and so has one that came before another which it depends on.
-    fn refill(&self, state: &mut State, dropped: &[Arc<LeafEntry>]) {
+    fn refill(&self, state: &mut State, tag: Tag, span: Span, origin: &Origin) {
         let walks = state.statistics.walks;
-        for entry in dropped.iter().take(MOST_REFILLED) {
-            let Origin { device, pasid, .. } = entry.origin;
-            let mut machine = self.examiner(state, device, pasid).machine;
-            for bound in machine.bounds() {
-                let is_meant = |context: &&Context| {
-                    context.tag == entry.tag || context.tag.of_global() == entry.tag
-                };
-                if let Some(context) = bound.result.as_ref().ok().filter(is_meant) {
-                    machine.outcomes(context, entry.span.start, &bound.parents);
-                }
+        let Origin { device, pasid, .. } = *origin;
+        let mut machine = self.examiner(state, device, pasid).machine;
+        for bound in machine.bounds() {
+            let Ok(context) = bound.result else { continue };
+            if context.tag == tag || context.tag.of_global() == tag {
+                machine.outcomes(&context, span.start, &bound.parents);
+            } else if let Binding::Nested { second, .. } = &context.binding
+                && context.tag.of_second() == tag
+            {
+                machine.one_stage(second, tag, span.start, &bound.parents);
             }
         }
         // Nobody asked.

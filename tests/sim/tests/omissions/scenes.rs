@@ -145,8 +145,8 @@ pub(crate) fn detached_table(machine: &'static Machine, context: Context) -> Rig
     rig
 }
 
-/// A table became empty, its leaves forgotten with the commands given, and a block took its place.
-pub(crate) fn block_over_table(
+/// A table became empty, its leaves forgotten with the commands given.
+pub(crate) fn empty_table(
     machine: &'static Machine,
     context: Context,
     leaf_only: &[[u64; 2]],
@@ -156,6 +156,16 @@ pub(crate) fn block_over_table(
     rig.wait();
     rig.ledger.forgotten(DOMAIN, FOUR_PAGES);
     assert_eq!(rig.law(FOUR_PAGES), None, "the leaves are forgotten");
+    rig
+}
+
+/// The same, and a block took its place.
+pub(crate) fn block_over_table(
+    machine: &'static Machine,
+    context: Context,
+    leaf_only: &[[u64; 2]],
+) -> Rig {
+    let rig = empty_table(machine, context, leaf_only);
     rig.ledger.map(DOMAIN, 0..=BLOCK - 1, OFFSET, Rights::ALL);
     rig.put(LEVEL_2, (machine.block)(OFFSET));
     rig
@@ -226,14 +236,15 @@ pub(crate) fn guest_page(
     for table in [ROOT, LEVEL_3, LEVEL_2, LEVEL_1] {
         rig.map(lower[2] + table / 512, page(table), table, table, PAGE);
     }
-    let slot = lower[2] + GUEST_PAGE / 512;
     let oa = GUEST_PAGE + OFFSET;
-    rig.map(slot, page(oa), GUEST_PAGE, oa, PAGE);
+    rig.map(GUEST_SLOT, page(oa), GUEST_PAGE, oa, PAGE);
     assert_eq!(rig.read(PAGE).expect("nothing is stale yet"), Some(oa));
     rig.ledger.unmap(DOMAIN, GUEST_PAGE..=GUEST_PAGE + PAGE - 1);
-    rig.put(slot, 0);
+    rig.put(GUEST_SLOT, 0);
     rig
 }
 
 /// What the guest maps page 1 to.
 pub(crate) const GUEST_PAGE: u64 = 0x9000;
+/// Where the second stage has its leaf for that.
+pub(crate) const GUEST_SLOT: u64 = SECOND_ROOT + 0x6000 + GUEST_PAGE / 512;

@@ -5,9 +5,9 @@ use iopt_sim::Law;
 use crate::machines::{SMMU, SMMU_ERRATUM, SMMU_RANGES, smmu_context, smmu_nested};
 use crate::rig::{DEVICE, DOMAIN, Rig, Words};
 use crate::scenes::{
-    BLOCK_AND_PAGES, FOUR_PAGES, Formats, GUEST_PAGE, LEVEL_1, LEVEL_2, OFFSET, ONE_BLOCK,
-    absent_pages, block, block_and_pages, block_in_device, block_over_table, detached_table,
-    four_pages, four_pages_in_device, guest_page,
+    BLOCK_AND_PAGES, FOUR_PAGES, Formats, GUEST_PAGE, GUEST_SLOT, LEVEL_1, LEVEL_2, OFFSET,
+    ONE_BLOCK, absent_pages, block, block_and_pages, block_in_device, block_over_table,
+    detached_table, empty_table, four_pages, four_pages_in_device, guest_page,
 };
 
 const SYNC: Words = [0x46, 0];
@@ -94,6 +94,24 @@ fn commands_before_the_store_that_they_are_for_are_caught() {
     rig.send(&PAGES);
     rig.put(LEVEL_1 + 8, 0);
     assert_eq!(rig.law_after(&[SYNC], FOUR_PAGES), Some(Law::Reach));
+}
+
+#[test]
+fn a_command_for_a_pointer_before_the_store_that_clears_it_is_caught() {
+    let law = |is_early: bool| {
+        let mut rig = empty_table(&SMMU, smmu_context(), &with(&PAGES, &[SYNC]));
+        let command = [[NH_VA, 0x1000]];
+        if is_early {
+            rig.send(&command);
+        }
+        rig.put(LEVEL_2, 0);
+        if !is_early {
+            rig.send(&command);
+        }
+        law_of_freed(rig, &[SYNC])
+    };
+    assert_eq!(law(false), None);
+    assert_eq!(law(true), Some(Law::FreedTable));
 }
 
 #[test]
@@ -337,4 +355,26 @@ fn a_page_of_the_second_stage_needs_the_combined_entries_dropped_after_it() {
     // Another guest.
     let other = [0x28 | 8 << 32, 0];
     assert_eq!(law(&[other, SYNC]), Some(Law::Reach));
+}
+
+#[test]
+fn a_command_for_the_second_stage_before_the_store_that_it_is_for_is_caught() {
+    let law = |is_early: bool| {
+        let mut rig = nested_page();
+        let s2_ipa = [[0x2a | 7 << 32, GUEST_PAGE | LEAF]];
+        if is_early {
+            rig.put(GUEST_SLOT, (GUEST_PAGE + OFFSET) | 0x7ff);
+            rig.send(&s2_ipa);
+            rig.put(GUEST_SLOT, 0);
+        } else {
+            rig.send(&s2_ipa);
+        }
+        rig.send(&[SYNC, [0x10 | 7 << 32, 0], SYNC]);
+        rig.wait();
+        rig.ledger
+            .forgotten(DOMAIN, GUEST_PAGE..=GUEST_PAGE + 0xfff);
+        rig.law(0x1000..=0x1fff)
+    };
+    assert_eq!(law(false), None);
+    assert_eq!(law(true), Some(Law::Reach));
 }
