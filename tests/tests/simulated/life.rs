@@ -61,6 +61,11 @@ fn many_pages_come_and_go_at_once<B: Behaviour>(behaviour: &B) {
     let memory = MEMORY + page_len::<B>();
     bench.map(&all, memory);
     bench.assert_reached(&all, memory);
+    // Each of them is cached, so that what lies between two commands is seen.
+    for iova in all.clone().step_by(page_len::<B>() as usize) {
+        let reached = bench.machine.access(PLAIN, iova, Rights::ALL);
+        reached.unwrap_or_else(|stale| panic!("{stale}"));
+    }
     for (first, count) in [(0x123, 1), (0x200, 64), (0x300, 1000), (0x123, 3000)] {
         let part = pages::<B>(first, count);
         bench.unmap(&part);
