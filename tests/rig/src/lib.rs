@@ -7,8 +7,7 @@
 //! [`Ledger`](iopt_sim::Ledger) first, so that a stale translation is found by the next access that it could
 //! serve.
 //!
-//! What the IOMMU is, a [`Behaviour`] says; [`Choice`] names the five that there are, for routines that are to
-//! run on each of them.
+//! What the IOMMU is, a [`Behaviour`] says.
 //!
 //! ```
 //! use iopt_formats::Prot;
@@ -31,14 +30,12 @@
 //! ```
 
 mod behaviour;
-mod choice;
 mod domain;
 mod machine;
 mod memory;
 mod registers;
 
 pub use behaviour::{Amd, Behaviour, EntryOf, Riscv, Smmuv3, TagOf, Vtd};
-pub use choice::{Choice, Visitor};
 pub use domain::{Domain, RigError};
 pub use machine::{Machine, MachineConfig};
 pub use memory::{Physical, Tables};

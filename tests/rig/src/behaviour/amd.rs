@@ -27,10 +27,6 @@ impl Behaviour for Amd {
     type Planner = Planner;
     type Device = CommandBuffer<Registers>;
 
-    fn name(&self) -> &'static str {
-        "amd"
-    }
-
     fn architecture(&self) -> Architecture {
         Architecture::Amd(Features {
             caches_absent: self.has_absent_entries,

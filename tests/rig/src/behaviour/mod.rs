@@ -37,9 +37,6 @@ pub trait Behaviour: Clone + Debug + Send + Sync + 'static {
     /// The queue's hardware.
     type Device: Device + Send + Sync;
 
-    /// Returns a short name.
-    fn name(&self) -> &'static str;
-
     /// Returns what the simulation does.
     fn architecture(&self) -> Architecture;
 

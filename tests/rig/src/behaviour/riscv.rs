@@ -29,10 +29,6 @@ impl Behaviour for Riscv {
     type Planner = Planner;
     type Device = CommandQueue<Registers>;
 
-    fn name(&self) -> &'static str {
-        "riscv"
-    }
-
     fn architecture(&self) -> Architecture {
         Architecture::Riscv(behaviour::riscv::Features {
             has_non_leaf: self.has_non_leaf,

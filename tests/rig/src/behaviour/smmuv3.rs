@@ -40,14 +40,6 @@ where
     type Planner = Planner;
     type Device = CommandQueue<Registers>;
 
-    fn name(&self) -> &'static str {
-        if self.has_ranges {
-            "smmuv3-ranges"
-        } else {
-            "smmuv3"
-        }
-    }
-
     fn architecture(&self) -> Architecture {
         Architecture::SmmuV3(Features {
             has_ranges: self.has_ranges,

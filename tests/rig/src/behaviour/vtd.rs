@@ -44,10 +44,6 @@ where
     type Planner = Planner;
     type Device = InvalidationQueue<Registers, WORDS>;
 
-    fn name(&self) -> &'static str {
-        "vtd"
-    }
-
     fn architecture(&self) -> Architecture {
         Architecture::Vtd(Features {
             is_wide: WORDS == 4,

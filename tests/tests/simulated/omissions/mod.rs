@@ -84,10 +84,6 @@ impl<B: Behaviour, const IS_HASTY: bool> Behaviour for Broken<B, IS_HASTY> {
     type Planner = BrokenPlanner<B, IS_HASTY>;
     type Device = B::Device;
 
-    fn name(&self) -> &'static str {
-        self.inside.name()
-    }
-
     fn architecture(&self) -> Architecture {
         self.inside.architecture()
     }

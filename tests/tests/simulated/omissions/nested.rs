@@ -57,10 +57,6 @@ impl Behaviour for NestedSmmu {
     type Planner = SmmuPlanner;
     type Device = <Smmuv3<12> as Behaviour>::Device;
 
-    fn name(&self) -> &'static str {
-        "nested-smmuv3"
-    }
-
     fn architecture(&self) -> Architecture {
         SMMU.architecture()
     }
@@ -116,10 +112,6 @@ impl Behaviour for NestedVtd {
     type Format = vtd::SecondStage;
     type Planner = VtdPlanner;
     type Device = <Vtd<2> as Behaviour>::Device;
-
-    fn name(&self) -> &'static str {
-        "nested-vtd"
-    }
 
     fn architecture(&self) -> Architecture {
         VTD.architecture()
