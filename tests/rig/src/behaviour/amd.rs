@@ -1,5 +1,7 @@
 //! AMD-Vi IOMMUs with host tables.
 
+use std::iter;
+
 use iopt::invalidation::Encode as _;
 use iopt::invalidation::plan::amd::{Amd as Planner, Device, Tag};
 use iopt::invalidation::queue::amd::CommandBuffer;
@@ -74,10 +76,7 @@ impl Behaviour for Amd {
             device,
             pasid: None,
         };
-        [Some(iotlb), has_ats.then_some(ats)]
-            .into_iter()
-            .flatten()
-            .collect()
+        iter::once(iotlb).chain(has_ats.then_some(ats)).collect()
     }
 
     fn context(&self, id: u16, root: Root, has_ats: bool) -> Context {

@@ -1,5 +1,7 @@
 //! RISC-V IOMMUs with first-stage tables.
 
+use std::iter;
+
 use iopt::invalidation::Encode as _;
 use iopt::invalidation::plan::riscv::{Riscv as Planner, Tag};
 use iopt::invalidation::queue::riscv::CommandQueue;
@@ -79,10 +81,7 @@ impl Behaviour for Riscv {
             function,
             pasid: None,
         };
-        [Some(iotlb), has_ats.then_some(ats)]
-            .into_iter()
-            .flatten()
-            .collect()
+        iter::once(iotlb).chain(has_ats.then_some(ats)).collect()
     }
 
     fn context(&self, id: u16, root: Root, has_ats: bool) -> Context {

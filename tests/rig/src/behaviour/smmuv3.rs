@@ -1,5 +1,7 @@
 //! SMMUs with stage 1 tables.
 
+use std::iter;
+
 use iopt::invalidation::Encode as _;
 use iopt::invalidation::plan::smmuv3::{Cover, Smmuv3 as Planner, Tag};
 use iopt::invalidation::queue::smmuv3::CommandQueue;
@@ -89,10 +91,7 @@ where
             stream: device.into(),
             substream: None,
         };
-        [Some(iotlb), has_ats.then_some(ats)]
-            .into_iter()
-            .flatten()
-            .collect()
+        iter::once(iotlb).chain(has_ats.then_some(ats)).collect()
     }
 
     fn context(&self, id: u16, root: Root, has_ats: bool) -> Context {

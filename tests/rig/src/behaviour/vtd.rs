@@ -1,5 +1,7 @@
 //! VT-d units with second-stage tables.
 
+use std::iter;
+
 use iopt::invalidation::Encode;
 use iopt::invalidation::plan::vtd::{Tag, Vtd as Planner};
 use iopt::invalidation::queue::Entry;
@@ -96,10 +98,7 @@ where
             device,
             pasid: None,
         };
-        [Some(iotlb), has_ats.then_some(ats)]
-            .into_iter()
-            .flatten()
-            .collect()
+        iter::once(iotlb).chain(has_ats.then_some(ats)).collect()
     }
 
     fn context(&self, id: u16, root: Root, has_ats: bool) -> Context {
