@@ -12,7 +12,8 @@ use iopt::invalidation::{
 };
 use iopt::mem::OutOfMemory;
 use iopt::radix::{
-    MapError, MapperError, Table, TableConfig, TableError, TablePolicy, UnmapError, UnmapPolicy,
+    MapError, MapSide, MapperError, Table, TableConfig, TableError, TablePolicy, UnmapError,
+    UnmapPolicy,
 };
 use iopt_formats::{Format as _, Iova, IovaRange, Oa, Prot};
 use iopt_sim::{DomainId, Rights};
@@ -79,7 +80,12 @@ pub struct Domain<B: Behaviour> {
 
 impl<B: Behaviour> Domain<B> {
     pub(crate) fn new(machine: Arc<Machine<B>>, id: u16) -> Result<Self, RigError> {
-        let config = TableConfig::new().with_map_side(machine.behaviour().map_side());
+        let map_side = if machine.behaviour().is_told_of_maps() {
+            MapSide::Announced
+        } else {
+            MapSide::Silent
+        };
+        let config = TableConfig::new().with_map_side(map_side);
         let table = Table::with_config(machine.behaviour().format(), machine.tables(), config)?;
         Ok(Self {
             machine,

@@ -5,7 +5,6 @@ use std::iter;
 use iopt::invalidation::Encode as _;
 use iopt::invalidation::plan::amd::{Amd as Planner, Device, Tag};
 use iopt::invalidation::queue::amd::CommandBuffer;
-use iopt::radix::MapSide;
 use iopt_formats::amd::V1;
 use iopt_formats::command::amd::Command;
 use iopt_formats::walk::Root;
@@ -54,12 +53,8 @@ impl Behaviour for Amd {
         V1::fixed(4, 48).expect("four levels reach 48 bits")
     }
 
-    fn map_side(&self) -> MapSide {
-        if self.has_absent_entries {
-            MapSide::Announced
-        } else {
-            MapSide::Silent
-        }
+    fn is_told_of_maps(&self) -> bool {
+        self.has_absent_entries
     }
 
     fn tags(&self, id: u16, device: u16, has_ats: bool) -> Vec<Tag> {

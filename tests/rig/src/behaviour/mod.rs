@@ -10,7 +10,6 @@ use std::fmt::Debug;
 use iopt::invalidation::Encode;
 use iopt::invalidation::plan::Planner;
 use iopt::invalidation::queue::Device;
-use iopt::radix::MapSide;
 use iopt_formats::walk::Root;
 use iopt_formats::{Format, Oa};
 use iopt_sim::{Architecture, Attachment, Context, DomainId};
@@ -53,7 +52,9 @@ pub trait Behaviour: Clone + Debug + Send + Sync + 'static {
     fn format(&self) -> Self::Format;
 
     /// Returns whether maps are told, too.
-    fn map_side(&self) -> MapSide;
+    fn is_told_of_maps(&self) -> bool {
+        false
+    }
 
     /// Returns the places where translations of domain `id`, which is not 0, are cached for a `device`: by the
     /// IOMMU, and if it `has_ats`, by itself. They rise.

@@ -5,7 +5,6 @@ use std::iter;
 use iopt::invalidation::Encode as _;
 use iopt::invalidation::plan::riscv::{Riscv as Planner, Tag};
 use iopt::invalidation::queue::riscv::CommandQueue;
-use iopt::radix::MapSide;
 use iopt_formats::command::Narrow;
 use iopt_formats::command::riscv::{Command, Features, Function};
 use iopt_formats::riscv::Sv;
@@ -62,10 +61,6 @@ impl Behaviour for Riscv {
 
     fn format(&self) -> Sv {
         Sv::sv48().with_svnapot()
-    }
-
-    fn map_side(&self) -> MapSide {
-        MapSide::Silent
     }
 
     fn tags(&self, id: u16, device: u16, has_ats: bool) -> Vec<Tag> {

@@ -5,7 +5,6 @@ use std::iter;
 use iopt::invalidation::Encode as _;
 use iopt::invalidation::plan::smmuv3::{Cover, Smmuv3 as Planner, Tag};
 use iopt::invalidation::queue::smmuv3::CommandQueue;
-use iopt::radix::MapSide;
 use iopt_formats::armv8::{Granule, Stage1};
 use iopt_formats::command::smmuv3::Command;
 use iopt_formats::walk::Root;
@@ -75,10 +74,6 @@ where
 
     fn format(&self) -> Self::Format {
         Stage1::new(48, 48).expect("48 bits are legal for every granule")
-    }
-
-    fn map_side(&self) -> MapSide {
-        MapSide::Silent
     }
 
     fn tags(&self, id: u16, device: u16, has_ats: bool) -> Vec<Tag> {

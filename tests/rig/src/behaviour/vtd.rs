@@ -6,7 +6,6 @@ use iopt::invalidation::Encode;
 use iopt::invalidation::plan::vtd::{Tag, Vtd as Planner};
 use iopt::invalidation::queue::Entry;
 use iopt::invalidation::queue::vtd::InvalidationQueue;
-use iopt::radix::MapSide;
 use iopt_formats::command::vtd::{ContextScope, Descriptor, Device, QueueDepth};
 use iopt_formats::vtd::SecondStage;
 use iopt_formats::walk::Root;
@@ -79,12 +78,8 @@ where
         SecondStage::new(48).expect("48 bits are four levels")
     }
 
-    fn map_side(&self) -> MapSide {
-        if self.has_caching_mode {
-            MapSide::Announced
-        } else {
-            MapSide::Silent
-        }
+    fn is_told_of_maps(&self) -> bool {
+        self.has_caching_mode
     }
 
     fn tags(&self, id: u16, device: u16, has_ats: bool) -> Vec<Tag> {

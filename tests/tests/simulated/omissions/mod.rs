@@ -9,7 +9,7 @@ use std::fmt;
 
 use iopt::invalidation::Changes;
 use iopt::invalidation::plan::{Phase, Planner};
-use iopt::radix::{MapSide, TablePolicy};
+use iopt::radix::TablePolicy;
 use iopt_formats::Oa;
 use iopt_formats::walk::Root;
 use iopt_rig::{Behaviour, EntryOf, MachineConfig, Registers, TagOf};
@@ -107,8 +107,8 @@ impl<B: Behaviour, const IS_HASTY: bool> Behaviour for Broken<B, IS_HASTY> {
         self.inside.format()
     }
 
-    fn map_side(&self) -> MapSide {
-        self.inside.map_side()
+    fn is_told_of_maps(&self) -> bool {
+        self.inside.is_told_of_maps()
     }
 
     fn tags(&self, id: u16, device: u16, has_ats: bool) -> Vec<TagOf<B>> {

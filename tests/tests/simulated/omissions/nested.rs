@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use iopt::invalidation::NoHardware;
 use iopt::invalidation::plan::smmuv3::{Smmuv3 as SmmuPlanner, Tag as SmmuTag};
 use iopt::invalidation::plan::vtd::{Tag as VtdTag, Vtd as VtdPlanner};
-use iopt::radix::{MapSide, Table};
+use iopt::radix::Table;
 use iopt_formats::armv8::{Granule, Stage1, Stage2};
 use iopt_formats::command::Pasid;
 use iopt_formats::walk::Root;
@@ -77,10 +77,6 @@ impl Behaviour for NestedSmmu {
         Stage2::new(48, 48).expect("a legal second stage")
     }
 
-    fn map_side(&self) -> MapSide {
-        MapSide::Silent
-    }
-
     fn tags(&self, id: u16, _device: u16, _has_ats: bool) -> Vec<TagOf<Self>> {
         let granule = Granule::Kib4;
         vec![
@@ -131,10 +127,6 @@ impl Behaviour for NestedVtd {
 
     fn format(&self) -> vtd::SecondStage {
         VTD.format()
-    }
-
-    fn map_side(&self) -> MapSide {
-        VTD.map_side()
     }
 
     fn tags(&self, id: u16, _device: u16, _has_ats: bool) -> Vec<TagOf<Self>> {
