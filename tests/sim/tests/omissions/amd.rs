@@ -5,11 +5,11 @@ use iopt_sim::Law;
 use crate::machines::{
     AMD, AMD_ABSENT, AMD_WORDS, Machine, amd_context, amd_guest_context, amd_nested,
 };
-use crate::rig::{DEVICE, DOMAIN, Rig, Words};
+use crate::rig::{DEVICE, Words};
 use crate::scenes::{
-    BLOCK_AND_PAGES, FOUR_PAGES, Formats, GUEST_PAGE, LEVEL_1, ONE_BLOCK, absent_pages, block,
+    BLOCK_AND_PAGES, FOUR_PAGES, Formats, GUEST_PAGE, ONE_BLOCK, absent_pages, block,
     block_and_pages, block_over_table, detached_table, four_pages, four_pages_in_device,
-    guest_page,
+    guest_page, law_of_arrived, law_of_freed, law_of_guest,
 };
 
 const WAIT: Words = [1 << 60, 0];
@@ -87,13 +87,6 @@ fn leaves_of_two_sizes_go_with_a_command_of_the_larger() {
     assert_eq!(law(&[[PAGES, FOUR_MIB], WAIT]), Some(Law::Reach));
 }
 
-fn law_of_freed(mut rig: Rig, commands: &[Words]) -> Option<Law> {
-    rig.send(commands);
-    rig.wait();
-    rig.ledger.table_freed(LEVEL_1);
-    rig.law(FOUR_PAGES)
-}
-
 #[test]
 fn a_freed_table_needs_its_pointers_dropped_and_a_wait() {
     let law = |commands: &[Words]| law_of_freed(detached_table(&AMD, amd_context()), commands);
@@ -118,11 +111,8 @@ fn a_block_over_an_empty_table_needs_its_pointers_dropped() {
 #[test]
 fn hardware_that_caches_what_is_absent_has_to_be_told_what_comes() {
     let law = |machine, commands: &[Words]| {
-        let mut rig = absent_pages(machine, amd_context());
-        rig.send(commands);
-        rig.wait();
-        rig.ledger.map_done(DOMAIN, FOUR_PAGES);
-        rig.law(FOUR_PAGES)
+        let rig = absent_pages(machine, amd_context());
+        law_of_arrived(rig, commands)
     };
     assert_eq!(law(&AMD, &[]), None);
     assert_eq!(law(&AMD_ABSENT, &[[PAGES, EIGHT], WAIT]), None);
@@ -151,7 +141,7 @@ fn the_device_is_told_after_the_iotlb() {
 #[test]
 fn a_page_of_the_host_table_needs_the_combined_entries_dropped() {
     let law = |commands: &[Words]| {
-        let mut rig = guest_page(
+        let rig = guest_page(
             &AMD,
             amd_nested(),
             Formats {
@@ -163,11 +153,7 @@ fn a_page_of_the_host_table_needs_the_combined_entries_dropped() {
                 page: AMD.page,
             },
         );
-        rig.send(commands);
-        rig.wait();
-        rig.ledger
-            .forgotten(DOMAIN, GUEST_PAGE..=GUEST_PAGE + 0xfff);
-        rig.law(0x1000..=0x1fff)
+        law_of_guest(rig, commands)
     };
     assert_eq!(law(&[[PAGES, EVERYTHING | PDE], WAIT]), None);
     assert_eq!(law(&[[PAGES, GUEST_PAGE], WAIT]), Some(Law::Reach));

@@ -3,11 +3,11 @@
 use iopt_sim::Law;
 
 use crate::machines::{RISCV, RISCV_JOINED, RISCV_NON_LEAF, riscv_context, riscv_nested};
-use crate::rig::{DEVICE, DOMAIN, Rig, Words};
+use crate::rig::{DEVICE, DOMAIN, Words};
 use crate::scenes::{
     BLOCK_AND_PAGES, FOUR_PAGES, Formats, GUEST_PAGE, LEVEL_1, ONE_BLOCK, absent_pages, block,
     block_and_pages, block_over_table, detached_table, four_pages, four_pages_in_device,
-    guest_page,
+    guest_page, law_of_arrived, law_of_freed, law_of_guest,
 };
 
 const FENCE: Words = [2, 0];
@@ -116,13 +116,6 @@ fn leaves_of_two_sizes_go_with_one_range() {
     assert_eq!(law(0x1ff << 10), Some(Law::Reach));
 }
 
-fn law_of_freed(mut rig: Rig, commands: &[Words]) -> Option<Law> {
-    rig.send(commands);
-    rig.wait();
-    rig.ledger.table_freed(LEVEL_1);
-    rig.law(FOUR_PAGES)
-}
-
 #[test]
 fn a_freed_table_needs_its_pointers_dropped_and_a_fence() {
     let law = |commands: &[Words]| law_of_freed(detached_table(&RISCV, riscv_context()), commands);
@@ -155,8 +148,7 @@ fn a_block_over_an_empty_table_needs_its_pointers_dropped() {
 #[test]
 fn what_was_absent_is_not_cached() {
     let rig = absent_pages(&RISCV, riscv_context());
-    rig.ledger.map_done(DOMAIN, FOUR_PAGES);
-    assert_eq!(rig.law(FOUR_PAGES), None);
+    assert_eq!(law_of_arrived(rig, &[]), None);
 }
 
 #[test]
@@ -182,12 +174,8 @@ fn a_page_of_the_second_stage_needs_the_combined_entries_dropped_after_it() {
             pointer: RISCV.pointer,
             page: RISCV.page,
         };
-        let mut rig = guest_page(machine, riscv_nested(), words(), words());
-        rig.send(commands);
-        rig.wait();
-        rig.ledger
-            .forgotten(DOMAIN, GUEST_PAGE..=GUEST_PAGE + 0xfff);
-        rig.law(0x1000..=0x1fff)
+        let rig = guest_page(machine, riscv_nested(), words(), words());
+        law_of_guest(rig, commands)
     };
     let law = |commands: &[Words]| law_of(&RISCV, commands);
     let guest = [GVMA | AV, at(GUEST_PAGE)];

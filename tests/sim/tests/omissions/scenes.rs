@@ -1,9 +1,9 @@
 //! What was mapped and met, and has just been taken out of the tables: what is missing are commands.
 
-use iopt_sim::{Attachment, Context, Rights};
+use iopt_sim::{Attachment, Context, Law, Rights};
 
 use crate::machines::{Machine, ROOT, SECOND_ROOT};
-use crate::rig::{DEVICE, DOMAIN, Rig};
+use crate::rig::{DEVICE, DOMAIN, Rig, Words};
 
 /// Tables of levels 3, 2 and 1 below the root, for the lowest addresses.
 pub(crate) const LEVEL_3: u64 = 0x2000;
@@ -248,3 +248,28 @@ pub(crate) fn guest_page(
 pub(crate) const GUEST_PAGE: u64 = 0x9000;
 /// Where the second stage has its leaf for that.
 pub(crate) const GUEST_SLOT: u64 = SECOND_ROOT + 0x6000 + GUEST_PAGE / 512;
+
+/// Sends commands, frees the table of the four pages and tells which law is broken.
+pub(crate) fn law_of_freed(mut rig: Rig, commands: &[Words]) -> Option<Law> {
+    rig.send(commands);
+    rig.wait();
+    rig.ledger.table_freed(LEVEL_1);
+    rig.law(FOUR_PAGES)
+}
+
+/// Sends commands, takes the four pages for reachable and tells which law is broken.
+pub(crate) fn law_of_arrived(mut rig: Rig, commands: &[Words]) -> Option<Law> {
+    rig.send(commands);
+    rig.wait();
+    rig.ledger.map_done(DOMAIN, FOUR_PAGES);
+    rig.law(FOUR_PAGES)
+}
+
+/// Sends commands, takes the memory of a [`guest_page`] for forgotten and tells which law is broken.
+pub(crate) fn law_of_guest(mut rig: Rig, commands: &[Words]) -> Option<Law> {
+    rig.send(commands);
+    rig.wait();
+    rig.ledger
+        .forgotten(DOMAIN, GUEST_PAGE..=GUEST_PAGE + PAGE - 1);
+    rig.law(PAGE..=2 * PAGE - 1)
+}

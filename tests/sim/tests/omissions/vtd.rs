@@ -6,11 +6,11 @@ use crate::machines::{
     Machine, VTD, VTD_CACHING, VTD_JOINED, VTD_ORDERED, VTD_WORDS, vtd_context, vtd_first_context,
     vtd_nested,
 };
-use crate::rig::{DEVICE, DOMAIN, Rig, Words};
+use crate::rig::{DEVICE, Words};
 use crate::scenes::{
-    BLOCK_AND_PAGES, FOUR_PAGES, Formats, GUEST_PAGE, LEVEL_1, ONE_BLOCK, absent_pages, block,
+    BLOCK_AND_PAGES, FOUR_PAGES, Formats, GUEST_PAGE, ONE_BLOCK, absent_pages, block,
     block_and_pages, block_over_table, detached_table, four_pages, four_pages_in_device,
-    guest_page,
+    guest_page, law_of_arrived, law_of_freed, law_of_guest,
 };
 
 const WAIT: Words = [5, 0];
@@ -82,13 +82,6 @@ fn leaves_of_two_sizes_go_with_one_range() {
     assert_eq!(law(0x20_0000 | 9), Some(Law::Reach));
 }
 
-fn law_of_freed(mut rig: Rig, commands: &[Words]) -> Option<Law> {
-    rig.send(commands);
-    rig.wait();
-    rig.ledger.table_freed(LEVEL_1);
-    rig.law(FOUR_PAGES)
-}
-
 #[test]
 fn a_freed_table_needs_its_pointers_dropped_and_a_wait() {
     let law = |commands: &[Words]| law_of_freed(detached_table(&VTD, vtd_context()), commands);
@@ -111,11 +104,8 @@ fn a_block_over_an_empty_table_needs_its_pointers_dropped() {
 #[test]
 fn in_caching_mode_what_comes_has_to_be_told() {
     let law = |machine, commands: &[Words]| {
-        let mut rig = absent_pages(machine, vtd_context());
-        rig.send(commands);
-        rig.wait();
-        rig.ledger.map_done(DOMAIN, FOUR_PAGES);
-        rig.law(FOUR_PAGES)
+        let rig = absent_pages(machine, vtd_context());
+        law_of_arrived(rig, commands)
     };
     assert_eq!(law(&VTD, &[]), None);
     assert_eq!(law(&VTD_CACHING, &[[PAGE, EIGHT], WAIT]), None);
@@ -154,7 +144,7 @@ fn the_device_is_told_after_the_iotlb() {
 #[test]
 fn a_page_of_the_second_stage_needs_the_combined_entries_dropped() {
     let law_of = |machine, commands: &[Words]| {
-        let mut rig = guest_page(
+        let rig = guest_page(
             machine,
             vtd_nested(),
             Formats {
@@ -166,11 +156,7 @@ fn a_page_of_the_second_stage_needs_the_combined_entries_dropped() {
                 page: VTD.page,
             },
         );
-        rig.send(commands);
-        rig.wait();
-        rig.ledger
-            .forgotten(DOMAIN, GUEST_PAGE..=GUEST_PAGE + 0xfff);
-        rig.law(0x1000..=0x1fff)
+        law_of_guest(rig, commands)
     };
     let law = |commands: &[Words]| law_of(&VTD, commands);
     let domain = [2 | 2 << 4 | 9 << 16, 0];
