@@ -100,7 +100,7 @@ pub struct Options {
     pub latencies: Latencies,
 }
 
-/// Measures both architectures, on one thread and on all of `cpus`.
+/// Measures both architectures, on one of `cpus` and on two.
 pub fn measure(cpus: &[usize], options: &Options) -> Vec<Row> {
     let mut rows = Vec::new();
     let all = 1..=cpus.len().min(2);

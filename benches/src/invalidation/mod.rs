@@ -12,7 +12,8 @@
 //! What the hardware needs is not what the processor needs, and a processor that shares its core with
 //! others shows neither. So [`io`] runs on [`clock`]: a thread's time is its own work, measured, and waits
 //! for hardware, which are skipped; the simulated [IOMMU](mod@unit) lives outside of it. The others have no hardware to
-//! wait for and are measured in turns, as everything else is ([`paired`](crate::paired)).
+//! wait for and are measured in turns, as everything else is ([`paired`](crate::paired)), but for threads that use
+//! one queue at once: [`queue::measure_all`] measures trials in passes, in each the engine first and then the mutex.
 
 pub mod clock;
 pub mod cost;

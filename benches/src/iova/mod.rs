@@ -117,7 +117,7 @@ fn new_space() -> &'static IovaSpace {
     Box::leak(Box::new(space))
 }
 
-/// Measures every side with 1 and with all `cpus`, in turns.
+/// Measures every side with each number of threads from 1 to one on each of `cpus`, in turns.
 pub fn costs(pattern: Pattern, cpus: &[usize], trial_count: usize) -> Costs {
     let space = new_space();
     let magazines = Magazines::new(SPACE_LEN / PAGE_LEN, cpus.len());

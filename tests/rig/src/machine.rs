@@ -192,7 +192,8 @@ impl<B: Behaviour> Machine<B> {
     ///
     /// # Errors
     ///
-    /// [`RigError`] if the hardware does not answer, or there is no memory. The device is blocked then.
+    /// [`RigError`] if the hardware does not answer, or there is no memory. If the hardware did not answer, the device
+    /// may reach the domain, and counts as attached.
     pub fn attach(&self, domain: &Domain<B>, device: u16, has_ats: bool) -> Result<(), RigError> {
         let mut devices = self.devices();
         self.detach_locked(&mut devices, domain, device)?;

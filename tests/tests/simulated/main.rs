@@ -7,7 +7,7 @@
 //! each thread. A million operations, in all:
 //!
 //! ```text
-//! IOPT_SIMULATED_COUNT=20 IOPT_SIMULATED_STEPS=2500 CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true \
+//! IOPT_SIMULATED_COUNT=6 IOPT_SIMULATED_STEPS=2600 CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true \
 //!     cargo test --release -p iopt-tests --test simulated random
 //! ```
 
