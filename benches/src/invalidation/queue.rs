@@ -248,7 +248,7 @@ fn compare_one(batch: usize, has_sync: bool) -> [Row; 2] {
             compared.subject_ns,
             "ns a submission",
         )
-        .beside("times mutex", compared.ratio)
+        .beside("of mutex's time", compared.ratio)
         .beside("of the best", compared.min_ratio)
     })
 }
@@ -315,7 +315,7 @@ fn compare_all(cpus: &[usize], trial_count: usize, pass_count: usize, list: List
             "commands a us",
         )
         .beside(
-            "times mutex",
+            "times mutex's rate",
             median(&|pass| pass[1].together_p25_ns / pass[index].together_p25_ns),
         )
         .beside(
