@@ -113,7 +113,7 @@ fn run(options: &Options) -> io::Result<ExitCode> {
         clock.quantile(0.999)
     )?;
     for name in [Name::Ours, Name::Magazines] {
-        let (by_mixture, all) = iova::age(name, operation_count);
+        let (by_mixture, all) = iova::age(name, operation_count, cpus);
         let parts = iova::MIXTURE_NAMES.into_iter().zip(&by_mixture);
         for (mixture, aged) in parts.chain([("all", &all)]) {
             write_aged(&mut out, name, mixture, aged)?;

@@ -5,6 +5,7 @@ use std::mem;
 use std::thread;
 use std::time::Instant;
 
+use crate::cpu;
 use crate::histogram::Histogram;
 use crate::iova::magazines::Magazines;
 use crate::iova::{Allocator, Name, PAGE_LEN, SPACE_LEN, new_space};
@@ -177,17 +178,17 @@ pub fn fewest_tables(page_counts: &[u64]) -> u64 {
 }
 
 /// Lets an allocator do so many operations, and returns what showed in the phases of each mixture, and in
-/// all of them.
+/// all of them. Each thread stays on one of `cpus`, if they are enough.
 ///
 /// # Panics
 ///
-/// Panics for the yardstick, which allocates nothing.
-pub fn age(name: Name, operation_count: u64) -> (Vec<Aged>, Aged) {
+/// Panics for the yardstick, which allocates nothing, and if the process must not use one of `cpus`.
+pub fn age(name: Name, operation_count: u64, cpus: &[usize]) -> (Vec<Aged>, Aged) {
     let by_mixture = match name {
-        Name::Ours => age_of(&new_space(), operation_count),
+        Name::Ours => age_of(&new_space(), operation_count, cpus),
         Name::Magazines => {
             let magazines = Magazines::new(SPACE_LEN / PAGE_LEN, THREAD_COUNT);
-            age_of(&magazines, operation_count)
+            age_of(&magazines, operation_count, cpus)
         }
         Name::Pin => panic!("an epoch gives out no addresses"),
     };
@@ -236,7 +237,13 @@ impl<H> Life<H> {
     }
 }
 
-fn age_of<A: Allocator>(allocator: &A, operation_count: u64) -> Vec<Aged> {
+fn age_of<A: Allocator>(allocator: &A, operation_count: u64, cpus: &[usize]) -> Vec<Aged> {
+    // Two threads on one core would time each other's turns.
+    let cpus = if cpus.len() >= THREAD_COUNT {
+        cpus
+    } else {
+        &[]
+    };
     let mut lives: Vec<Life<A::Held>> = (0..THREAD_COUNT)
         .map(|thread| Life {
             random: Random::new(1 + thread as u64),
@@ -251,7 +258,13 @@ fn age_of<A: Allocator>(allocator: &A, operation_count: u64) -> Vec<Aged> {
         let count = operation_count / phase_count / THREAD_COUNT as u64;
         thread::scope(|scope| {
             for (thread, life) in lives.iter_mut().enumerate() {
-                scope.spawn(move || life.go_through(allocator, thread, index, count));
+                let cpu = cpus.get(thread).copied();
+                scope.spawn(move || {
+                    if cpu.is_some() {
+                        cpu::pin(cpu).expect("the processors are those that the process may use");
+                    }
+                    life.go_through(allocator, thread, index, count);
+                });
             }
         });
         let live: Vec<(u64, u64)> = lives
@@ -304,7 +317,7 @@ mod tests {
     #[test]
     fn both_allocators_grow_old() {
         for name in [Name::Ours, Name::Magazines] {
-            let (by_mixture, aged) = age(name, 20_000);
+            let (by_mixture, aged) = age(name, 20_000, &cpu::cores().unwrap());
             assert_eq!(aged.times().count(), 20_000);
             assert_eq!(by_mixture.len(), MIXTURES.len());
             assert_eq!(aged.refused_count, 0);
