@@ -12,8 +12,8 @@ use iopt::invalidation::{
 };
 use iopt::mem::OutOfMemory;
 use iopt::radix::{
-    MapError, MapSide, MapperError, Table, TableConfig, TableError, TablePolicy, UnmapError,
-    UnmapPolicy,
+    MapError, MapSide, MapperError, ProtectError, Table, TableConfig, TableError, TablePolicy,
+    UnmapError, UnmapPolicy,
 };
 use iopt_formats::{Format as _, Iova, IovaRange, Oa, Prot};
 use iopt_sim::{DomainId, Rights};
@@ -59,6 +59,9 @@ pub enum RigError {
     /// A map failed.
     #[error(transparent)]
     Map(#[from] MapError),
+    /// A change of rights failed.
+    #[error(transparent)]
+    Protect(#[from] ProtectError),
     /// An unmap failed.
     #[error(transparent)]
     Unmap(#[from] UnmapError),
@@ -175,20 +178,43 @@ impl<B: Behaviour> Domain<B> {
         let iovas = iovas(&range)?;
         let mut claim = self.table.claim(iovas)?;
         let mut mapper = self.table.mapper(&mut claim)?;
-        // Some formats cannot express every right, and grant more.
-        let granted = self.table.format().effective(prot).unwrap_or(prot);
-        let rights = Rights {
-            read: granted.can_read(),
-            write: granted.can_write(),
-        };
         let ledger = self.machine.ledger();
-        ledger.map(self.number(), range.clone(), oa, rights);
+        ledger.map(self.number(), range.clone(), oa, self.granted(prot));
         let mapped = mapper.map(iovas, Oa::new(oa), prot);
         if mapped.is_err() {
             ledger.unmap(self.number(), range.clone());
             ledger.forgotten(self.number(), range);
         }
         Ok(mapped?)
+    }
+
+    /// Gives `range`, which is mapped to the addresses from `oa` on, the rights `prot` instead of its own, and waits
+    /// until the hardware has forgotten those.
+    ///
+    /// # Errors
+    ///
+    /// [`RigError`]; devices need not reach the range any more then.
+    pub fn protect(&self, range: RangeInclusive<u64>, oa: u64, prot: Prot) -> Result<(), RigError> {
+        let iovas = iovas(&range)?;
+        let mut claim = self.table.claim(iovas)?;
+        let mut mapper = self.table.mapper(&mut claim)?;
+        let (ledger, number) = (self.machine.ledger(), self.number());
+        // Both may be met until the sync.
+        ledger.unmap(number, range.clone());
+        ledger.map(number, range.clone(), oa, self.granted(prot));
+        let flushed = mapper.protect(iovas, prot)?.gather.sync(&self.set)?;
+        self.forgotten(range.clone(), &flushed);
+        ledger.map_done(number, range);
+        Ok(())
+    }
+
+    /// Returns what the format grants for `prot`: some cannot express every right, and grant more.
+    fn granted(&self, prot: Prot) -> Rights {
+        let granted = self.table.format().effective(prot).unwrap_or(prot);
+        Rights {
+            read: granted.can_read(),
+            write: granted.can_write(),
+        }
     }
 
     /// Tells the ledger that devices must reach `range` from now on, and gives back the tables that were

@@ -17,6 +17,17 @@
 //! a sync completes, and what is cached after the command stays. So both an early and a late execution of
 //! each command are covered.
 //!
+//! # What is not simulated
+//!
+//! - Hardware stores no accessed and dirty bits, so nothing is said about when they are seen.
+//! - No law is about break-before-make: a live entry may be replaced by any other, and what two of them at once
+//!   would amalgamate to in a TLB is not made up.
+//! - Directories of contexts are cached for each requester by itself.
+//! - A device TLB keeps nothing of what is passed through.
+//! - A request through two stages is never missed: what the guest's stage says is the guest's to know.
+//! - [`Iommu::check_all`] holds cached leaves and pointers against the ledger. That a table is absent is found wrong
+//!   by requests alone.
+//!
 //! ```
 //! use std::sync::Arc;
 //!

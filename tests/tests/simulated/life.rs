@@ -10,6 +10,7 @@ use crate::machines::{Bench, CACHING, MEMORY, PLAIN, blocks, page_len, pages};
 on_each_behaviour! {
     pages_come_and_go
     rights_are_kept
+    rights_are_taken_away
     many_pages_come_and_go_at_once
     blocks_and_pages_go_together
     tables_are_freed_and_used_again
@@ -50,6 +51,28 @@ fn rights_are_kept<B: Behaviour>(behaviour: &B) {
         assert!(matches!(read, Ok(Outcome::Translated { .. })));
         let write = bench.machine.access(device, *page.start(), Rights::WRITE);
         assert!(matches!(write, Ok(Outcome::Refused(_))));
+    }
+}
+
+fn rights_are_taken_away<B: Behaviour>(behaviour: &B) {
+    let bench = Bench::new(behaviour);
+    // A larger leaf, or a group, and a page.
+    for range in [blocks::<B>(7, 1), pages::<B>(5, 1)] {
+        bench.map(&range, MEMORY);
+        bench.assert_reached(&range, MEMORY);
+        bench
+            .domain
+            .protect(range.clone(), MEMORY, Prot::R)
+            .expect("the hardware answers");
+        bench.assert_clean();
+        for device in [PLAIN, CACHING] {
+            let read = bench.machine.access(device, *range.end(), Rights::READ);
+            assert!(matches!(read, Ok(Outcome::Translated { .. })), "{read:?}");
+            let write = bench.machine.access(device, *range.end(), Rights::WRITE);
+            assert!(matches!(write, Ok(Outcome::Refused(_))), "{write:?}");
+        }
+        bench.unmap(&range);
+        bench.assert_refused(&range);
     }
 }
 

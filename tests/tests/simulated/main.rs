@@ -1,5 +1,5 @@
 //! The engine in front of simulated IOMMUs that cache whatever they may: nothing that was removed is ever
-//! reached, and each omission that a driver could make would be seen.
+//! reached, and the omissions that drivers make would be seen, within what `iopt_sim` simulates.
 //!
 //! [`omissions`] plants such omissions, one at a time, in front of the engine's own queue. [`random`] has
 //! threads that map, unmap, attach and detach at random, with devices between them. `IOPT_SIMULATED_SEED`

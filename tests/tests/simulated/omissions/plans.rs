@@ -2,10 +2,10 @@
 
 use iopt::invalidation::Kind;
 use iopt::invalidation::plan::{Phase, Planner as _};
-use iopt_formats::Level;
 use iopt_formats::command::smmuv3::{Command as SmmuCommand, Range, Target};
 use iopt_formats::command::vtd::{Descriptor, IotlbScope};
 use iopt_formats::command::{Narrow, Span, amd, riscv};
+use iopt_formats::{Level, Prot};
 use iopt_rig::{Amd, Behaviour, Riscv, Smmuv3, Vtd};
 use iopt_sim::Law;
 
@@ -543,6 +543,30 @@ on_each_behaviour! {
     a_forgotten_device_tlb_is_seen
     a_device_tlb_that_is_told_too_early_is_seen
     a_forgotten_iotlb_is_seen
+    rights_that_are_still_cached_are_seen
+}
+
+/// Pages are used, and not to be written any more.
+fn pages_are_protected<B: Behaviour>(behaviour: &B) -> Option<Law> {
+    let bench = Bench::new(behaviour);
+    let all = pages::<B>(0x108, 5);
+    let memory = MEMORY + page_len::<B>();
+    bench.map(&all, memory);
+    bench.assert_reached(&all, memory);
+    bench
+        .domain
+        .protect(all, memory, Prot::R)
+        .expect("the hardware answers");
+    law(&bench)
+}
+
+fn rights_that_are_still_cached_are_seen<B: Behaviour>(behaviour: &B) {
+    assert_breaks(
+        behaviour,
+        |_, _, _| Vec::new(),
+        pages_are_protected,
+        &[Law::Reach],
+    );
 }
 
 fn a_forgotten_device_tlb_is_seen<B: Behaviour>(behaviour: &B) {
