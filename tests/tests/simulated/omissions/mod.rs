@@ -1,6 +1,7 @@
 //! One thing left out or done wrong, and what the simulation says to it.
 
 mod caller;
+mod groups;
 mod hardware;
 mod nested;
 mod plans;

@@ -15,7 +15,7 @@ use iopt_reference::context::Binding;
 use iopt_rig::{Behaviour, EntryOf, Registers, Smmuv3, TagOf, Vtd};
 use iopt_sim::{Architecture, Attachment, Context, DomainId, Law, Outcome, Rights, Tag};
 
-use super::Broken;
+use super::{Broken, Change};
 use crate::machines::{Bench, MEMORY, PLAIN};
 
 /// The guest's table, which is made after the machine.
@@ -201,23 +201,31 @@ fn what_an_smmu_combined_of_both_stages_is_flushed_or_seen() {
         let half = Half::new(root.oa.get(), 48, Granule::K4);
         iopt_reference::Table::Arm(Config::stage1(half, 48))
     };
-    for is_honest in [true, false] {
+    let format = Stage1::<12>::new(48, 48).unwrap();
+    let law = |change: Change<NestedSmmu>| {
         let guest = Guest::default();
-        let broken = Broken::new(
-            NestedSmmu(Arc::clone(&guest)),
-            |tag, _, commands| match tag {
-                SmmuTag::Combined { .. } => Vec::new(),
-                _ => commands,
-            },
-        );
-        let format = Stage1::<12>::new(48, 48).unwrap();
-        let law = if is_honest {
-            memory_is_taken_from_a_guest(broken.inside, &guest, format, judge)
-        } else {
-            memory_is_taken_from_a_guest(broken, &guest, format, judge)
-        };
-        assert_eq!(law, (!is_honest).then_some(Law::Reach));
-    }
+        let broken = Broken::new(NestedSmmu(Arc::clone(&guest)), change);
+        memory_is_taken_from_a_guest(broken, &guest, format, judge)
+    };
+    assert_eq!(law(|_, _, commands| commands), None);
+    let without_combined = law(|tag, _, commands| match tag {
+        SmmuTag::Combined { .. } => Vec::new(),
+        _ => commands,
+    });
+    assert_eq!(without_combined, Some(Law::Reach));
+    let without_second = law(|tag, _, commands| match tag {
+        SmmuTag::Stage2 { .. } => Vec::new(),
+        _ => commands,
+    });
+    assert_eq!(without_second, Some(Law::Reach));
+    // Both at once: what is combined is made again of the second stage that is still there.
+    let guest = Guest::default();
+    let hasty = Broken::<_, true> {
+        inside: NestedSmmu(Arc::clone(&guest)),
+        change: |_, _, commands| commands,
+    };
+    let law = memory_is_taken_from_a_guest(hasty, &guest, format, judge);
+    assert_eq!(law, Some(Law::Reach));
 }
 
 #[test]
@@ -227,21 +235,22 @@ fn what_a_vtd_unit_combined_of_both_stages_is_flushed_or_seen() {
         iopt_reference::Table::LongMode(config)
     };
     assert!(Pasid::new(PROCESS.into()).is_some());
-    for is_honest in [true, false] {
+    let format = vtd::FirstStage::new(47).unwrap();
+    let law = |change: Change<NestedVtd>| {
         let guest = Guest::default();
-        let broken = Broken::new(
-            NestedVtd(Arc::clone(&guest)),
-            |tag, _, commands| match tag {
-                VtdTag::Combined { .. } => Vec::new(),
-                _ => commands,
-            },
-        );
-        let format = vtd::FirstStage::new(47).unwrap();
-        let law = if is_honest {
-            memory_is_taken_from_a_guest(broken.inside, &guest, format, judge)
-        } else {
-            memory_is_taken_from_a_guest(broken, &guest, format, judge)
-        };
-        assert_eq!(law, (!is_honest).then_some(Law::Reach));
-    }
+        let broken = Broken::new(NestedVtd(Arc::clone(&guest)), change);
+        memory_is_taken_from_a_guest(broken, &guest, format, judge)
+    };
+    assert_eq!(law(|_, _, commands| commands), None);
+    let without_combined = law(|tag, _, commands| match tag {
+        VtdTag::Combined { .. } => Vec::new(),
+        _ => commands,
+    });
+    assert_eq!(without_combined, Some(Law::Reach));
+    // What tells of combined entries names the whole domain, the second stage with it.
+    let without_second = law(|tag, _, commands| match tag {
+        VtdTag::SecondStage { .. } => Vec::new(),
+        _ => commands,
+    });
+    assert_eq!(without_second, None);
 }

@@ -16,7 +16,7 @@ const RANGES: Smmuv3<12> = Smmuv3 {
     has_ranges: true,
     has_contiguous_erratum: false,
 };
-const SINGLES: Smmuv3<12> = Smmuv3 {
+pub(super) const SINGLES: Smmuv3<12> = Smmuv3 {
     has_ranges: false,
     has_contiguous_erratum: false,
 };
@@ -34,7 +34,7 @@ const AMD: Amd = Amd {
 const AMD_ABSENT: Amd = Amd {
     has_absent_entries: true,
 };
-const RISCV: Riscv = Riscv {
+pub(super) const RISCV: Riscv = Riscv {
     has_non_leaf: false,
     has_ranges: false,
 };
@@ -44,7 +44,7 @@ const RISCV_NON_LEAF: Riscv = Riscv {
 };
 
 /// Checks that `scene` breaks one of `laws` with a change, and none without.
-fn assert_breaks<B: Behaviour>(
+pub(super) fn assert_breaks<B: Behaviour>(
     behaviour: &B,
     change: Change<B>,
     scene: fn(&Broken<B>) -> Option<Law>,
@@ -309,105 +309,6 @@ fn a_level_hint_for_leaves_of_two_levels_is_seen() {
             commands.map(|command| retarget(command, hinted)).collect()
         },
         blocks_and_pages_are_removed,
-        &[Law::Reach],
-    );
-}
-
-/// Groups of pages are used and removed with single ones on both sides of them.
-fn groups_and_pages_are_removed<B: Behaviour>(behaviour: &B) -> Option<Law> {
-    let bench = Bench::new(behaviour);
-    let groups = pages::<B>(0x1fe0, 0x60);
-    bench.map(&groups, MEMORY);
-    bench.assert_reached(&groups, MEMORY);
-    bench.assert_reached(&pages::<B>(0x2000, 1), MEMORY + 0x20 * page_len::<B>());
-    let before = pages::<B>(0x1fdf, 1);
-    bench.map(&before, 3 * MEMORY);
-    bench.unmap(&(*before.start()..=*groups.end()));
-    law(&bench)
-}
-
-/// By hardware that drops a group only with a command that covers all of it.
-#[test]
-fn a_group_that_is_divided_between_commands_is_seen() {
-    let smmu = Smmuv3::<12> {
-        has_ranges: true,
-        has_contiguous_erratum: true,
-    };
-    assert_breaks(
-        &smmu,
-        |_, _, commands| {
-            let mut parts = Vec::new();
-            for command in commands {
-                let SmmuCommand::TlbiNhVa { vmid, asid, target } = command else {
-                    parts.push(command);
-                    continue;
-                };
-                let Some(range) = target.range else {
-                    parts.push(command);
-                    continue;
-                };
-                for granule in 0..range.len() / (1 << range.granule().lg2()) {
-                    let address = target.address.get() + granule * (1 << range.granule().lg2());
-                    let address = iopt_formats::Iova::new(address);
-                    let one = Range::new(range.granule(), Narrow::MIN, 0, Some(Level(0)));
-                    let target = Target {
-                        address,
-                        range: Some(one.expect("a legal range")),
-                        ..target
-                    };
-                    parts.push(SmmuCommand::TlbiNhVa { vmid, asid, target });
-                }
-            }
-            parts
-        },
-        groups_and_pages_are_removed,
-        &[Law::Reach],
-    );
-}
-
-/// Two groups of 16 pages are used at both ends, and removed.
-fn groups_are_removed<B: Behaviour>(behaviour: &B) -> Option<Law> {
-    let bench = Bench::new(behaviour);
-    let groups = pages::<B>(0x220, 32);
-    bench.map(&groups, MEMORY);
-    let leaf = bench
-        .domain
-        .table()
-        .lookup(iopt_formats::Iova::new(*groups.start()));
-    let len = leaf.expect("it is mapped").size().bytes();
-    assert_eq!(len, 16 * page_len::<B>());
-    bench.assert_reached(&groups, MEMORY);
-    bench.unmap(&groups);
-    law(&bench)
-}
-
-/// By hardware that caches groups by their items, too.
-#[test]
-fn a_group_that_is_told_by_its_first_page_is_seen() {
-    assert_breaks(
-        &SINGLES,
-        |_, _, mut commands| {
-            commands.retain(|command| match command {
-                SmmuCommand::TlbiNhVa { target, .. } => target.address.get() & 0xffff == 0,
-                _ => true,
-            });
-            commands
-        },
-        groups_are_removed,
-        &[Law::Reach],
-    );
-    assert_breaks(
-        &RISCV,
-        |_, _, mut commands| {
-            commands.retain(|command| match command {
-                riscv::Command::IotinvalVma { target, .. } => {
-                    target.is_none_or(|target| target.address.get() & 0xffff == 0)
-                }
-                _ => true,
-            });
-            commands
-        },
-        groups_are_removed,
         &[Law::Reach],
     );
 }
