@@ -260,7 +260,7 @@ fn what_came_is_told_only_to_emulators_that_ask() {
     assert_eq!(targets(naming, &added), [target(0x5000, 0, false)]);
     let group = removed(0x1_0000, 0x1_0000, &[16]).with_kind(Kind::Added);
     let pages = (0..16).map(|page| target(0x1_0000 + (page << 12), 0, false));
-    assert_eq!(targets(naming, &group), Vec::from_iter(pages));
+    assert_eq!(targets(naming, &group), pages.collect::<Vec<_>>());
     let block = removed(0x20_0000, 0x20_0000, &[21]).with_kind(Kind::Added);
     assert_eq!(targets(naming, &block), [None]);
     assert_eq!(plan(asking, combined, &added).len(), 1);
