@@ -35,6 +35,11 @@ impl Physical {
         Ok(Self { arena, len })
     }
 
+    /// Returns what table pages can be taken from where no ledger has to know of them.
+    pub const fn arena(&self) -> &Arena {
+        &self.arena
+    }
+
     /// Takes zeroed memory of `size` that stays as long as the machine does.
     ///
     /// # Errors

@@ -10,8 +10,8 @@ use iopt::mem::Arena;
 use iopt::radix::{BreakBeforeMake, Mapper, Table, UnmapError, UnmapPolicy};
 use iopt_formats::walk::Root;
 use iopt_formats::{Format, Geometry, Iova, IovaRange, Oa, PageSize, Prot, Window};
+use iopt_rig::Physical;
 
-use crate::replay::memory::Tables;
 use crate::replay::plan::{DomainPlan, Step, StepKind};
 use crate::replay::report::engine_histogram;
 use crate::replay::verify::{Subject, Verifier};
@@ -107,7 +107,7 @@ pub(crate) fn decodes(geometry: Geometry, range: IovaRange) -> bool {
 /// What every domain of a trace shares.
 pub(crate) struct Shared<'a> {
     /// Memory of the tables.
-    pub(crate) tables: &'a Tables,
+    pub(crate) tables: &'a Physical,
     /// The page size of the trace.
     pub(crate) page: PageSize,
     /// When to compare with the reference walker.

@@ -1,7 +1,6 @@
 //! `iopt replay`: what a guest did to its IOMMU, done again on the engine, timed and verified.
 
 mod engine;
-mod memory;
 mod plan;
 mod report;
 mod simulate;
@@ -20,6 +19,7 @@ use iopt::invalidation::Quarantined;
 use iopt::radix::{CutError, MapError, MapperError, TableError, UnmapError};
 use iopt_formats::catalog::{self, FormatName, Options, Visitor};
 use iopt_formats::{Format, IovaRange, Oa, PageSize, Prot};
+use iopt_rig::Physical;
 use iopt_tools::flush;
 use iopt_tools::trace::{Action, Header, Trace};
 
@@ -28,11 +28,13 @@ use crate::failure::Failure;
 use crate::output;
 use crate::reference;
 use crate::replay::engine::{DomainRun, LineFault, Shared, decodes};
-use crate::replay::memory::Tables;
 use crate::replay::plan::{DomainPlan, FlushMode, plan};
 use crate::replay::report::{Report, Run};
 use crate::replay::simulate::Model;
 pub(crate) use crate::replay::simulate::SimulateError;
+
+/// Address space for the tables of all domains of a trace; memory is used only where tables are.
+const MAX_TABLES_LEN: usize = 1 << 30;
 
 /// Replay traces of maps and unmaps on the engine, with one table for each domain
 ///
@@ -332,7 +334,7 @@ impl Visitor for Replay<'_> {
 
     fn visit<F: Format>(self, format: F) -> Self::Output {
         self.check(&format)?;
-        let tables = Tables::new().map_err(ReplayError::Memory)?;
+        let tables = Physical::new(MAX_TABLES_LEN).map_err(ReplayError::Memory)?;
         let steps_done = AtomicU64::new(0);
         let progress = || {
             // The bar takes a lock, so it is told only now and then.

@@ -2,11 +2,11 @@
 
 use iopt_formats::{Format, Iova, IovaRange, Oa, PageSize, Prot, Rights};
 use iopt_reference::{Fault, Item, Rigour, Translation};
+use iopt_rig::Physical;
 use iopt_tools::model::Model;
 
 use crate::reference::memory_type;
 use crate::replay::VerifyMode;
-use crate::replay::memory::Tables;
 
 /// Descriptions kept of what does not match.
 const MAX_DETAILS: usize = 8;
@@ -22,7 +22,7 @@ pub(crate) struct Subject<'a, F> {
     /// The same table for the reference walker.
     pub(crate) table: iopt_reference::Table,
     /// Where its words are.
-    pub(crate) tables: &'a Tables,
+    pub(crate) tables: &'a Physical,
 }
 
 /// Follows one domain and counts what does not match.
@@ -102,8 +102,7 @@ impl Verifier {
             return;
         }
         self.checked += 1;
-        let memory = |address| subject.tables.word(Oa::new(address));
-        let found = subject.table.walk(&memory, iova.get());
+        let found = subject.table.walk(subject.tables, iova.get());
         match (self.model.lookup(iova), found) {
             (None, Err(Fault::NotMapped { .. })) => {}
             (Some((oa, prot)), Ok(found)) => {
@@ -131,11 +130,10 @@ impl Verifier {
         if self.mode == VerifyMode::None {
             return;
         }
-        let memory = |address| subject.tables.word(Oa::new(address));
         let mut items = Vec::new();
         let scanned = subject
             .table
-            .enumerate(&memory, MAX_ITEMS, Rigour::Strict, |item| {
+            .enumerate(subject.tables, MAX_ITEMS, Rigour::Strict, |item| {
                 items.push(item);
             });
         if let Err(error) = scanned {

@@ -31,7 +31,7 @@ fn verify_in<F: Format>(
     real: &[Mapping],
     told: &[Mapping],
 ) -> (u64, u64) {
-    let tables = Tables::new().unwrap();
+    let tables = Physical::new(1 << 24).unwrap();
     let table = Table::new(format, tables.arena()).unwrap();
     let mut claim = table.claim(range(0, 1 << 48)).unwrap();
     let mut mapper = table.mapper(&mut claim).unwrap();
@@ -156,7 +156,7 @@ fn a_large_page_is_compared_by_the_mappings_that_it_covers() {
 
 #[test]
 fn nothing_is_checked_if_nothing_is_to_be() {
-    let tables = Tables::new().unwrap();
+    let tables = Physical::new(1 << 24).unwrap();
     let format = SecondStage::new(48).unwrap();
     let table = Table::new(format, tables.arena()).unwrap();
     let judge = reference::table(
