@@ -73,6 +73,8 @@
 //! reclaim        unlinked tables, until neither hardware nor a reader can meet them
 //! mem            where table pages come from
 //! pin            where the memory behind an address space comes from, and what keeps it there
+//! firmware       what firmware says of IOMMUs, one description for all tables
+//! topology       PCI functions, and the groups that isolation cannot part
 //! stripes, intervals   sets of ranges
 //! sync           locks, atomics, epochs; the only module that names std::sync or its kin
 //! ```
@@ -115,6 +117,7 @@ compile_error!("addresses are 64 bits wide, and so must pointers be");
 pub mod claim;
 #[cfg(feature = "std")]
 pub mod domain;
+pub mod firmware;
 #[cfg_attr(
     not(feature = "std"),
     expect(dead_code, reason = "only address spaces need all of it")
@@ -131,3 +134,4 @@ pub mod radix;
 mod reclaim;
 mod stripes;
 pub mod sync;
+pub mod topology;

@@ -61,12 +61,12 @@ const ALONE: &[&str] = &["iopt-reference"];
 /// The engine's modules by layer; a module may name its own layer and those below.
 const LAYERS: &[&[&str]] = &[
     &["sync"],
-    &["intervals"],
-    &["stripes"],
+    &["intervals", "topology"],
+    &["firmware", "stripes"],
     &["claim", "mem", "pin", "reclaim"],
     &["invalidation", "iova", "radix"],
     &["domain"],
-    &["device", "firmware", "ioas"],
+    &["device", "ioas"],
 ];
 
 /// Crates that one of the engine's modules names, and no other; by its path, or by the name that several
