@@ -55,15 +55,20 @@ pub(super) fn closure(tree: &PciTree, bound: usize) -> Sets {
     sets
 }
 
-/// Joins functions with a common requester ID. What bridges put into requests from below is shared by all
-/// below; they are open, so that the bridge stands for them here.
+/// Joins functions with a common requester ID. What a bridge puts into requests from below is shared by all
+/// below; it is open, so that it stands for them here, if there are any.
 fn join_shared_ids(tree: &PciTree, sets: &mut Sets) {
-    let mut ids = Vec::with_capacity(tree.functions().len());
-    for (index, function) in tree.functions().iter().enumerate() {
-        let own = [function.address.requester];
-        let all = own.iter().chain(&function.aliases).copied();
-        let all = all.chain(taken_id(function));
-        ids.extend(all.map(|id| (function.address.segment, id, index)));
+    let functions = tree.functions();
+    let mut ids = Vec::with_capacity(functions.len());
+    for (index, function) in functions.iter().enumerate() {
+        let segment = function.address.segment;
+        ids.push((segment, function.address.requester, index));
+        let aliases = function.aliases.iter();
+        ids.extend(aliases.map(|id| (segment, *id, index)));
+        if let Some(parent) = tree.parent_index(index) {
+            let taken = taken_id(&functions[parent]);
+            ids.extend(taken.map(|id| (segment, id, parent)));
+        }
     }
     ids.sort_unstable();
     for pair in ids.windows(2) {
