@@ -92,7 +92,7 @@ impl Machine {
         let mut below = Vec::new();
         for slot in 0..=random.below(4) {
             let device = self.device();
-            for function in 0..self.functions_of_a_device(random) {
+            for function in 0..functions_of_a_device(random) {
                 let kind = [
                     FunctionKind::RootPort,
                     FunctionKind::RootPort,
@@ -153,7 +153,7 @@ impl Machine {
         let device = self.device();
         // With alternative routing IDs the functions of a device fill more than eight places.
         let stride = if random.one_in(4) { 7 } else { 1 };
-        let count = self.functions_of_a_device(random);
+        let count = functions_of_a_device(random);
         let functions = 0..count;
         functions
             .map(|function| {
@@ -231,10 +231,6 @@ impl Machine {
         }
     }
 
-    fn functions_of_a_device(&mut self, random: &mut Random) -> u8 {
-        [1, 1, 2, 3][random.below(4)]
-    }
-
     fn device(&mut self) -> usize {
         self.devices += 1;
         self.devices
@@ -296,4 +292,8 @@ impl Machine {
             self.parts[one].function.aliases.push(id);
         }
     }
+}
+
+fn functions_of_a_device(random: &mut Random) -> u8 {
+    [1, 1, 2, 3][random.below(4)]
 }

@@ -33,11 +33,10 @@ pub(crate) fn relation(machine: &Machine) -> Vec<Vec<bool>> {
     }
     // Warshall's closure.
     for middle in 0..count {
-        for from in 0..count {
-            if related[from][middle] {
-                for to in 0..count {
-                    related[from][to] |= related[middle][to];
-                }
+        let beyond = related[middle].clone();
+        for row in related.iter_mut().filter(|row| row[middle]) {
+            for (is_related, is_beyond) in row.iter_mut().zip(&beyond) {
+                *is_related |= is_beyond;
             }
         }
     }
