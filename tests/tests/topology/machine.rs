@@ -284,10 +284,11 @@ impl Machine {
         for _ in 0..random.below(4) {
             let one = random.below(self.parts.len());
             let other = self.parts[random.below(self.parts.len())].function.address;
-            let id = if random.one_in(3) {
-                RequesterId::new(0xff00 + random.below(2) as u16)
-            } else {
-                other.requester
+            let id = match random.below(4) {
+                0 => RequesterId::new(0xff00 + random.below(2) as u16),
+                // Perhaps what a bridge takes for all below it.
+                1 => RequesterId::new(u16::from(other.requester.bus()) << 8),
+                _ => other.requester,
             };
             self.parts[one].function.aliases.push(id);
         }

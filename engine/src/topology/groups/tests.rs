@@ -283,6 +283,21 @@ fn devices_that_share_a_requester_id_are_one_group() {
 }
 
 #[test]
+fn who_uses_the_id_that_a_bridge_takes_is_one_with_all_below_it() {
+    let mut functions = vec![
+        function("0:0:3.0", RootComplexEndpoint, None),
+        bridge("0:0:4.0", PciePciBridge, 1, None),
+        function("0:1:3.0", Conventional, None),
+    ];
+    functions[0].aliases = vec![address("0:1:0.0").requester];
+    let one = ["00:03.0+00:04.0+01:03.0"];
+    assert_eq!(shared_of(&functions, Reachability), one);
+    // Nothing is below, so nobody else uses that ID.
+    functions.pop();
+    assert!(shared_of(&functions, Reachability).is_empty());
+}
+
+#[test]
 fn virtual_functions_go_by_their_own_access_control_or_by_their_physical_functions() {
     let mut functions = vec![
         bridge("0:0:1.0", RootPort, 2, ON),

@@ -198,6 +198,15 @@ fn a_virtual_function_is_below_what_is_above_its_physical_one() {
             TreeError::VirtualBus { address }
         );
     }
+    // From one root bus to another one, or to none.
+    let roots = [ROOT, RootBus { segment: 0, bus: 8 }];
+    for (text, is_there) in [("0:8:5.0", false), ("0:9:5.0", true)] {
+        let device = [
+            function("0:0:5.0", FunctionKind::RootComplexEndpoint),
+            virtual_function(text, "0:0:5.0"),
+        ];
+        assert_eq!(PciTree::new(&roots, device).is_ok(), is_there, "{text}");
+    }
     let mut port = bridge("0:20:0.1", RootPort, 0x22, 0x22);
     port.physical = Some(address("0:20:0.0").requester);
     assert_eq!(
