@@ -10,7 +10,19 @@
 //! path through bridges, a device that firmware names, or the inputs of another bus. Of an instance's
 //! sentences the first one that fits a requester counts ([`Description::rules`] keeps the order that the
 //! specification of the table demands), and [`Subject::Rest`] fits only who fits none of any instance of
-//! the segment. A device that no sentence fits is behind no IOMMU.
+//! the segment. A device that no sentence fits is behind no IOMMU. A device for which several sentences
+//! name as many IDs, as a [`Subject::Node`] can, has them all.
+//!
+//! A sentence that cannot be read is a [`Flaw`], kept beside the others.
+
+pub mod device_tree;
+pub mod fdt;
+mod flaw;
+mod resolve;
+
+pub use crate::firmware::device_tree::DeviceTreeError;
+pub use crate::firmware::flaw::{Flaw, Problem, Topic};
+pub use crate::firmware::resolve::{Behind, Identity, Position, Seen, Who};
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -38,6 +50,8 @@ pub struct Description {
     pub ats: Vec<Ats>,
     /// Which device cannot work before which instance: an order of binding and of power, nothing else.
     pub suppliers: Vec<Supplier>,
+    /// What could not be read.
+    pub flaws: Vec<Flaw>,
 }
 
 /// An instance: its place in [`Description::instances`].
@@ -80,6 +94,8 @@ pub enum Location {
     },
     /// In a PCI function.
     Pci(PciAddress),
+    /// The table does not say: it has none of its own, as a hypervisor's interface.
+    Unstated,
 }
 
 /// An IOMMU instance.
@@ -181,10 +197,13 @@ pub enum Subject {
     },
     /// A named device.
     Node(NodeIndex),
-    /// What sits on the bus of a named device, by the bus's own IDs.
+    /// What sits on the bus of a named device, by the bus's own IDs: those which, under the mask, are
+    /// between two bounds, which count too.
     Inputs {
         /// The device: a root container or a controller.
         node: NodeIndex,
+        /// Which bits of the ID count.
+        mask: u32,
         /// The lowest ID.
         first: u32,
         /// The highest ID.

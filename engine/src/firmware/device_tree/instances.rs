@@ -1,0 +1,107 @@
+//! IOMMU instances: nodes that are compatible with one, or that others refer to as one.
+
+use crate::firmware::device_tree::{Reader, Sentence};
+use crate::firmware::fdt::NodeId;
+use crate::firmware::{Architecture, Instance, InstanceIndex, Location, Problem, Topic};
+use crate::topology::PciAddress;
+
+/// What makes a node an IOMMU that others can refer to: how many cells its IDs have.
+pub(super) const CELLS: &str = "#iommu-cells";
+/// How many that may be.
+pub(super) const MAX_CELLS: usize = 16;
+
+impl Reader<'_, '_> {
+    pub(super) fn read_instances(&mut self) {
+        for node in self.source.iter() {
+            let Some(architecture) = self.architecture(node) else {
+                continue;
+            };
+            let location = self.location(node);
+            let index = InstanceIndex(self.description.instances.len());
+            self.instances.insert(node, index);
+            self.description.instances.push(Instance {
+                architecture,
+                location,
+                name: self.source.path(node),
+                is_enabled: self.source.is_enabled(node),
+                is_coherent: self.is_coherent(node, architecture),
+            });
+        }
+    }
+
+    fn architecture(&self, node: NodeId) -> Option<Architecture> {
+        let mut compatible = self.source.compatible(node);
+        let known = compatible.find_map(|name| match name {
+            b"arm,smmu-v3" => Some(Architecture::Smmuv3),
+            b"arm,smmu-v1" | b"arm,smmu-v2" | b"arm,mmu-400" | b"arm,mmu-401" | b"arm,mmu-500"
+            | b"cavium,smmu-v2" | b"nvidia,smmu-500" | b"qcom,smmu-v2" | b"qcom,smmu-500"
+            | b"qcom,adreno-smmu" => Some(Architecture::Smmu),
+            b"riscv,iommu" | b"riscv,pci-iommu" | b"pci1efd,edf1" => Some(Architecture::Riscv),
+            b"virtio,pci-iommu" | b"pci1af4,1057" => Some(Architecture::Virtio),
+            _ => None,
+        });
+        if known.is_some() || !self.source.has(node, CELLS) {
+            return known;
+        }
+        // Any virtio device can be behind this; only an IOMMU has cells for IDs (virtio's `mmio.yaml`).
+        let is_virtio = self.source.is_compatible(node, &["virtio,mmio"]);
+        Some(if is_virtio {
+            Architecture::Virtio
+        } else {
+            Architecture::Other
+        })
+    }
+
+    fn location(&mut self, node: NodeId) -> Location {
+        let Some(property) = self.source.property(node, "reg") else {
+            return Location::Unstated;
+        };
+        let found = if self.source.is_pci_function(node) {
+            self.pci_location(node)
+        } else {
+            self.memory_location(node)
+        };
+        found.unwrap_or_else(|problem| {
+            let sentence = Sentence::new(Topic::Instance, None, node, ("reg", property));
+            self.flaw(sentence, problem);
+            Location::Unstated
+        })
+    }
+
+    fn pci_location(&self, node: NodeId) -> Result<Location, Problem> {
+        let len = self
+            .source
+            .property(node, "reg")
+            .map_or(0, |reg| reg.value.len());
+        let (host, requester) = self.function(node).ok_or(Problem::Length { len })?;
+        let host = self.description.hosts.get(host);
+        let segment = host.map_or(0, |host| host.segment);
+        Ok(Location::Pci(PciAddress { segment, requester }))
+    }
+
+    fn memory_location(&self, node: NodeId) -> Result<Location, Problem> {
+        let reg = self
+            .source
+            .reg(node)
+            .unwrap_or(Err(Problem::Length { len: 0 }))?;
+        let (address, len) = reg.first().ok_or(Problem::Length { len: 0 })?;
+        Ok(Location::Memory {
+            base: self.source.translate(node, *address)?,
+            len: Some(*len),
+        })
+    }
+
+    /// Whether walks snoop: as the node says or the closest one around it that says anything. The
+    /// bindings of Arm's take silence for a no.
+    fn is_coherent(&self, node: NodeId, architecture: Architecture) -> Option<bool> {
+        let stated = self.source.up(node).find_map(|node| {
+            if self.source.has(node, "dma-coherent") {
+                Some(true)
+            } else {
+                self.source.has(node, "dma-noncoherent").then_some(false)
+            }
+        });
+        let is_arm = matches!(architecture, Architecture::Smmu | Architecture::Smmuv3);
+        stated.or(is_arm.then_some(false))
+    }
+}

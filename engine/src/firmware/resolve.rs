@@ -1,0 +1,225 @@
+//! Who is behind which IOMMU: looking up in a [`Description`].
+//!
+//! Nothing here walks a bus. Where firmware names a function by its path through bridges, whether a
+//! device is there is asked of a [`Position`].
+
+#[cfg(test)]
+mod tests;
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use crate::firmware::{
+    Ats, Description, Flaw, InstanceIndex, NodeIndex, Output, PciPath, Reach, Region, Rule,
+    Subject, Topic,
+};
+use crate::topology::PciAddress;
+
+/// Where a PCI function is, for sentences that name functions by paths.
+pub trait Position: fmt::Debug {
+    /// Returns whether the function is the one at the end of the path.
+    fn is_at(&self, path: &PciPath) -> bool;
+    /// Returns whether the function is at the end of the path or below it.
+    fn is_below(&self, path: &PciPath) -> bool;
+}
+
+/// Who is asked for.
+#[derive(Clone, Copy, Debug)]
+pub enum Who<'a> {
+    /// A PCI function under one of its requester IDs.
+    Requester(PciAddress, &'a dyn Position),
+    /// A device that firmware names.
+    Node(NodeIndex),
+    /// A device on the bus of one that firmware names, under its ID there.
+    Input(NodeIndex, u32),
+}
+
+/// What firmware says of who is asked for.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Behind<'a, T> {
+    /// It is behind an IOMMU.
+    Instance(T),
+    /// It is behind none, and this rule says so: its IOMMU may not be used.
+    Nothing(&'a Rule),
+    /// What firmware says cannot be read. It may well be behind an IOMMU.
+    Unreadable(&'a Flaw),
+    /// Nothing, which means that it is behind none.
+    Unsaid,
+}
+
+/// As what an instance sees a device.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Seen<'a> {
+    /// The instance.
+    pub instance: InstanceIndex,
+    /// The ID.
+    pub identity: Identity<'a>,
+    /// The rule that says so.
+    pub rule: &'a Rule,
+}
+
+/// An ID of an instance.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Identity<'a> {
+    /// A number: a `StreamID`, a requester ID, a device ID, an endpoint ID.
+    Number(u32),
+    /// None, or several cells that only the driver of the instance understands.
+    Cells(&'a [u32]),
+}
+
+impl Description {
+    /// Looks up one PCI function under one requester ID. A device that uses several, by its own doing or
+    /// by that of a bridge, is looked up under each.
+    ///
+    /// Of several rules that fit the first one counts; [`Subject::Rest`] fits where no other does.
+    pub fn requester<'a>(
+        &'a self,
+        address: PciAddress,
+        position: &dyn Position,
+    ) -> Behind<'a, Seen<'a>> {
+        self.first(&Who::Requester(address, position))
+    }
+
+    /// Looks up a device on the bus of a named one.
+    pub fn input(&self, node: NodeIndex, id: u32) -> Behind<'_, Seen<'_>> {
+        self.first(&Who::Input(node, id))
+    }
+
+    /// Looks up a named device. It can have several IDs, of several instances, and has all or none.
+    pub fn node(&self, node: NodeIndex) -> Behind<'_, Vec<Seen<'_>>> {
+        let who = Who::Node(node);
+        let mut seen = Vec::new();
+        for rule in &self.rules {
+            if let Some(input) = rule.subject.input(&who) {
+                match self.seen(rule, input) {
+                    Some(identity) => seen.push(identity),
+                    None => return Behind::Nothing(rule),
+                }
+            }
+        }
+        if seen.is_empty() {
+            self.unsaid(&who)
+        } else {
+            Behind::Instance(seen)
+        }
+    }
+
+    /// Returns the IOVA that are not free for it. Those for everyone are among them.
+    pub fn regions_of<'a>(&'a self, who: Who<'a>) -> impl Iterator<Item = &'a Region> {
+        let is_for = move |subject: &Subject| subject.input(&who).is_some();
+        let regions = self.regions.iter();
+        regions.filter(move |region| region.subject.as_ref().is_none_or(is_for))
+    }
+
+    /// Returns how far it reaches, if firmware says so.
+    pub fn reach_of(&self, who: Who<'_>) -> Option<&Reach> {
+        let mut reaches = self.reaches.iter();
+        reaches.find(|reach| reach.subject.input(&who).is_some())
+    }
+
+    /// Returns what firmware says of device TLBs for it.
+    pub fn ats_of(&self, who: Who<'_>) -> Option<&Ats> {
+        let mut ats = self.ats.iter();
+        ats.find(|ats| ats.subject.input(&who).is_some())
+    }
+
+    fn first<'a>(&'a self, who: &Who<'_>) -> Behind<'a, Seen<'a>> {
+        let fitting = |is_rest: bool| {
+            let rules = self.rules.iter();
+            rules
+                .filter(move |rule| matches!(rule.subject, Subject::Rest { .. }) == is_rest)
+                .find_map(|rule| Some((rule, rule.subject.input(who)?)))
+        };
+        match fitting(false).or_else(|| fitting(true)) {
+            Some((rule, input)) => self
+                .seen(rule, input)
+                .map_or(Behind::Nothing(rule), Behind::Instance),
+            None => self.unsaid(who),
+        }
+    }
+
+    /// What no rule speaks of.
+    fn unsaid<T>(&self, who: &Who<'_>) -> Behind<'_, T> {
+        let mut flaws = self.flaws.iter().filter(|flaw| flaw.topic == Topic::Rule);
+        let is_about = |flaw: &&Flaw| {
+            let subject = flaw.subject.as_ref();
+            subject.is_some_and(|subject| subject.input(who).is_some())
+        };
+        flaws
+            .find(is_about)
+            .map_or(Behind::Unsaid, Behind::Unreadable)
+    }
+
+    /// As what the instance of a rule sees an input; `None` if it has none that may be used, or if there
+    /// is no such ID.
+    fn seen<'a>(&'a self, rule: &'a Rule, input: u32) -> Option<Seen<'a>> {
+        let instance = rule.instance?;
+        if !self.instances.get(instance.0)?.is_enabled {
+            return None;
+        }
+        let identity = match &rule.output {
+            Output::Offset(offset) => Identity::Number(input.checked_add(*offset)?),
+            Output::Fixed(number) => Identity::Number(*number),
+            Output::Cells(cells) => match cells.as_slice() {
+                [number] => Identity::Number(*number),
+                cells => Identity::Cells(cells),
+            },
+        };
+        Some(Seen {
+            instance,
+            identity,
+            rule,
+        })
+    }
+}
+
+impl Subject {
+    /// The ID of who is asked for under the mask, less the lower bound; `None` if it is not this one.
+    fn input(&self, who: &Who<'_>) -> Option<u32> {
+        match (self, who) {
+            (
+                Self::Requesters {
+                    segment,
+                    mask,
+                    first,
+                    last,
+                },
+                Who::Requester(address, _),
+            ) => {
+                let id = address.requester.get() & mask;
+                let fits = address.segment == *segment && id <= last.get();
+                let input = id.checked_sub(first.get()).filter(|_| fits)?;
+                Some(u32::from(input))
+            }
+            (Self::Function(path), Who::Requester(address, position)) => {
+                is_in(*address, path.segment, || position.is_at(path))
+            }
+            (Self::Below(path), Who::Requester(address, position)) => {
+                is_in(*address, path.segment, || position.is_below(path))
+            }
+            (Self::Rest { segment }, Who::Requester(address, _)) => {
+                is_in(*address, *segment, || true)
+            }
+            (Self::Node(node), Who::Node(asked)) => (node == asked).then_some(0),
+            (
+                Self::Inputs {
+                    node,
+                    mask,
+                    first,
+                    last,
+                },
+                Who::Input(asked, id),
+            ) => {
+                let id = id & mask;
+                let fits = node == asked && id <= *last;
+                id.checked_sub(*first).filter(|_| fits)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The requester ID, if it is in the segment and fits otherwise.
+fn is_in(address: PciAddress, segment: u16, fits: impl FnOnce() -> bool) -> Option<u32> {
+    (address.segment == segment && fits()).then_some(u32::from(address.requester.get()))
+}
