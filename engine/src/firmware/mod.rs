@@ -10,8 +10,9 @@
 //! path through bridges, a device that firmware names, or the inputs of another bus. Of an instance's
 //! sentences the first one that fits a requester counts ([`Description::rules`] keeps the order that the
 //! specification of the table demands), and [`Subject::Rest`] fits only who fits none of any instance of
-//! the segment. A device that no sentence fits is behind no IOMMU. A device for which several sentences
-//! name as many IDs, as a [`Subject::Node`] can, has them all.
+//! the segment. A device that no sentence fits is behind no IOMMU; a sentence without an instance says the
+//! same, and counts only for whom no sentence with one fits. A named device has all IDs that sentences
+//! give it.
 //!
 //! A sentence that cannot be read is a [`Flaw`], kept beside the others.
 
@@ -46,6 +47,8 @@ pub struct Description {
     pub regions: Vec<Region>,
     /// How far devices reach, at most one for each subject.
     pub reaches: Vec<Reach>,
+    /// Whether devices' requests snoop the processor's caches, where the table says so.
+    pub coherence: Vec<Coherence>,
     /// Who may use device TLBs.
     pub ats: Vec<Ats>,
     /// Which device cannot work before which instance: an order of binding and of power, nothing else.
@@ -209,6 +212,15 @@ pub enum Subject {
         /// The highest ID.
         last: u32,
     },
+    /// Whoever an instance sees under one of these IDs.
+    Streams {
+        /// The instance.
+        instance: InstanceIndex,
+        /// The lowest ID.
+        first: u32,
+        /// The highest ID.
+        last: u32,
+    },
 }
 
 /// The ID under which an instance sees a request.
@@ -291,6 +303,15 @@ pub struct Reach {
     pub address_bits: Option<u8>,
     /// Which addresses of its bus lead to memory; empty if the table does not say.
     pub ranges: Vec<DmaRange>,
+}
+
+/// Whether a device's requests snoop the processor's caches.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Coherence {
+    /// Who.
+    pub subject: Subject,
+    /// Whether they do.
+    pub is_coherent: bool,
 }
 
 /// Who may use a device TLB.

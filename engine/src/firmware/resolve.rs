@@ -71,7 +71,8 @@ impl Description {
     /// Looks up one PCI function under one requester ID. A device that uses several, by its own doing or
     /// by that of a bridge, is looked up under each.
     ///
-    /// Of several rules that fit the first one counts; [`Subject::Rest`] fits where no other does.
+    /// Of several rules that fit the first one counts; [`Subject::Rest`] fits where no other does, and
+    /// rules that lead to no instance count where all others fail.
     pub fn requester<'a>(
         &'a self,
         address: PciAddress,
@@ -85,36 +86,50 @@ impl Description {
         self.first(&Who::Input(node, id))
     }
 
-    /// Looks up a named device. It can have several IDs, of several instances, and has all or none.
+    /// Looks up a named device. It can have several IDs, of several instances, and has them all.
     pub fn node(&self, node: NodeIndex) -> Behind<'_, Vec<Seen<'_>>> {
         let who = Who::Node(node);
-        let mut seen = Vec::new();
-        for rule in &self.rules {
-            if let Some(input) = rule.subject.input(&who) {
-                match self.seen(rule, input) {
-                    Some(identity) => seen.push(identity),
-                    None => return Behind::Nothing(rule),
-                }
-            }
+        let fitting = || self.fitting(&who);
+        let seen: Vec<_> = fitting()
+            .filter_map(|(rule, input)| self.seen(rule, input))
+            .collect();
+        if !seen.is_empty() {
+            return Behind::Instance(seen);
         }
-        if seen.is_empty() {
-            self.unsaid(&who)
-        } else {
-            Behind::Instance(seen)
-        }
+        let nothing = fitting().next();
+        nothing.map_or_else(|| self.unsaid(&who), |(rule, _)| Behind::Nothing(rule))
     }
 
     /// Returns the IOVA that are not free for it. Those for everyone are among them.
     pub fn regions_of<'a>(&'a self, who: Who<'a>) -> impl Iterator<Item = &'a Region> {
-        let is_for = move |subject: &Subject| subject.input(&who).is_some();
+        let seen = match who {
+            Who::Node(node) => match self.node(node) {
+                Behind::Instance(seen) => seen,
+                _ => Vec::new(),
+            },
+            Who::Requester(..) | Who::Input(..) => match self.first(&who) {
+                Behind::Instance(seen) => [seen].into(),
+                _ => Vec::new(),
+            },
+        };
+        let is_for = move |subject: &Subject| {
+            subject.input(&who).is_some() || seen.iter().any(|seen| seen.is_among(subject))
+        };
         let regions = self.regions.iter();
-        regions.filter(move |region| region.subject.as_ref().is_none_or(is_for))
+        regions.filter(move |region| region.subject.as_ref().is_none_or(&is_for))
     }
 
     /// Returns how far it reaches, if firmware says so.
     pub fn reach_of(&self, who: Who<'_>) -> Option<&Reach> {
         let mut reaches = self.reaches.iter();
         reaches.find(|reach| reach.subject.input(&who).is_some())
+    }
+
+    /// Returns whether its requests snoop the processor's caches, if firmware says so.
+    pub fn is_coherent(&self, who: Who<'_>) -> Option<bool> {
+        let mut coherence = self.coherence.iter();
+        let found = coherence.find(|coherence| coherence.subject.input(&who).is_some());
+        found.map(|coherence| coherence.is_coherent)
     }
 
     /// Returns what firmware says of device TLBs for it.
@@ -124,18 +139,28 @@ impl Description {
     }
 
     fn first<'a>(&'a self, who: &Who<'_>) -> Behind<'a, Seen<'a>> {
-        let fitting = |is_rest: bool| {
-            let rules = self.rules.iter();
-            rules
-                .filter(move |rule| matches!(rule.subject, Subject::Rest { .. }) == is_rest)
-                .find_map(|rule| Some((rule, rule.subject.input(who)?)))
-        };
-        match fitting(false).or_else(|| fitting(true)) {
-            Some((rule, input)) => self
-                .seen(rule, input)
-                .map_or(Behind::Nothing(rule), Behind::Instance),
-            None => self.unsaid(who),
+        let mut rest = None;
+        let mut nothing = None;
+        for (rule, input) in self.fitting(who) {
+            match self.seen(rule, input) {
+                Some(seen) if matches!(rule.subject, Subject::Rest { .. }) => {
+                    rest = rest.or(Some(seen));
+                }
+                Some(seen) => return Behind::Instance(seen),
+                None => nothing = nothing.or(Some(rule)),
+            }
         }
+        match (rest, nothing) {
+            (Some(seen), _) => Behind::Instance(seen),
+            (None, Some(rule)) => Behind::Nothing(rule),
+            (None, None) => self.unsaid(who),
+        }
+    }
+
+    /// The rules for it, and what each one takes for its ID.
+    fn fitting<'a>(&'a self, who: &Who<'_>) -> impl Iterator<Item = (&'a Rule, u32)> {
+        let rules = self.rules.iter();
+        rules.filter_map(move |rule| Some((rule, rule.subject.input(who)?)))
     }
 
     /// What no rule speaks of.
@@ -170,6 +195,24 @@ impl Description {
             identity,
             rule,
         })
+    }
+}
+
+impl Seen<'_> {
+    /// Whether it is one of the IDs of an instance that a sentence is about.
+    fn is_among(&self, subject: &Subject) -> bool {
+        let Subject::Streams {
+            instance,
+            first,
+            last,
+        } = subject
+        else {
+            return false;
+        };
+        let Identity::Number(number) = self.identity else {
+            return false;
+        };
+        self.instance == *instance && (*first..=*last).contains(&number)
     }
 }
 

@@ -11,6 +11,9 @@ use crate::firmware::fdt::NodeId;
 use crate::firmware::{Ats, InstanceIndex, Output, Problem, Rule, Subject, Supplier, Topic};
 use crate::topology::RequesterId;
 
+/// An instance, and an ID in its cells.
+type Specifier = (InstanceIndex, Vec<u32>);
+
 impl Reader<'_, '_> {
     pub(super) fn read_devices(&mut self) {
         let segments = self.hosts_of_segments();
@@ -35,9 +38,17 @@ impl Reader<'_, '_> {
         let subject = Subject::Node(self.node_index(node));
         match self.specifiers(property.value) {
             Ok(specifiers) => {
+                let mut instances = specifiers.iter().map(|(instance, _)| *instance);
+                let is_translated = instances.all(|instance| self.is_instance_enabled(instance));
                 for (instance, cells) in specifiers {
-                    self.add_supplier(node, &subject, instance);
-                    self.add_rule(subject.clone(), instance, Output::Cells(cells));
+                    let instance = Some(instance).filter(|_| is_translated);
+                    self.add_rule(
+                        node,
+                        &subject,
+                        subject.clone(),
+                        instance,
+                        Output::Cells(cells),
+                    );
                 }
             }
             Err((at, problem)) => {
@@ -50,9 +61,9 @@ impl Reader<'_, '_> {
     }
 
     /// The references of a value, or what is wrong with one and where that is in the value.
-    fn specifiers(&self, value: &[u8]) -> Result<Vec<(InstanceIndex, Vec<u32>)>, (usize, Problem)> {
+    fn specifiers(&self, value: &[u8]) -> Result<Vec<Specifier>, (usize, Problem)> {
         let length = (0, Problem::Length { len: value.len() });
-        if value.len() % 4 != 0 {
+        if !value.len().is_multiple_of(4) {
             return Err(length);
         }
         let mut found = Vec::new();
@@ -165,9 +176,9 @@ impl Reader<'_, '_> {
         rule: impl Fn(&MapEntry) -> Option<(Subject, Output)>,
     ) {
         for entry in &map.entries {
-            self.add_supplier(node, whole, entry.instance);
+            let instance = Some(entry.instance).filter(|index| self.is_instance_enabled(*index));
             if let Some((subject, output)) = rule(entry) {
-                self.add_rule(subject, entry.instance, output);
+                self.add_rule(node, whole, subject, instance, output);
             }
         }
         if let Some((at, problem)) = &map.flaw {
@@ -183,24 +194,29 @@ impl Reader<'_, '_> {
         instance.is_some_and(|instance| instance.is_enabled)
     }
 
-    fn add_rule(&mut self, subject: Subject, instance: InstanceIndex, output: Output) {
-        let instance = self.is_instance_enabled(instance).then_some(instance);
+    /// Adds a rule, and an edge from all that the node is about, unless the same one is there.
+    fn add_rule(
+        &mut self,
+        node: NodeId,
+        consumer: &Subject,
+        subject: Subject,
+        instance: Option<InstanceIndex>,
+        output: Output,
+    ) {
+        if let Some(instance) = instance
+            && self.edges.insert((node, instance))
+        {
+            self.description.suppliers.push(Supplier {
+                consumer: consumer.clone(),
+                instance,
+            });
+        }
         self.description.rules.push(Rule {
             subject,
             instance,
             output,
             amd_settings: 0,
         });
-    }
-
-    /// Adds an edge from what `node` is, unless the same one is there.
-    fn add_supplier(&mut self, node: NodeId, consumer: &Subject, instance: InstanceIndex) {
-        if self.is_instance_enabled(instance) && self.edges.insert((node, instance)) {
-            self.description.suppliers.push(Supplier {
-                consumer: consumer.clone(),
-                instance,
-            });
-        }
     }
 }
 

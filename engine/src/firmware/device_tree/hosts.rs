@@ -105,15 +105,14 @@ impl Reader<'_, '_> {
             .find_map(|node| self.hosts.get(&node))?;
         let address = cell(self.source.property(node, "reg")?.value, 0)?;
         let [_, bus, function, _] = address.to_be_bytes();
-        let bus = match self.hosts.get(&bridge) {
-            Some(host) => self.description.hosts.get(*host)?.buses.0,
-            None => {
-                let range = self.source.property(bridge, "bus-range");
-                range
-                    .and_then(|range| Some(bus_range(range.value).ok()?.0))
-                    .unwrap_or(bus)
-            }
+        let numbered = if self.hosts.contains_key(&bridge) {
+            let host = self.description.hosts.get(*host);
+            host.map(|host| host.buses)
+        } else {
+            let range = self.source.property(bridge, "bus-range");
+            range.and_then(|range| bus_range(range.value).ok())
         };
+        let bus = numbered.map_or(bus, |(first, _)| first);
         let requester = RequesterId::from_parts(bus, function >> 3, function & 7)?;
         Some((*host, requester))
     }

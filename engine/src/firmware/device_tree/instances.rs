@@ -91,16 +91,9 @@ impl Reader<'_, '_> {
         })
     }
 
-    /// Whether walks snoop: as the node says or the closest one around it that says anything. The
-    /// bindings of Arm's take silence for a no.
+    /// Whether walks snoop, where the tree says so. The bindings of Arm's take silence for a no.
     fn is_coherent(&self, node: NodeId, architecture: Architecture) -> Option<bool> {
-        let stated = self.source.up(node).find_map(|node| {
-            if self.source.has(node, "dma-coherent") {
-                Some(true)
-            } else {
-                self.source.has(node, "dma-noncoherent").then_some(false)
-            }
-        });
+        let stated = self.source.is_coherent(node);
         let is_arm = matches!(architecture, Architecture::Smmu | Architecture::Smmuv3);
         stated.or(is_arm.then_some(false))
     }

@@ -83,7 +83,7 @@ impl<'a> Reader<'_, 'a> {
     fn shapes(&self, value: &[u8]) -> (Vec<Shape>, Option<(usize, Problem)>) {
         let count = value.len() / 4;
         let length = Problem::Length { len: value.len() };
-        if count == 0 || value.len() % 4 != 0 {
+        if count == 0 || !value.len().is_multiple_of(4) {
             return (Vec::new(), Some((0, length)));
         }
         let mut shapes = Vec::new();
@@ -103,7 +103,7 @@ impl<'a> Reader<'_, 'a> {
             shapes.push(Shape { at, cells });
             at += 3 + cells;
         };
-        let is_old = count % 4 == 0
+        let is_old = count.is_multiple_of(4)
             && (0..count)
                 .step_by(4)
                 .all(|at| cell(value, at + 1) == cell(value, 1));

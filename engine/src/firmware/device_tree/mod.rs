@@ -9,7 +9,8 @@
 //!   half behind an IOMMU is no device to be given away. A bus keeps what its map says before the entry
 //!   that cannot be read. Either is a [`Flaw`].
 //! * Devices that are disabled, or in a node that is, are left out; an IOMMU that is, is kept, and who is
-//!   behind it has rules that lead to none.
+//!   behind it has rules that lead to none. So has a device all of its rules if only one of its IOMMUs
+//!   is disabled.
 //! * Functions of a PCI bus that the tree lists are found by the map of the host bridge, as all others;
 //!   `iommus` of such a node says nothing.
 
@@ -69,6 +70,7 @@ pub fn parse(blob: &[u8]) -> Result<Description, DeviceTreeError> {
     reader.read_devices();
     reader.read_reserved_memory();
     reader.read_reaches();
+    reader.read_coherence();
     Ok(reader.description)
 }
 

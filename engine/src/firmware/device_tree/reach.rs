@@ -1,4 +1,5 @@
-//! How far devices reach: `dma-ranges` of the buses above them (Devicetree Specification 2.3.9).
+//! How far devices reach, `dma-ranges` of the buses above them (Devicetree Specification 2.3.9), and
+//! whether their requests snoop (2.3.10).
 //!
 //! The closest bus above a device that has ranges says which addresses the device can use; they are
 //! those of memory after the ranges of all buses above that one, where a bus that has none changes
@@ -13,7 +14,7 @@ use iopt_formats::{Iova, IovaRange};
 use crate::firmware::device_tree::source::Window;
 use crate::firmware::device_tree::{Reader, Sentence};
 use crate::firmware::fdt::NodeId;
-use crate::firmware::{DmaRange, Problem, Reach, Subject, Topic};
+use crate::firmware::{Coherence, DmaRange, Problem, Reach, Subject, Topic};
 
 const RANGES: &str = "dma-ranges";
 /// How many ranges a device has at most.
@@ -24,26 +25,8 @@ type Found = Result<Vec<DmaRange>, (NodeId, Problem)>;
 
 impl Reader<'_, '_> {
     pub(super) fn read_reaches(&mut self) {
-        let mut subjects = Vec::new();
-        for (node, host) in &self.hosts {
-            subjects.extend(self.requesters(*host).map(|subject| (*node, subject)));
-        }
-        for (node, index) in &self.nodes {
-            if self.source.has(*node, "iommu-map") {
-                let subject = Subject::Inputs {
-                    node: *index,
-                    mask: u32::MAX,
-                    first: 0,
-                    last: u32::MAX,
-                };
-                subjects.push((*node, subject));
-            }
-            if let Some(bus) = self.source.parent(*node) {
-                subjects.push((bus, Subject::Node(*index)));
-            }
-        }
         let mut known: BTreeMap<NodeId, Found> = BTreeMap::new();
-        for (bus, subject) in subjects {
+        for (bus, _, subject) in self.subjects() {
             let found = known.entry(bus).or_insert_with(|| self.ranges(bus));
             match found.clone() {
                 Ok(ranges) if ranges.is_empty() => {}
@@ -63,6 +46,42 @@ impl Reader<'_, '_> {
                 }
             }
         }
+    }
+
+    /// Reads whose requests snoop.
+    pub(super) fn read_coherence(&mut self) {
+        for (_, node, subject) in self.subjects() {
+            if let Some(is_coherent) = self.source.is_coherent(node) {
+                self.description.coherence.push(Coherence {
+                    subject,
+                    is_coherent,
+                });
+            }
+        }
+    }
+
+    /// All whom sentences can be about, with the bus that they are on and the node that speaks for them.
+    fn subjects(&self) -> Vec<(NodeId, NodeId, Subject)> {
+        let mut subjects = Vec::new();
+        for (node, host) in &self.hosts {
+            let subject = self.requesters(*host);
+            subjects.extend(subject.map(|subject| (*node, *node, subject)));
+        }
+        for (node, index) in &self.nodes {
+            if self.source.has(*node, "iommu-map") {
+                let subject = Subject::Inputs {
+                    node: *index,
+                    mask: u32::MAX,
+                    first: 0,
+                    last: u32::MAX,
+                };
+                subjects.push((*node, *node, subject));
+            }
+            if let Some(bus) = self.source.parent(*node) {
+                subjects.push((bus, *node, Subject::Node(*index)));
+            }
+        }
+        subjects
     }
 
     /// What devices on a bus reach; nothing if no bus says.

@@ -14,6 +14,9 @@ use crate::firmware::{Problem, Region, RegionKind, Subject, Topic};
 
 const ADDRESSES: &str = "iommu-addresses";
 
+/// The device, the address and the size of an entry; and what is behind it.
+type Entry<'v> = (NodeId, (u64, u64), &'v [u8]);
+
 impl Reader<'_, '_> {
     pub(super) fn read_reserved_memory(&mut self) {
         for node in self.source.iter() {
@@ -66,8 +69,8 @@ impl Reader<'_, '_> {
         reg?.into_iter().map(to_cpu).collect()
     }
 
-    /// The first entry of a value: the device, the address and the size; and what is behind it.
-    fn entry_of<'v>(&self, value: &'v [u8]) -> Result<(NodeId, (u64, u64), &'v [u8]), Problem> {
+    /// The first entry of a value.
+    fn entry_of<'v>(&self, value: &'v [u8]) -> Result<Entry<'v>, Problem> {
         let length = Problem::Length { len: value.len() };
         let phandle = cell(value, 0).ok_or_else(|| length.clone())?;
         let device = self.source.find(phandle)?;

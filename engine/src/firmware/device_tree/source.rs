@@ -46,20 +46,23 @@ impl<'a> Source<'a> {
         }
         phandles.sort_by_key(|(phandle, node, _)| (*phandle, *node));
         for pair in phandles.windows(2) {
-            if let [(first, ..), (second, node, offset)] = pair {
-                if first == second {
-                    return Err(DeviceTreeError::SharedPhandle {
-                        phandle: *second,
-                        path: nodes.path(*node),
-                        offset: *offset,
-                    });
-                }
+            if let [(first, ..), (second, node, offset)] = pair
+                && first == second
+            {
+                return Err(DeviceTreeError::SharedPhandle {
+                    phandle: *second,
+                    path: nodes.path(*node),
+                    offset: *offset,
+                });
             }
         }
-        let phandles = phandles.iter().map(|(phandle, node, _)| (*phandle, *node));
+        let phandles = phandles
+            .into_iter()
+            .map(|(phandle, node, _)| (phandle, node))
+            .collect();
         Ok(Self {
-            phandles: phandles.collect(),
             nodes,
+            phandles,
             is_enabled,
         })
     }
@@ -157,6 +160,15 @@ impl<'a> Source<'a> {
     pub(super) fn is_pci_bus(&self, node: NodeId) -> bool {
         let kind = self.property(node, "device_type");
         kind.is_some_and(|kind| matches!(text(kind), b"pci" | b"pciex"))
+    }
+
+    /// Whether requests of a node snoop the processor's caches: as it says, or the closest node around it
+    /// that says anything.
+    pub(super) fn is_coherent(&self, node: NodeId) -> Option<bool> {
+        self.up(node).find_map(|node| {
+            let is_coherent = self.has(node, "dma-coherent").then_some(true);
+            is_coherent.or_else(|| self.has(node, "dma-noncoherent").then_some(false))
+        })
     }
 
     /// Whether the node is a function of a PCI bus.
@@ -280,7 +292,7 @@ pub(super) fn entries(
     cells: usize,
 ) -> Result<core::slice::ChunksExact<'_, u8>, Problem> {
     let len = cells * 4;
-    if len == 0 || value.len() % len != 0 {
+    if len == 0 || !value.len().is_multiple_of(len) {
         return Err(Problem::Length { len: value.len() });
     }
     Ok(value.chunks_exact(len))

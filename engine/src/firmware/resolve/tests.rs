@@ -110,6 +110,23 @@ fn of_rules_that_fit_the_first_one_counts_and_the_rest_comes_last() {
 }
 
 #[test]
+fn rules_without_an_instance_count_where_all_others_fail() {
+    let mut description = description(vec![
+        (range(0xffff, 0, 0xffff), Output::Offset(0)),
+        (range(0xffff, 0, 7), Output::Offset(0)),
+        (range(0xffff, 0, 15), Output::Offset(0)),
+        (Subject::Rest { segment: 0 }, Output::Offset(0)),
+    ]);
+    description.rules[0].instance = None;
+    description.instances[1].is_enabled = false;
+    assert_eq!(found(&description, 7), Some((2, Identity::Number(7))));
+    assert_eq!(found(&description, 16), Some((3, Identity::Number(16))));
+    description.rules.pop();
+    let nothing = description.requester(address(0, 16), &At(5));
+    assert_eq!(nothing, Behind::Nothing(&description.rules[0]));
+}
+
+#[test]
 fn paths_are_asked_of_the_position() {
     let description = description(vec![
         (Subject::Function(path(0, 5)), Output::Offset(0)),
@@ -129,7 +146,7 @@ fn paths_are_asked_of_the_position() {
 }
 
 #[test]
-fn a_node_has_all_its_ids_or_none() {
+fn a_node_has_all_its_ids() {
     let node = |index| Subject::Node(NodeIndex(index));
     let mut description = description(vec![
         (node(0), Output::Cells(vec![0x10])),
@@ -155,10 +172,13 @@ fn a_node_has_all_its_ids_or_none() {
     assert_eq!(description.node(NodeIndex(1)), Behind::Instance(one));
     assert_eq!(description.node(NodeIndex(2)), Behind::Unsaid);
     description.rules[2].instance = None;
-    let disabled = description.rules[2].clone();
-    assert_eq!(description.node(NodeIndex(0)), Behind::Nothing(&disabled));
-    description.rules[2].instance = Some(InstanceIndex(2));
+    let two = vec![
+        seen(0, Identity::Number(0x10)),
+        seen(3, Identity::Cells(&[])),
+    ];
+    assert_eq!(description.node(NodeIndex(0)), Behind::Instance(two));
     description.instances[0].is_enabled = false;
+    description.rules[3].instance = None;
     assert_eq!(description.node(NodeIndex(0)), Behind::Nothing(&rules[0]));
 }
 
@@ -244,7 +264,12 @@ fn what_no_rule_speaks_of_may_be_in_a_sentence_that_cannot_be_read() {
 
 #[test]
 fn regions_are_those_for_it_and_those_for_everyone() {
-    let mut description = Description::default();
+    let mut description = description(vec![(range(0xffff, 0, 9), Output::Offset(0x100))]);
+    let streams = |instance, first, last| Subject::Streams {
+        instance: InstanceIndex(instance),
+        first,
+        last,
+    };
     let region = |subject, kind| Region {
         subject,
         range: IovaRange::FULL,
@@ -254,10 +279,18 @@ fn regions_are_those_for_it_and_those_for_everyone() {
         region(None, RegionKind::Msi),
         region(Some(range(0xffff, 8, 8)), RegionKind::Reserved),
         region(Some(Subject::Node(NodeIndex(0))), RegionKind::Reserved),
+        region(Some(streams(0, 0x108, 0x109)), RegionKind::Reserved),
+        region(Some(streams(1, 0x108, 0x109)), RegionKind::Reserved),
     ];
     let count = |who| description.regions_of(who).count();
-    assert_eq!(count(Who::Requester(address(0, 8), &At(5))), 2);
-    assert_eq!(count(Who::Requester(address(0, 9), &At(5))), 1);
+    assert_eq!(count(Who::Requester(address(0, 7), &At(5))), 1);
+    assert_eq!(
+        count(Who::Requester(address(0, 8), &At(5))),
+        3,
+        "its own, its stream's, everyone's"
+    );
+    assert_eq!(count(Who::Requester(address(0, 9), &At(5))), 2);
+    assert_eq!(count(Who::Requester(address(0, 10), &At(5))), 1);
     assert_eq!(count(Who::Node(NodeIndex(0))), 2);
     assert_eq!(count(Who::Input(NodeIndex(0), 8)), 1);
     assert!(description.reach_of(Who::Node(NodeIndex(0))).is_none());

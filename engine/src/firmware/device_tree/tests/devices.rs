@@ -2,10 +2,12 @@
 
 use std::vec::Vec;
 
-use crate::firmware::device_tree::tests::{flaws, iommu, node, open_host, read, rule, tree};
+use crate::firmware::device_tree::tests::{
+    flaws, iommu, node, open_host, open_iommu, read, requesters, rule, tree,
+};
 use crate::firmware::fdt::writer::Writer;
 use crate::firmware::{
-    Behind, Bus, Flaw, InstanceIndex, NodeIndex, Output, Problem, Supplier, Topic,
+    Behind, Bus, Coherence, Flaw, InstanceIndex, NodeIndex, Output, Problem, Supplier, Topic, Who,
 };
 
 /// Three IOMMUs with phandles and cells of 0, 1 and 2 each, and 9, which is none.
@@ -69,7 +71,7 @@ fn a_device_with_one_reference_that_cannot_be_read_has_none() {
             offset,
             problem,
         };
-        assert_eq!(found.flaws, [flaw.clone()]);
+        assert_eq!(found.flaws, std::slice::from_ref(&flaw));
         assert_eq!(found.node(NodeIndex(0)), Behind::Unreadable(&flaw));
     }
     let found = read(
@@ -82,6 +84,37 @@ fn a_device_with_one_reference_that_cannot_be_read_has_none() {
         flaws(&found),
         [(Topic::Rule, "iommus", Problem::Length { len: 5 })]
     );
+}
+
+#[test]
+fn a_device_with_one_iommu_that_is_disabled_is_behind_none() {
+    let writer = open_iommu(three(), 4, 1).text("status", "disabled").end();
+    let found = read(device(writer, &[2, 0x10, 4, 0x20]));
+    let nothing = |cells: &[u32]| rule(node(0), None, Output::Cells(cells.to_vec()));
+    assert_eq!(found.rules, [nothing(&[0x10]), nothing(&[0x20])]);
+    assert_eq!(found.suppliers, []);
+    assert_eq!(found.node(NodeIndex(0)), Behind::Nothing(&found.rules[0]));
+}
+
+#[test]
+fn requests_snoop_as_the_closest_node_says() {
+    let writer = three().begin("soc").bytes("dma-coherent", &[]);
+    let writer = open_host(device(writer, &[1]), "pci").end();
+    let writer = writer.begin("nic@2").bytes("dma-noncoherent", &[]);
+    let writer = device(writer.cells("iommus", &[1]).end().end(), &[1]);
+    let found = read(writer);
+    let coherence = |subject, is_coherent| Coherence {
+        subject,
+        is_coherent,
+    };
+    let expected = [
+        coherence(requesters(0, 0xffff, 0, 0xffff), true),
+        coherence(node(0), true),
+        coherence(node(1), false),
+    ];
+    assert_eq!(found.coherence, expected);
+    assert_eq!(found.is_coherent(Who::Node(NodeIndex(1))), Some(false));
+    assert_eq!(found.is_coherent(Who::Node(NodeIndex(2))), None);
 }
 
 #[test]

@@ -112,7 +112,7 @@ fn a_map_ends_at_the_entry_that_cannot_be_read() {
         let writer = open_host(three(), "pci");
         let offset = 56 + writer.at() + 12 + at;
         let found = read(writer.cells("iommu-map", &map).end());
-        assert_eq!(found.rules, [sound.clone()], "{rest:x?}");
+        assert_eq!(found.rules, std::slice::from_ref(&sound), "{rest:x?}");
         assert_eq!(flaws(&found), [wrong(problem)]);
         assert_eq!(found.flaws[0].offset, offset);
         assert_eq!(

@@ -107,7 +107,10 @@ fn more_ranges_than_are_kept_are_a_flaw() {
     };
     assert_eq!(device(&[Some(&ranges(64))]).reaches[0].ranges.len(), 64);
     let too_many = (Topic::Reach, "dma-ranges", Problem::TooMany { limit: 64 });
-    assert_eq!(flaws(&device(&[Some(&ranges(65))])), [too_many.clone()]);
+    assert_eq!(
+        flaws(&device(&[Some(&ranges(65))])),
+        std::slice::from_ref(&too_many)
+    );
     // Few ranges can be cut into many.
     let inner: Vec<u32> = [[0, 0, 0x10_0000], [0x20_0000, 0, 0x10_0000]].concat();
     assert_eq!(
