@@ -6,4 +6,5 @@
 pub mod amd;
 pub mod riscv;
 pub mod smmuv3;
+pub mod update;
 pub mod vtd;
