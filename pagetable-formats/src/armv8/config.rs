@@ -203,18 +203,8 @@ impl Tcr {
         let half = (self.tsz as u64 & T0SZ.mask()) | CD_TG.put(tg as u64) | self.walk.bits();
         let word0 = half << self.half.shift()
             | CD_EPD << other.shift()
-            | CD_IPS.put(oa_code(self.oa_bits))
-            | if self.updates.sets_accessed() {
-                CD_HA
-            } else {
-                0
-            }
-            | if self.updates.sets_dirty() { CD_HD } else { 0 }
-            | if matches!(self.updates, HardwareUpdates::Ignored) {
-                CD_AFFD
-            } else {
-                0
-            }
+            | Self::ips_code(self.oa_bits)
+            | Self::update_bits(self.updates)
             | CD_AA64;
         let table = root.get() & TTB.mask() | if self.table_limits { 0 } else { CD_HAD };
         let ds = if self.ds { CD_DS } else { 0 };
@@ -259,6 +249,31 @@ impl Tcr {
             ),
             table_limits: Self::has_table_limits(table),
         })
+    }
+
+    /// Returns `IPS` in its place in CD word 0: the narrowest width of at least `oa_bits`.
+    pub(crate) const fn ips_code(oa_bits: u8) -> u64 {
+        CD_IPS.put(oa_code(oa_bits))
+    }
+
+    /// Returns the width that `IPS` in CD word 0 stands for; the reserved value 7 acts as 6.
+    pub(crate) const fn ips_bits(word0: u64) -> u8 {
+        let code = CD_IPS.get(word0) as usize;
+        if code < OA_WIDTHS.len() {
+            OA_WIDTHS[code]
+        } else {
+            52
+        }
+    }
+
+    /// Returns `HA`, `HD` and `AFFD` in their places in CD word 0.
+    pub(crate) const fn update_bits(updates: HardwareUpdates) -> u64 {
+        match updates {
+            HardwareUpdates::None => 0,
+            HardwareUpdates::Ignored => CD_AFFD,
+            HardwareUpdates::Accessed => CD_HA,
+            HardwareUpdates::Dirty => CD_HA | CD_HD,
+        }
     }
 
     /// Returns whether the CD word with the table's address leaves `HAD` clear.

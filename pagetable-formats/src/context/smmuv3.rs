@@ -27,17 +27,25 @@
 //! # Ok::<(), Box<dyn core::error::Error>>(())
 //! ```
 
+mod attributes;
 mod cd;
+mod context;
+mod rules;
 mod ste;
+mod stream;
 mod stream_table;
 
 #[cfg(test)]
 mod tests;
 
+pub use self::attributes::{AllocationHints, Attributes, MemoryType};
 pub use self::cd::{Cd, CdAddress, CdError, CdTable, CdTableFormat, L1CdDesc};
+pub use self::context::{AccessRules, Context, FaultPolicy};
+pub use self::rules::{CdRules, SteRules};
 pub use self::ste::{Ats, DefaultSubstream, Override, Ste, SteError, StreamConfig, StreamWorld};
+pub use self::stream::{Stream, StreamStage1, StreamStage2};
 pub use self::stream_table::{
-    L1StreamDesc, STRTAB_BASE_CFG_FIELDS, STRTAB_BASE_FIELDS, SteAddress, StreamTable,
+    L1StreamDesc, LayoutError, STRTAB_BASE_CFG_FIELDS, STRTAB_BASE_FIELDS, SteAddress, StreamTable,
 };
 
 /// Getters of single-bit fields: `NAME: WORD, BIT, "documentation";`.

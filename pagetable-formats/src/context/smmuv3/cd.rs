@@ -1,12 +1,21 @@
 //! Context descriptors and the tables that hold them (IHI 0070, sections 5.2 to 5.4).
 
-use super::flags;
+use super::{LayoutError, flags};
 use crate::armv8::{AnyFormat, Half, Lpae32, Rooted, TTB, Tcr};
 use crate::{Bits, ConfigError, Field, Iova, Oa, bit};
 
 const T0SZ_LPAE32: Bits<2, 0> = Bits;
 const ASID: Bits<63, 48> = Bits;
 const L2_PTR: Bits<55, 12> = Bits;
+/// `S1Fmt`, STE word 0.
+const S1_FMT: Bits<5, 4> = Bits;
+/// `S1ContextPtr`, STE word 0.
+const CONTEXT_PTR: Bits<55, 6> = Bits;
+/// `S1CDMax`, STE word 0.
+const S1_CD_MAX: Bits<63, 59> = Bits;
+
+/// Bits of a substream number, at most.
+const SUBSTREAM_BITS: u8 = 20;
 
 /// The base-2 logarithm of the bytes of a CD.
 const CD_LG2: u8 = 6;
@@ -15,13 +24,14 @@ const DESC_LG2: u8 = 3;
 
 /// How a table of CDs is laid out (`S1Fmt`).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u8)]
 pub enum CdTableFormat {
     /// CDs one after the other; the reserved value 3 acts so, too.
-    Linear,
+    Linear = 0,
     /// Level 1 descriptors that point to tables of 64 CDs, 4 KiB.
-    Kib4Leaves,
+    Kib4Leaves = 1,
     /// Level 1 descriptors that point to tables of 1024 CDs, 64 KiB.
-    Kib64Leaves,
+    Kib64Leaves = 2,
 }
 
 impl CdTableFormat {
@@ -75,6 +85,42 @@ impl CdTable {
         }
     }
 
+    /// Creates a table of `2^count_lg2` CDs at `base`. For a single CD, the layout is
+    /// [`CdTableFormat::Linear`], whatever `format` says.
+    ///
+    /// # Errors
+    ///
+    /// - [`LayoutError::Count`] if substreams have fewer than `count_lg2` bits: 20;
+    /// - [`LayoutError::Address`] if `base` is not aligned to the table, at least to 64 bytes, or
+    ///   has more than 56 bits.
+    pub const fn with_layout(
+        base: Oa,
+        format: CdTableFormat,
+        count_lg2: u8,
+    ) -> Result<Self, LayoutError> {
+        if count_lg2 > SUBSTREAM_BITS {
+            return Err(LayoutError::Count {
+                count_lg2,
+                limit_lg2: SUBSTREAM_BITS,
+            });
+        }
+        let table = Self::new(
+            Oa::new(base.get() & CONTEXT_PTR.mask()),
+            format as u8,
+            count_lg2,
+        );
+        if table.base.get() == base.get() {
+            Ok(table)
+        } else {
+            Err(LayoutError::Address { address: base })
+        }
+    }
+
+    /// Returns `S1Fmt`, `S1ContextPtr` and `S1CDMax` in their places in STE word 0.
+    pub(super) const fn ste_bits(&self) -> u64 {
+        self.base.get() | S1_FMT.put(self.format as u64) | S1_CD_MAX.put(self.count_lg2 as u64)
+    }
+
     /// Returns the address of the table, an intermediate one if the stream is nested.
     pub const fn base(&self) -> Oa {
         self.base
@@ -125,6 +171,25 @@ impl L1CdDesc {
         self.0
     }
 
+    /// The descriptor that leads nowhere: its substreams fault with `C_BAD_SUBSTREAMID`.
+    pub const INVALID: Self = Self(0);
+
+    /// Encodes the descriptor of a level 2 table at `l2` in `table`'s layout.
+    ///
+    /// # Errors
+    ///
+    /// - [`LayoutError::Linear`] if `table` has no level 2;
+    /// - [`LayoutError::Address`] if `l2` is not aligned to the level 2 table or has more than 56
+    ///   bits.
+    pub const fn encode(table: &CdTable, l2: Oa) -> Result<Self, LayoutError> {
+        let desc = Self(1 | l2.get() & L2_PTR.mask());
+        match desc.l2_table(table) {
+            Some(found) if found.get() == l2.get() => Ok(desc),
+            Some(_) => Err(LayoutError::Address { address: l2 }),
+            None => Err(LayoutError::Linear),
+        }
+    }
+
     /// Returns `L2Ptr`, the address of the level 2 table of `table`'s layout, or `None` if `V` is
     /// clear. Address bits below its size count as zero.
     pub const fn l2_table(&self, table: &CdTable) -> Option<Oa> {
@@ -150,7 +215,7 @@ impl L1CdDesc {
     }
 }
 
-/// Why a CD does not lead to a table.
+/// Why a CD does not lead to a table, or cannot be decoded.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CdError {
@@ -172,6 +237,14 @@ pub enum CdError {
     /// Stage 1 cannot be configured so.
     #[error("stage 1: {0}")]
     Stage1(#[from] ConfigError),
+    /// A value that is reserved, redundant, or means what this crate does not encode.
+    #[error("bits {bits:#x} of word {word} are reserved or mean nothing that is known here")]
+    Undecodable {
+        /// The first word with such bits.
+        word: usize,
+        /// The bits, in place.
+        bits: u64,
+    },
 }
 
 /// A context descriptor.

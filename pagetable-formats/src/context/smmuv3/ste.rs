@@ -64,6 +64,16 @@ pub enum DefaultSubstream {
     Substream0,
 }
 
+impl DefaultSubstream {
+    pub(super) const fn bits(self) -> u64 {
+        match self {
+            Self::Terminate => 0,
+            Self::Bypass => 1,
+            Self::Substream0 => 2,
+        }
+    }
+}
+
 /// How ATS requests of the stream are answered (`EATS`).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Ats {
@@ -76,6 +86,17 @@ pub enum Ats {
     SplitStage,
     /// Full, and a device permission table checks translated traffic.
     Checked,
+}
+
+impl Ats {
+    pub(super) const fn bits(self) -> u64 {
+        match self {
+            Self::Refused => 0,
+            Self::Full => 1,
+            Self::SplitStage => 2,
+            Self::Checked => 3,
+        }
+    }
 }
 
 /// The exception level that stage 1 of the stream belongs to (`STRW`, for a non-secure STE).
@@ -103,7 +124,15 @@ pub enum Override {
 }
 
 impl Override {
-    const fn from_bits(bits: u64) -> Self {
+    pub(super) const fn bits(self) -> u64 {
+        match self {
+            Self::Incoming => 0,
+            Self::Clear => 2,
+            Self::Set => 3,
+        }
+    }
+
+    pub(super) const fn from_bits(bits: u64) -> Self {
         match bits & 3 {
             0 | 1 => Self::Incoming,
             2 => Self::Clear,
@@ -112,7 +141,7 @@ impl Override {
     }
 }
 
-/// Why an STE does not lead to a table.
+/// Why an STE does not lead to a table, or cannot be decoded.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SteError {
@@ -125,6 +154,17 @@ pub enum SteError {
     /// Stage 2 cannot be configured so.
     #[error("stage 2: {0}")]
     Stage2(#[from] ConfigError),
+    /// A stream cannot be configured so (`C_BAD_STE`).
+    #[error("stream: {0}")]
+    Illegal(#[source] ConfigError),
+    /// A value that is reserved, redundant, or means what this crate does not encode.
+    #[error("bits {bits:#x} of word {word} are reserved or mean nothing that is known here")]
+    Undecodable {
+        /// The first word with such bits.
+        word: usize,
+        /// The bits, in place.
+        bits: u64,
+    },
 }
 
 /// A stream table entry.

@@ -14,11 +14,17 @@ pub const STRTAB_BASE_CFG_FIELDS: &[Field] = &[
 
 /// `ADDR` of `SMMU_STRTAB_BASE` and `L2Ptr` of a descriptor.
 const ADDR: Bits<55, 6> = Bits;
+/// `RA` of `SMMU_STRTAB_BASE`.
+const RA: u64 = bit(62);
 const LOG2SIZE: Bits<5, 0> = Bits;
 const SPLIT: Bits<10, 6> = Bits;
 const FMT: Bits<17, 16> = Bits;
 const SPAN: Bits<4, 0> = Bits;
 
+/// Bits of a stream number, at most.
+const STREAM_BITS: u8 = 32;
+/// The base-2 logarithm of the STEs of the largest level 2 table.
+const SPAN_LIMIT: u8 = 10;
 /// The base-2 logarithm of the bytes of an STE.
 const STE_LG2: u32 = 6;
 /// The base-2 logarithm of the bytes of a level 1 descriptor.
@@ -30,6 +36,35 @@ const fn aligned_mask(lg2: u32) -> u64 {
         Some(mask) => mask,
         None => 0,
     }
+}
+
+/// Why a table of STEs or CDs cannot lie there.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LayoutError {
+    /// The address is not aligned to the table, or wider than its field.
+    #[error("a table at {address} is not aligned to its size, or out of reach")]
+    Address {
+        /// The rejected address.
+        address: Oa,
+    },
+    /// No number is that long.
+    #[error("2^{count_lg2} entries are more than 2^{limit_lg2}")]
+    Count {
+        /// The base-2 logarithm of the rejected number of entries.
+        count_lg2: u8,
+        /// The largest one.
+        limit_lg2: u8,
+    },
+    /// The split point is not 6, 8 or 10.
+    #[error("a split point of {split} is not 6, 8 or 10")]
+    Split {
+        /// The rejected split point.
+        split: u8,
+    },
+    /// The table has one level.
+    #[error("a linear table has no level 1 descriptors")]
+    Linear,
 }
 
 /// The stream table that the registers describe.
@@ -78,8 +113,75 @@ impl StreamTable {
             base: Oa::new(base & ADDR.mask() & aligned),
             count_lg2: if log2size < 32 { log2size as u8 } else { 32 },
             split,
-            read_allocate: base & bit(62) != 0,
+            read_allocate: base & RA != 0,
         }
+    }
+
+    /// Creates a table of `2^count_lg2` STEs at `base`.
+    ///
+    /// # Errors
+    ///
+    /// - [`LayoutError::Count`] if stream numbers have fewer than `count_lg2` bits: 32;
+    /// - [`LayoutError::Address`] if `base` is not aligned to the table or has more than 56 bits.
+    pub const fn linear(base: Oa, count_lg2: u8) -> Result<Self, LayoutError> {
+        Self::with_layout(base, count_lg2, None)
+    }
+
+    /// Creates a table at `base` of the level 1 descriptors of `2^count_lg2` streams, `2^split` each.
+    ///
+    /// # Errors
+    ///
+    /// - [`LayoutError::Split`] if `split` is not 6, 8 or 10;
+    /// - [`LayoutError::Count`] if stream numbers have fewer than `count_lg2` bits: 32;
+    /// - [`LayoutError::Address`] if `base` is not aligned to the table, at least to 64 bytes, or
+    ///   has more than 56 bits.
+    pub const fn two_level(base: Oa, count_lg2: u8, split: u8) -> Result<Self, LayoutError> {
+        if !matches!(split, 6 | 8 | 10) {
+            return Err(LayoutError::Split { split });
+        }
+        Self::with_layout(base, count_lg2, Some(split))
+    }
+
+    const fn with_layout(base: Oa, count_lg2: u8, split: Option<u8>) -> Result<Self, LayoutError> {
+        if count_lg2 > STREAM_BITS {
+            return Err(LayoutError::Count {
+                count_lg2,
+                limit_lg2: STREAM_BITS,
+            });
+        }
+        let layout = Self {
+            base,
+            count_lg2,
+            split,
+            read_allocate: false,
+        };
+        let found = Self::new(base.get() & ADDR.mask(), layout.cfg_register());
+        if found.base.get() == base.get() {
+            Ok(layout)
+        } else {
+            Err(LayoutError::Address { address: base })
+        }
+    }
+
+    /// Hints to allocate in caches on reads of the table (`RA`).
+    #[must_use]
+    pub const fn with_read_allocate(mut self) -> Self {
+        self.read_allocate = true;
+        self
+    }
+
+    /// Returns the value of `SMMU_STRTAB_BASE`.
+    pub const fn base_register(&self) -> u64 {
+        self.base.get() | if self.read_allocate { RA } else { 0 }
+    }
+
+    /// Returns the value of `SMMU_STRTAB_BASE_CFG`.
+    pub const fn cfg_register(&self) -> u32 {
+        let layout = match self.split {
+            Some(split) => FMT.put(1) | SPLIT.put(split as u64),
+            None => 0,
+        };
+        (layout | LOG2SIZE.put(self.count_lg2 as u64)) as u32
     }
 
     /// Returns the address of the table.
@@ -134,6 +236,31 @@ impl L1StreamDesc {
     /// Returns the raw word.
     pub const fn word(&self) -> u64 {
         self.0
+    }
+
+    /// The descriptor that leads nowhere: its streams abort with `C_BAD_STREAMID`.
+    pub const INVALID: Self = Self(0);
+
+    /// Encodes the descriptor of a level 2 table of `2^count_lg2` STEs at `l2`. A table may be
+    /// shorter than the split point of the level 1 table; one that is longer is out of bounds.
+    ///
+    /// # Errors
+    ///
+    /// - [`LayoutError::Count`] if `count_lg2` is above 10;
+    /// - [`LayoutError::Address`] if `l2` is not aligned to the level 2 table or has more than 56
+    ///   bits.
+    pub const fn encode(l2: Oa, count_lg2: u8) -> Result<Self, LayoutError> {
+        if count_lg2 > SPAN_LIMIT {
+            return Err(LayoutError::Count {
+                count_lg2,
+                limit_lg2: SPAN_LIMIT,
+            });
+        }
+        let desc = Self(l2.get() & ADDR.mask() | SPAN.put(count_lg2 as u64 + 1));
+        match desc.l2_table() {
+            Some(found) if found.get() == l2.get() => Ok(desc),
+            _ => Err(LayoutError::Address { address: l2 }),
+        }
     }
 
     /// Returns `Span`: 0 for no table, else one more than the base-2 logarithm of its STEs.
