@@ -22,6 +22,11 @@
 //! sync (invalidate what is cached of the entry, wait for it) makes sure of that; how much of that
 //! is needed depends on how hardware fetches the entry ([`Fetch`]).
 
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
 /// How many bytes are stored and read at once.
 ///
 /// The smaller one of what software stores in one piece and what hardware reads in one piece: a
