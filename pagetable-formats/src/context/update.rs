@@ -93,7 +93,7 @@ pub trait Rules<const N: usize> {
         true
     }
 
-    /// Returns the bits that may change apart from the others although both entries use them,
+    /// Returns the bits that may change apart from the others where both entries use them,
     /// because any mixture of their values is harmless on the way from `current` to `target`.
     fn safe(&self, current: &[u64; N], target: &[u64; N]) -> [u64; N] {
         let _ = (current, target);
@@ -260,8 +260,8 @@ pub fn plan<const N: usize, R: Rules<N> + ?Sized>(
     let target = merge(&preserved, current, target);
     let (used_now, used_then) = (rules.used(current), rules.used(&target));
     let safe = rules.safe(current, &target);
-    // What the entry may hold before the switch: hardware reads as much of it as of the old one.
-    let held = core::array::from_fn(|word| used_now[word] & !safe[word]);
+    // What the entry holds until the switch. A safe bit that one side alone uses is not special.
+    let held = core::array::from_fn(|word| used_now[word] & !(safe[word] & used_then[word]));
     let ahead = merge(&held, current, &target);
     let mut critical = (0..N / unit).filter(|index| {
         let mut words = index * unit..(index + 1) * unit;

@@ -9,6 +9,10 @@ use crate::catalog::Visitor;
 use crate::walk::{Fault, Root, Walked, walk};
 use crate::{ConfigError, Field, Format, Iova, Level, Oa, Prot, bit};
 
+mod encode;
+mod random;
+mod transitions;
+
 /// Of a Linux guest: stage 1, one CD.
 const LINUX_S1: Ste = Ste::new([0x4805_500b, 0xd6, 0, 0, 0, 0, 0, 0]);
 /// Of the same guest: 48-bit input, 44-bit output, ASID 1. Linux extends the sign of `MAIR`.

@@ -7,6 +7,14 @@ use std::vec::Vec;
 
 use super::{Fetch, Rules, Step, Update, plan};
 
+impl<const N: usize> Step<N> {
+    /// Returns the step of a writer that forgets to sync.
+    pub(crate) const fn without_sync(mut self) -> Self {
+        self.needs_sync = false;
+        self
+    }
+}
+
 /// What a reader may find.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Seen<const N: usize> {
@@ -117,7 +125,10 @@ fn judge<const N: usize, R: Rules<N>>(
     entry: &[u64; N],
     seen: &mut Seen<N>,
 ) {
+    let (used_now, used_then) = (rules.used(current), rules.used(target));
     let safe = rules.safe(current, target);
+    let safe: [u64; N] =
+        core::array::from_fn(|word| safe[word] & used_now[word] & used_then[word]);
     let used = rules.used(entry);
     let preserved = rules.preserved();
     let is_like = |other: &[u64; N]| {

@@ -1,0 +1,1 @@
+//! Words worked out by hand.
