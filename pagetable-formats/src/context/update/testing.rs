@@ -127,8 +127,7 @@ fn judge<const N: usize, R: Rules<N>>(
 ) {
     let (used_now, used_then) = (rules.used(current), rules.used(target));
     let safe = rules.safe(current, target);
-    let safe: [u64; N] =
-        core::array::from_fn(|word| safe[word] & used_now[word] & used_then[word]);
+    let safe: [u64; N] = core::array::from_fn(|word| safe[word] & used_now[word] & used_then[word]);
     let used = rules.used(entry);
     let preserved = rules.preserved();
     let is_like = |other: &[u64; N]| {
