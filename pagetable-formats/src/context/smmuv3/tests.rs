@@ -9,7 +9,9 @@ use crate::catalog::Visitor;
 use crate::walk::{Fault, Root, Walked, walk};
 use crate::{ConfigError, Field, Format, Iova, Level, Oa, Prot, bit};
 
+mod contexts;
 mod encode;
+mod layouts;
 mod random;
 mod transitions;
 

@@ -59,13 +59,13 @@ pub(crate) fn observe<const N: usize, R: Rules<N>>(
             }
             if step.needs_sync() {
                 fetch(rules, &states, |entry| {
-                    judge(rules, current, target, entry, &mut seen)
+                    judge(rules, current, target, entry, &mut seen);
                 });
                 states = vec![words];
             }
         }
         fetch(rules, &states, |entry| {
-            judge(rules, current, target, entry, &mut seen)
+            judge(rules, current, target, entry, &mut seen);
         });
         seen.reached = words;
     }

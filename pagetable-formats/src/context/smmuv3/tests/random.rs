@@ -55,6 +55,12 @@ impl Random {
         ])
     }
 
+    /// An address that is aligned for any root here, and fits narrow fields.
+    fn root(&mut self, oa_bits: u8) -> u64 {
+        let bits = oa_bits.min(48);
+        self.next() & !0x1f_ffff & !(u64::MAX << bits)
+    }
+
     fn cds(&mut self) -> CdTable {
         let format = self.pick(&[
             CdTableFormat::Linear,
@@ -92,7 +98,7 @@ impl Random {
                 updates: self.updates(),
                 forced_write_back: self.flag(),
             };
-            let root = Oa::new(self.next() & (1 << 48) - 1 & !0x1f_ffff & (1 << vtcr.oa_bits) - 1);
+            let root = Oa::new(self.root(vtcr.oa_bits));
             if let Ok(mut stage2) = StreamStage2::new(vtcr, root) {
                 stage2.protects_walks = self.flag();
                 stage2.stalls = self.below(4) == 0;
@@ -174,7 +180,7 @@ impl Random {
         for half in [Half::Lower, Half::Upper] {
             // Many widths do not exist.
             for _ in 0..8 {
-                let root = self.next() & (1 << 48) - 1 & !0x1f_ffff & (1 << oa_bits) - 1;
+                let root = self.root(oa_bits);
                 if let Ok(with_table) = context.with_table(self.tcr(half, &shared), Oa::new(root)) {
                     context = with_table;
                     break;
@@ -223,6 +229,10 @@ impl Random {
     }
 }
 
+fn masked(words: &[u64; 8], mask: &[u64; 8]) -> [u64; 8] {
+    core::array::from_fn(|word| words[word] & mask[word])
+}
+
 #[test]
 fn streams_survive_their_entries() {
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
@@ -234,9 +244,7 @@ fn streams_survive_their_entries() {
         let used = SteRules.used(ste.words());
         let noise = random.noise();
         check_closed(&SteRules, ste.words(), &noise);
-        for word in 0..8 {
-            assert_eq!(ste.words()[word] & !used[word], 0, "{ste:x?}");
-        }
+        assert_eq!(masked(ste.words(), &used), *ste.words(), "{ste:x?}");
         // What hardware does not read makes no difference.
         let noisy = core::array::from_fn(|word| ste.words()[word] | noise[word] & !used[word]);
         assert_eq!(Ste::new(noisy).decode(), Ok(stream), "{noisy:x?}");
@@ -254,13 +262,7 @@ fn entries_that_decode_are_encoded_again_bit_by_bit() {
             accepted += 1;
             let used = SteRules.used(ste.words());
             let again = Ste::encode(&decoded);
-            for word in 0..8 {
-                assert_eq!(
-                    again.words()[word],
-                    ste.words()[word] & used[word],
-                    "{ste:x?}"
-                );
-            }
+            assert_eq!(*again.words(), masked(ste.words(), &used), "{ste:x?}");
         }
         let context = random.context();
         let cd = Cd::new(random.disturbed(Cd::encode(&context).words()));
@@ -268,13 +270,7 @@ fn entries_that_decode_are_encoded_again_bit_by_bit() {
             accepted += 1;
             let used = CdRules.used(cd.words());
             let again = Cd::encode(&decoded);
-            for word in 0..8 {
-                assert_eq!(
-                    again.words()[word],
-                    cd.words()[word] & used[word],
-                    "{cd:x?}"
-                );
-            }
+            assert_eq!(*again.words(), masked(cd.words(), &used), "{cd:x?}");
         }
         let _ = Ste::new(random.noise()).decode();
         let _ = Cd::new(random.noise()).decode();
@@ -297,9 +293,7 @@ fn substreams_survive_their_descriptors() {
         let used = CdRules.used(cd.words());
         let noise = random.noise();
         check_closed(&CdRules, cd.words(), &noise);
-        for word in 0..8 {
-            assert_eq!(cd.words()[word] & !used[word], 0, "{cd:x?}");
-        }
+        assert_eq!(masked(cd.words(), &used), *cd.words(), "{cd:x?}");
         let noisy = core::array::from_fn(|word| cd.words()[word] | noise[word] & !used[word]);
         assert_eq!(Cd::new(noisy).decode(), Ok(context), "{noisy:x?}");
     }
