@@ -57,8 +57,8 @@ impl Unit {
 pub enum Fetch {
     /// Unit by unit, in any order, at any time since the last sync, even of an invalid entry.
     AnyOrder,
-    /// Unit 0, which holds the valid bit, first; the others only if it is set, and nothing of them
-    /// is kept otherwise.
+    /// In any order, but if the entry is not valid, nothing of it except unit 0, which holds the
+    /// valid bit, is used later. Nothing is assumed of entries that were valid all the time.
     ValidFirst,
     /// The whole entry at once, although software stores it in units: only the order of stores
     /// counts.

@@ -30,9 +30,9 @@ pub(crate) struct Seen<const N: usize> {
 ///
 /// A fetch begins and ends between two syncs. Stores of a step are tried first to last and last to
 /// first. [`Fetch::AnyOrder`]: each unit is read at any moment, so that it has any of the values
-/// that it has between two syncs, independent of the others. [`Fetch::ValidFirst`]: the other units
-/// are not read before the first one, and not at all if that is not valid. [`Fetch::Whole`]: all
-/// are read at once, at any moment.
+/// that it has between two syncs, independent of the others. [`Fetch::ValidFirst`]: likewise if the
+/// entry was valid; if not, the other units are not read before the first one, and not at all if that
+/// is not valid. [`Fetch::Whole`]: all are read at once, at any moment.
 pub(crate) fn observe<const N: usize, R: Rules<N>>(
     rules: &R,
     current: &[u64; N],
@@ -81,6 +81,9 @@ fn fetch<const N: usize, R: Rules<N>>(
     match rules.fetch() {
         Fetch::Whole => states.iter().for_each(found),
         Fetch::AnyOrder => mixtures(rules, states, 0, states[0], &mut found),
+        Fetch::ValidFirst if rules.is_valid(&states[0]) => {
+            mixtures(rules, states, 0, states[0], &mut found);
+        }
         Fetch::ValidFirst => {
             for (moment, state) in states.iter().enumerate() {
                 if rules.is_valid(state) {

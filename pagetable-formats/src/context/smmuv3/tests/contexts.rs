@@ -154,6 +154,14 @@ fn halves_that_do_not_fit_each_other_are_refused() {
         ..lower
     })));
     assert!(is_refused(upper(Tcr { ds: true, ..lower })));
+    // DS means nothing to 64 KiB granules: the other half alone may need it.
+    let kib64 = Stage1::<16>::new(42, 52).unwrap().tcr(NON_COHERENT);
+    let wide = Stage1::<12>::new_lpa(52, 52).unwrap().in_upper_half();
+    let both = Context::new(kib64, Oa::new(0x8800_0000))
+        .and_then(|context| context.with_table(wide.tcr(NON_COHERENT), root))
+        .unwrap();
+    assert!(Cd::encode(&both).has_ds());
+    assert_eq!(Cd::encode(&both).decode(), Ok(both));
     // The only half may change in what the two would share.
     assert!(context.with_table(Tcr { updates, ..lower }, root).is_ok());
     for bad in [0x4805_6010, 1 << 48, 1 << 52] {

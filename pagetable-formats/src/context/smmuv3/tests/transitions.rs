@@ -242,9 +242,83 @@ fn safe_bits_make_the_difference_where_they_are() {
         (nested(Substream0, Ats::SplitStage), s2_ats),
         (s2_ats, nested(Substream0, Ats::SplitStage)),
         (nested(Substream0, Ats::Checked), s2(Ats::Refused, false)),
+        (nested(Substream0, Ats::SplitStage), s2(Ats::Checked, false)),
     ] {
         assert!(check(&SteRules, &from, &to).is_breaking());
     }
+}
+
+/// Bits that hardware does not read, by hand.
+#[test]
+fn what_is_read_depends_on_the_configuration() {
+    let free = |ste: [u64; 8]| SteRules.used(&ste).map(|used| !used);
+    let low = |words: [u64; 4]| {
+        let [a, b, c, d] = words;
+        [a, b, c, d, 0, 0, 0, 0]
+    };
+    // Not valid; an abort, whatever Config[1:0] says.
+    let nothing =
+        |first: u64| core::array::from_fn(|word| if word == 0 { !first } else { u64::MAX });
+    assert_eq!(free([0xfffe, 1, 2, 3, 4, 5, 6, 7]), nothing(1));
+    assert_eq!(free([0xfff7, 1, 2, 3, 4, 5, 6, 7]), nothing(9));
+    // Bypass: no stage 1 (S1Fmt to S1CDMax; S1DSS to S1CSH, S1STALLD, STRW), no stage 2 (S2FWB;
+    // word 2 but 31:16 and 63:59; word 3 from S2SL0_2 to S2TTB), no MEV, EATS; SW_RESERVED.
+    let pointers = 0xf8ff_ffff_ffff_fff0;
+    let (stage1, stage2, both) = (0xc800_00ff, 1 << 25, 0x3008_0000);
+    let (memory, hints, software) = (0xf << 32, 7 << 37, 0xf << 20);
+    let (word2, word3) = (0x07ff_ffff_0000_ffff, 0x000f_ffff_ffff_fffc);
+    let word1 = stage1 | stage2 | both | memory | hints | software;
+    assert_eq!(
+        free(ste(Stream::BYPASS)),
+        low([pointers, word1, word2, word3])
+    );
+    // MemAttr is read with MTCFG, the hints with ALLOCCFG[3].
+    let replacing = low([9, bit(36) | bit(40), 0, 0]);
+    let word1 = word1 & !(memory | hints);
+    assert_eq!(free(replacing), low([pointers, word1, word2, word3]));
+    // Stage 1: S2VMID is read, types are not; S1Fmt with substreams only.
+    let s1_ats = s1(DefaultSubstream::Substream0, Ats::Full);
+    let types = memory | 1 << 36 | 3 << 44;
+    let word1 = stage2 | hints | software;
+    let s1_free = low([0, word1 | types, word2 & !0xffff, word3]);
+    assert_eq!(free(s1_ats), s1_free);
+    let mut single = s1_ats;
+    single[0] &= !(0x1f << 59);
+    let mut single_free = s1_free;
+    single_free[0] = 3 << 4;
+    assert_eq!(free(single), single_free);
+    let s1_bypass = s1(DefaultSubstream::Bypass, Ats::Full);
+    assert_eq!(
+        free(s1_bypass),
+        low([0, word1 | memory, word2 & !0xffff, word3])
+    );
+    // Stage 2: all of words 2 and 3, but S2AFFD with S2HA.
+    let s2 = s2(Ats::Full, false);
+    let word1 = stage1 | memory | hints | software;
+    assert_eq!(free(s2), low([pointers, word1, 0, 0]));
+    let mut updating = s2;
+    updating[2] |= bit(56);
+    assert_eq!(free(updating), low([pointers, word1, bit(53), 0]));
+    let nested = nested(DefaultSubstream::Substream0, Ats::Full);
+    assert_eq!(free(nested), low([0, memory | hints | software, 0, 0]));
+
+    let free = |cd: [u64; 8]| CdRules.used(&cd).map(|used| !used);
+    assert_eq!(free([!bit(31); 8]), nothing(bit(31)));
+    // UWXN; the walks that EPD0 and EPD1 disable; AFFD with HA.
+    let (valid, uwxn) = (bit(31) | bit(41), bit(37));
+    let table = 0x000f_ffff_ffff_fff2;
+    assert_eq!(free(low([valid, 0, 0, 0])), low([uwxn, 0, 0, 0]));
+    assert_eq!(
+        free(low([valid | bit(14), 0, 0, 0])),
+        low([uwxn | 0x3fff, table, 0, 0])
+    );
+    let upper = low([uwxn | 0x3fff_0000, 0, table, 0]);
+    assert_eq!(free(low([valid | bit(30), 0, 0, 0])), upper);
+    assert_eq!(
+        free(low([valid | bit(43), 0, 0, 0])),
+        low([uwxn | bit(35), 0, 0, 0])
+    );
+    assert_eq!(free(low([bit(31) | bit(43), 0, 0, 0])), [0; 8]);
 }
 
 #[test]
