@@ -8,3 +8,6 @@ pub mod riscv;
 pub mod smmuv3;
 pub mod update;
 pub mod vtd;
+
+#[cfg(test)]
+mod testing;

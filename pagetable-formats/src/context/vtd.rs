@@ -13,14 +13,32 @@
 //! Every decoder takes the words of one entry, lowest first, and refuses reserved bits and values
 //! that hardware refuses whatever its capabilities. Bits that some capability makes valid are
 //! accepted. An entry that is not present leads nowhere; only its FPD counts then.
+//!
+//! Every entry is encoded from the value that its decoder gives, or that its constructors made:
+//! these refuse what has no encoding, so encoders cannot fail. Encoding what was decoded gives the
+//! same words but for bits that hardware ignores, which become zero; each encoder names them.
+//!
+//! # Changing an entry under hardware
+//!
+//! Hardware may fetch the words of an entry one by one, and caches what it fetched until it is told
+//! to forget. Each entry of more than one word has `used`, which says what bits of it hardware reads,
+//! and `SAFE`: with [`UpdateRules`] a change either needs one store, or has P clear in between.
 
+mod legacy;
 mod pasid;
+mod root;
+mod scalable;
+mod update;
 
-pub use self::pasid::{PasidDirectory, PasidDirectoryEntry, PasidEntry, ScalableContext};
+pub use self::legacy::LegacyContext;
+pub use self::pasid::{MemoryTypes, PasidEntry};
+pub use self::root::{RootEntry, RootTable};
+pub use self::scalable::{PasidDirectory, PasidDirectoryEntry, ScalableContext};
+pub use self::update::UpdateRules;
 
 use crate::vtd::{FirstStage, SecondStage};
 use crate::walk::Root;
-use crate::{Bits, Field, Format, Oa, bit};
+use crate::{Bits, Format, Oa, Window, bit};
 
 /// Every pointer of these structures: 4 KiB aligned, at most 52 bits wide.
 const POINTER: Bits<51, 12> = Bits;
@@ -31,7 +49,7 @@ const PRESENT: u64 = bit(0);
 /// FPD: faults of requests through the entry are not reported.
 const FAULT_DISABLE: u64 = bit(1);
 
-/// What is wrong with the words of an entry.
+/// What is wrong with the words of an entry, or with what shall become one.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ContextError {
@@ -75,6 +93,44 @@ pub enum ContextError {
         /// The value.
         value: u8,
     },
+    /// An address has no place in the field of a pointer.
+    #[error("{entry}: {oa} is not aligned to 4 KiB or has more than 52 bits")]
+    Pointer {
+        /// Which structure.
+        entry: &'static str,
+        /// The address.
+        oa: Oa,
+    },
+    /// First-stage tables decode addresses that hardware never translates.
+    #[error("first-stage tables of {levels} levels decode addresses that are not canonical")]
+    NotCanonical {
+        /// Their levels.
+        levels: u8,
+    },
+    /// Dirty pages are to be tracked through an entry that cannot enable it.
+    #[error("{entry}: no field enables accessed and dirty flags")]
+    DirtyTracking {
+        /// Which structure.
+        entry: &'static str,
+    },
+    /// A device TLB is allowed through an entry that leads to no tables.
+    #[error("{entry}: a device TLB needs tables")]
+    DeviceTlb {
+        /// Which structure.
+        entry: &'static str,
+    },
+    /// The PASID of requests without one is not in the directory.
+    #[error("PASID {pasid:#x} of requests without one is not in the directory")]
+    Pasid {
+        /// The PASID.
+        pasid: u32,
+    },
+    /// No PASID directory has this size.
+    #[error("a PASID directory serves 2^13 to 2^20 PASIDs, a power of two, not {count}")]
+    PasidCount {
+        /// The number of PASIDs.
+        count: u32,
+    },
 }
 
 /// What happens to requests that reach an entry.
@@ -98,22 +154,94 @@ pub enum Translation {
 }
 
 /// A table and how to read it.
+///
+/// The format is the one that an entry can describe: its levels, and for second-stage tables whether
+/// dirty pages are tracked. Page sizes, address widths and snooping of one's own tables are not in it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Stage<F> {
-    /// The format, configured as the entry says.
-    pub format: F,
-    /// Where the walk starts.
-    pub root: Root,
+    format: F,
+    root: Root,
 }
 
 impl<F: Format> Stage<F> {
-    fn new(format: F, oa: Oa) -> Self {
+    /// Returns the format, configured as an entry says.
+    pub const fn format(self) -> F {
+        self.format
+    }
+
+    /// Returns where the walk starts.
+    pub const fn root(self) -> Root {
+        self.root
+    }
+
+    fn at(format: F, oa: Oa) -> Self {
         Self {
             format,
             root: Root {
                 oa,
                 level: format.geometry().top,
             },
+        }
+    }
+}
+
+impl Stage<FirstStage> {
+    /// Describes the first-stage tables of `format` with their root at `oa`.
+    ///
+    /// # Errors
+    ///
+    /// [`ContextError::Pointer`] unless `oa` is aligned to 4 KiB and below 2^52;
+    /// [`ContextError::NotCanonical`] if the format has all bits of its levels for positive addresses.
+    pub fn first(format: FirstStage, oa: Oa) -> Result<Self, ContextError> {
+        check_pointer("first stage", oa)?;
+        let geometry = format.geometry();
+        let levels = format.levels();
+        let canonical_bits = 12 + 9 * levels;
+        if geometry.window == Window::Lower && geometry.va_bits == canonical_bits {
+            return Err(ContextError::NotCanonical { levels });
+        }
+        let format =
+            FirstStage::sign_extended(canonical_bits).expect("4 and 5 levels take 48 and 57 bits");
+        Ok(Self::at(format, oa))
+    }
+}
+
+impl Stage<SecondStage> {
+    /// Describes the second-stage tables of `format` with their root at `oa`.
+    ///
+    /// # Errors
+    ///
+    /// [`ContextError::Pointer`] unless `oa` is aligned to 4 KiB and below 2^52.
+    pub fn second(format: SecondStage, oa: Oa) -> Result<Self, ContextError> {
+        check_pointer("second stage", oa)?;
+        let described = second_stage("second stage", format.aw())?;
+        let described = if format.dirty_rule().is_some() {
+            described.with_dirty()
+        } else {
+            described
+        };
+        Ok(Self::at(described, oa))
+    }
+}
+
+/// Width of the addresses that pass through or that second-stage tables translate (AW).
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum AddressWidth {
+    /// 39 bits, 3 levels.
+    Bits39,
+    /// 48 bits, 4 levels.
+    Bits48,
+    /// 57 bits, 5 levels.
+    Bits57,
+}
+
+impl AddressWidth {
+    /// Returns the value of the field AW.
+    const fn field(self) -> u8 {
+        match self {
+            Self::Bits39 => 1,
+            Self::Bits48 => 2,
+            Self::Bits57 => 3,
         }
     }
 }
@@ -137,200 +265,20 @@ impl TableMode {
     }
 }
 
-/// The root table, as the register `RTADDR_REG` describes it.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct RootTable {
-    /// Layout of the context entries.
-    pub mode: TableMode,
-    /// Where the table of 256 root entries lies.
-    pub oa: Oa,
-}
-
-impl RootTable {
-    /// The named fields of the register.
-    pub const FIELDS: &[Field] = &[Field::new("TTM", 11, 10), Field::new("RTA", 63, 12)];
-
-    /// Decodes the register, or returns `None` in abort-DMA mode, where every request is blocked.
-    ///
-    /// # Errors
-    ///
-    /// [`ContextError::Reserved`] and [`ContextError::TableMode`].
-    pub fn decode(register: u64) -> Result<Option<Self>, ContextError> {
-        const TABLE_MODE: Bits<11, 10> = Bits;
-        const RESERVED: Bits<9, 0> = Bits;
-        refuse(
-            "root table address",
-            0,
-            register,
-            RESERVED.mask() | POINTER_TOO_WIDE.mask(),
-        )?;
-        let mode = match TABLE_MODE.get(register) {
-            0b00 => TableMode::Legacy,
-            0b01 => TableMode::Scalable,
-            0b11 => return Ok(None),
-            value => return Err(ContextError::TableMode { value: value as u8 }),
-        };
-        Ok(Some(Self {
-            mode,
-            oa: pointer(register),
-        }))
-    }
-
-    /// Returns the address of the root entry of `bus`, two words.
-    pub const fn entry(self, bus: u8) -> Oa {
-        Oa::new(self.oa.get() | (bus as u64 * 16))
-    }
-}
-
-/// A root entry: the context tables of one bus.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct RootEntry {
-    /// Layout of the context entries.
-    pub mode: TableMode,
-    /// Where the 128 context entries of devices 0 to 15 lie, if present.
-    pub lower: Option<Oa>,
-    /// Where those of devices 16 to 31 lie; in legacy mode, right behind the others.
-    pub upper: Option<Oa>,
-}
-
-impl RootEntry {
-    /// Decodes the two words of an entry.
-    ///
-    /// # Errors
-    ///
-    /// [`ContextError::Reserved`].
-    pub fn decode(words: [u64; 2], mode: TableMode) -> Result<Self, ContextError> {
-        const RESERVED: Bits<11, 1> = Bits;
-        let half = |word: usize| {
-            if words[word] & PRESENT == 0 {
-                return Ok(None);
-            }
-            let reserved = RESERVED.mask() | POINTER_TOO_WIDE.mask();
-            refuse("root entry", word, words[word], reserved)?;
-            Ok(Some(pointer(words[word])))
-        };
-        let lower = half(0)?;
-        let upper = match (mode, lower) {
-            (TableMode::Scalable, _) => half(1)?,
-            (TableMode::Legacy, None) => None,
-            (TableMode::Legacy, Some(table)) => {
-                refuse("root entry", 1, words[1], u64::MAX)?;
-                table.checked_add(128 * mode.context_len())
-            }
-        };
-        Ok(Self { mode, lower, upper })
-    }
-
-    /// Returns the address of the context entry of `devfn`, the device number in the upper five bits
-    /// and the function in the lower three, or `None` if its table is not present.
-    pub fn context(self, devfn: u8) -> Option<Oa> {
-        let table = if devfn < 128 { self.lower } else { self.upper };
-        table?.checked_add(u64::from(devfn & 127) * self.mode.context_len())
-    }
-
-    /// Returns the named fields of both words.
-    pub const fn fields(mode: TableMode) -> [&'static [Field]; 2] {
-        const LEGACY: [&[Field]; 2] = [&[Field::new("P", 0, 0), Field::new("CTP", 63, 12)], &[]];
-        const SCALABLE: [&[Field]; 2] = [
-            &[Field::new("LP", 0, 0), Field::new("LCTP", 63, 12)],
-            &[Field::new("UP", 0, 0), Field::new("UCTP", 63, 12)],
-        ];
-        match mode {
-            TableMode::Legacy => LEGACY,
-            TableMode::Scalable => SCALABLE,
-        }
-    }
-}
-
-/// A context entry in legacy mode.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct LegacyContext {
-    /// Whether faults go unreported; holds for an entry that is not present too.
-    pub fault_disable: bool,
-    /// Whether the device may ask for translations and cache them (TT 1).
-    pub device_tlb: bool,
-    /// Tag of the cached translations; 0 if the entry is not present.
-    pub domain_id: u16,
-    /// [`Translation::Blocked`], [`PassThrough`](Translation::PassThrough) or
-    /// [`Second`](Translation::Second).
-    pub translation: Translation,
-}
-
-impl LegacyContext {
-    /// The named fields of both words.
-    pub const FIELDS: [&'static [Field]; 2] = [
-        &[
-            Field::new("P", 0, 0),
-            Field::new("FPD", 1, 1),
-            Field::new("TT", 3, 2),
-            Field::new("SSPTPTR", 63, 12),
-        ],
-        &[
-            Field::new("AW", 2, 0),
-            Field::new("AVAIL", 6, 3),
-            Field::new("DID", 23, 8),
-        ],
-    ];
-
-    /// Decodes the two words of an entry.
-    ///
-    /// # Errors
-    ///
-    /// [`ContextError::Reserved`], [`TranslationType`](ContextError::TranslationType) and, unless
-    /// addresses pass through, [`AddressWidth`](ContextError::AddressWidth).
-    pub fn decode(words: [u64; 2]) -> Result<Self, ContextError> {
-        const ENTRY: &str = "context entry";
-        const TRANSLATION_TYPE: Bits<3, 2> = Bits;
-        const ADDRESS_WIDTH: Bits<2, 0> = Bits;
-        const DOMAIN_ID: Bits<23, 8> = Bits;
-        const RESERVED: [u64; 2] = [
-            0xff0 | POINTER_TOO_WIDE.mask(),
-            bit(7) | Bits::<63, 24>.mask(),
-        ];
-
-        let [low, high] = words;
-        let fault_disable = low & FAULT_DISABLE != 0;
-        if low & PRESENT == 0 {
-            let translation = Translation::Blocked;
-            return Ok(Self {
-                fault_disable,
-                device_tlb: false,
-                domain_id: 0,
-                translation,
-            });
-        }
-        for (word, reserved) in RESERVED.into_iter().enumerate() {
-            refuse(ENTRY, word, words[word], reserved)?;
-        }
-        let second = || {
-            let format = second_stage(ENTRY, ADDRESS_WIDTH.get(high) as u8)?;
-            Ok(Translation::Second(Stage::new(format, pointer(low))))
-        };
-        let (device_tlb, translation) = match TRANSLATION_TYPE.get(low) {
-            0 => (false, second()?),
-            1 => (true, second()?),
-            2 => (false, Translation::PassThrough),
-            value => {
-                return Err(ContextError::TranslationType {
-                    entry: ENTRY,
-                    value: value as u8,
-                });
-            }
-        };
-        Ok(Self {
-            fault_disable,
-            device_tlb,
-            domain_id: DOMAIN_ID.get(high) as u16,
-            translation,
-        })
-    }
-}
-
 /// Refuses a word with reserved bits.
 fn refuse(entry: &'static str, word: usize, value: u64, reserved: u64) -> Result<(), ContextError> {
     match value & reserved {
         0 => Ok(()),
         bits => Err(ContextError::Reserved { entry, word, bits }),
+    }
+}
+
+/// Refuses an address that no pointer can hold.
+fn check_pointer(entry: &'static str, oa: Oa) -> Result<(), ContextError> {
+    if oa.get() & !POINTER.mask() == 0 {
+        Ok(())
+    } else {
+        Err(ContextError::Pointer { entry, oa })
     }
 }
 

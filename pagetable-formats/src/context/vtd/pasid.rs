@@ -1,167 +1,47 @@
-//! Scalable mode: context entries, the PASID directory and PASID tables.
+//! Scalable mode: entries of PASID tables.
 //!
-//! Source: VT-d specification, revision 4.1, sections 9.4 to 9.6. Earlier revisions call the stages
-//! levels: FSPTPTR was FLPTPTR, FSPM FLPM, SSPTPTR SLPTPTR and SSADE SLADE.
+//! Source: VT-d specification, revision 4.1, section 9.6. Earlier revisions call the stages levels:
+//! FSPTPTR was FLPTPTR, FSPM FLPM, SSPTPTR SLPTPTR and SSADE SLADE.
 
 use super::{
-    ContextError, FAULT_DISABLE, POINTER_TOO_WIDE, PRESENT, Stage, Translation, pointer, refuse,
-    second_stage,
+    AddressWidth, ContextError, FAULT_DISABLE, POINTER, POINTER_TOO_WIDE, PRESENT, Stage,
+    Translation, pointer, refuse, second_stage,
 };
 use crate::vtd::{FirstStage, SecondStage};
-use crate::{Bits, Field, Oa, bit};
+use crate::{Bits, Field, Format as _, bit};
 
-/// A context entry in scalable mode.
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is an independent bit of the entry"
-)]
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct ScalableContext {
-    /// Whether faults go unreported (FPD); holds for an entry that is not present too.
-    pub fault_disable: bool,
-    /// Whether the device may ask for translations and cache them (DTE).
-    pub device_tlb: bool,
-    /// Whether requests with a PASID are translated (PASIDE).
-    pub pasid: bool,
-    /// Whether the device may ask for pages (PRE).
-    pub page_requests: bool,
-    /// Whether requests without a PASID are privileged (`RID_PRIV`).
-    pub privileged: bool,
-    /// PASID of requests without one (`RID_PASID`), 20 bits.
-    pub rid_pasid: u32,
-    /// The PASID directory; `None` if the entry is not present and every request is blocked.
-    pub directory: Option<PasidDirectory>,
-}
+const ENTRY: &str = "PASID entry";
 
-impl ScalableContext {
-    /// The named fields of the four words.
-    pub const FIELDS: [&'static [Field]; 4] = [
-        &[
-            Field::new("P", 0, 0),
-            Field::new("FPD", 1, 1),
-            Field::new("DTE", 2, 2),
-            Field::new("PASIDE", 3, 3),
-            Field::new("PRE", 4, 4),
-            Field::new("PDTS", 11, 9),
-            Field::new("PASIDDIRPTR", 63, 12),
-        ],
-        &[
-            Field::new("RID_PASID", 19, 0),
-            Field::new("RID_PRIV", 20, 20),
-        ],
-        &[],
-        &[],
-    ];
-
-    /// Decodes the four words of an entry.
-    ///
-    /// # Errors
-    ///
-    /// [`ContextError::Reserved`].
-    pub fn decode(words: [u64; 4]) -> Result<Self, ContextError> {
-        const DIRECTORY_SIZE: Bits<11, 9> = Bits;
-        const RID_PASID: Bits<19, 0> = Bits;
-        const RESERVED: [u64; 4] = [
-            Bits::<8, 5>.mask() | POINTER_TOO_WIDE.mask(),
-            Bits::<63, 21>.mask(),
-            u64::MAX,
-            u64::MAX,
-        ];
-
-        let [low, high, ..] = words;
-        let is_present = low & PRESENT != 0;
-        if is_present {
-            for (word, reserved) in RESERVED.into_iter().enumerate() {
-                refuse("scalable context entry", word, words[word], reserved)?;
-            }
-        }
-        let has = |word, bits| is_present && word & bits != 0;
-        let directory = PasidDirectory {
-            oa: pointer(low),
-            // Each directory entry stands for a table of 64 PASIDs.
-            pasid_count: 64 << (DIRECTORY_SIZE.get(low) + 7),
-        };
-        Ok(Self {
-            fault_disable: low & FAULT_DISABLE != 0,
-            device_tlb: has(low, bit(2)),
-            pasid: has(low, bit(3)),
-            page_requests: has(low, bit(4)),
-            privileged: has(high, bit(20)),
-            rid_pasid: if is_present {
-                RID_PASID.get(high) as u32
-            } else {
-                0
-            },
-            directory: is_present.then_some(directory),
-        })
-    }
-}
-
-/// The PASID directory of a device.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct PasidDirectory {
-    /// Where it lies.
-    pub oa: Oa,
-    /// Number of PASIDs that it serves, 2^13 to 2^20.
-    pub pasid_count: u32,
-}
-
-impl PasidDirectory {
-    /// Returns the address of the directory entry of `pasid`, one word, or `None` if the directory
-    /// does not serve it.
-    pub fn entry(self, pasid: u32) -> Option<Oa> {
-        if pasid >= self.pasid_count {
-            return None;
-        }
-        self.oa.checked_add(u64::from(pasid >> 6) * 8)
-    }
-}
-
-/// An entry of the PASID directory.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct PasidDirectoryEntry {
-    /// Whether faults go unreported (FPD); holds for an entry that is not present too.
-    pub fault_disable: bool,
-    /// Where the table of 64 PASID entries lies; `None` if the entry is not present.
-    pub table: Option<Oa>,
-}
-
-impl PasidDirectoryEntry {
-    /// The named fields of the word.
-    pub const FIELDS: &[Field] = &[
-        Field::new("P", 0, 0),
-        Field::new("FPD", 1, 1),
-        Field::new("SMPTBLPTR", 63, 12),
-    ];
-
-    /// Decodes the word of an entry.
-    ///
-    /// # Errors
-    ///
-    /// [`ContextError::Reserved`].
-    pub fn decode(word: u64) -> Result<Self, ContextError> {
-        const RESERVED: Bits<11, 2> = Bits;
-        let fault_disable = word & FAULT_DISABLE != 0;
-        if word & PRESENT == 0 {
-            return Ok(Self {
-                fault_disable,
-                table: None,
-            });
-        }
-        let reserved = RESERVED.mask() | POINTER_TOO_WIDE.mask();
-        refuse("PASID directory entry", 0, word, reserved)?;
-        Ok(Self {
-            fault_disable,
-            table: Some(pointer(word)),
-        })
-    }
-
-    /// Returns the address of the PASID entry of `pasid`, eight words, or `None` if the table is not
-    /// present.
-    pub fn entry(self, pasid: u32) -> Option<Oa> {
-        self.table?.checked_add(u64::from(pasid % 64) * 64)
-    }
-}
+/// AW, in word 0.
+const ADDRESS_WIDTH: Bits<4, 2> = Bits;
+/// PGTT, in word 0.
+const TRANSLATION_TYPE: Bits<8, 6> = Bits;
+const FIRST: u64 = 1;
+const SECOND: u64 = 2;
+const NESTED: u64 = 3;
+const PASS_THROUGH: u64 = 4;
+/// SSADE, in word 0: accessed and dirty flags in the second stage.
+const ACCESSED_DIRTY: u64 = bit(9);
+/// DID, in word 1.
+const DOMAIN_ID: Bits<15, 0> = Bits;
+/// PWSNP, in word 1.
+const WALK_SNOOP: u64 = bit(23);
+/// PGSNP, in word 1.
+const PAGE_SNOOP: u64 = bit(24);
+/// CD, in word 1.
+const CACHE_DISABLE: u64 = bit(25);
+/// EMTE, in word 1.
+const EXTENDED_TYPES: u64 = bit(26);
+/// PAT, in word 1.
+const PAT: Bits<63, 32> = Bits;
+/// SRE, in word 2.
+const SUPERVISOR_REQUESTS: u64 = bit(0);
+/// FSPM, in word 2.
+const PAGING_MODE: Bits<3, 2> = Bits;
+/// WPE, in word 2.
+const WRITE_PROTECT: u64 = bit(4);
+/// EAFE, in word 2.
+const EXTENDED_ACCESSED: u64 = bit(7);
 
 /// An entry of a PASID table.
 #[expect(
@@ -170,22 +50,28 @@ impl PasidDirectoryEntry {
 )]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct PasidEntry {
-    /// Whether faults go unreported (FPD); holds for an entry that is not present too.
-    pub fault_disable: bool,
-    /// Whether walks snoop the CPU caches (PWSNP).
-    pub walk_snoop: bool,
-    /// Whether accesses snoop whatever the request says (PGSNP).
-    pub page_snoop: bool,
-    /// Whether supervisor requests are translated (SRE).
-    pub supervisor_requests: bool,
-    /// Whether supervisor writes heed read-only pages of the first stage (WPE).
-    pub write_protect: bool,
-    /// Whether hardware sets the extended accessed flag in the first stage (EAFE).
-    pub extended_accessed: bool,
-    /// Tag of the cached translations; 0 if the entry is not present.
-    pub domain_id: u16,
-    /// What happens to requests with this PASID.
-    pub translation: Translation,
+    is_fault_disabled: bool,
+    has_walk_snoop: bool,
+    has_page_snoop: bool,
+    has_supervisor_requests: bool,
+    has_write_protect: bool,
+    has_extended_accessed: bool,
+    memory_types: MemoryTypes,
+    domain_id: u16,
+    /// AW of an entry without a second stage, else 0.
+    address_width: u8,
+    translation: Translation,
+}
+
+/// Memory types of first-stage accesses, for hardware with `ECAP_REG.MTS`.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct MemoryTypes {
+    /// Whether every access is uncached (CD).
+    pub is_cache_disabled: bool,
+    /// Whether the second stage's memory types count (EMTE).
+    pub has_extended: bool,
+    /// Memory types of the eight attributes of first-stage entries, four bits each (PAT).
+    pub pat: u32,
 }
 
 impl PasidEntry {
@@ -221,6 +107,203 @@ impl PasidEntry {
         &[],
     ];
 
+    /// Bits of each word that may take either value while others change: FPD, which decides about
+    /// reports only.
+    pub const SAFE: [u64; 8] = [FAULT_DISABLE, 0, 0, 0, 0, 0, 0, 0];
+
+    /// Describes an entry that is not present: every request faults.
+    pub const fn blocked() -> Self {
+        Self {
+            is_fault_disabled: false,
+            has_walk_snoop: false,
+            has_page_snoop: false,
+            has_supervisor_requests: false,
+            has_write_protect: false,
+            has_extended_accessed: false,
+            memory_types: MemoryTypes {
+                is_cache_disabled: false,
+                has_extended: false,
+                pat: 0,
+            },
+            domain_id: 0,
+            address_width: 0,
+            translation: Translation::Blocked,
+        }
+    }
+
+    /// Describes an entry that uses addresses as they are. `width` is the widest that the hardware
+    /// supports (`CAP_REG.SAGAW`); it needs `ECAP_REG.PT`.
+    pub const fn pass_through(domain_id: u16, width: AddressWidth) -> Self {
+        Self {
+            address_width: width.field(),
+            ..Self::present(domain_id, Translation::PassThrough)
+        }
+    }
+
+    /// Describes an entry that leads to first-stage tables alone.
+    pub const fn first(domain_id: u16, stage: Stage<FirstStage>) -> Self {
+        Self::present(domain_id, Translation::First(stage))
+    }
+
+    /// Describes an entry that leads to second-stage tables alone.
+    pub const fn second(domain_id: u16, stage: Stage<SecondStage>) -> Self {
+        Self::present(domain_id, Translation::Second(stage))
+    }
+
+    /// Describes an entry that leads to first-stage tables, at an address that the second stage
+    /// translates.
+    pub const fn nested(
+        domain_id: u16,
+        first: Stage<FirstStage>,
+        second: Stage<SecondStage>,
+    ) -> Self {
+        Self::present(domain_id, Translation::Nested { first, second })
+    }
+
+    const fn present(domain_id: u16, translation: Translation) -> Self {
+        Self {
+            domain_id,
+            translation,
+            ..Self::blocked()
+        }
+    }
+
+    const fn is_present(self) -> bool {
+        !matches!(self.translation, Translation::Blocked)
+    }
+
+    /// Returns this entry with faults going unreported (FPD).
+    #[must_use]
+    pub const fn with_faults_disabled(self) -> Self {
+        Self {
+            is_fault_disabled: true,
+            ..self
+        }
+    }
+
+    /// Returns this entry with walks that snoop the CPU caches (PWSNP). An entry that is not present
+    /// stays as it is.
+    #[must_use]
+    pub const fn with_walk_snoop(self) -> Self {
+        Self {
+            has_walk_snoop: self.is_present(),
+            ..self
+        }
+    }
+
+    /// Returns this entry with accesses that snoop whatever the request says (PGSNP). An entry that
+    /// is not present stays as it is.
+    #[must_use]
+    pub const fn with_page_snoop(self) -> Self {
+        Self {
+            has_page_snoop: self.is_present(),
+            ..self
+        }
+    }
+
+    /// Returns this entry with supervisor requests translated (SRE). An entry that is not present
+    /// stays as it is.
+    #[must_use]
+    pub const fn with_supervisor_requests(self) -> Self {
+        Self {
+            has_supervisor_requests: self.is_present(),
+            ..self
+        }
+    }
+
+    /// Returns this entry with supervisor writes that heed read-only pages of the first stage (WPE).
+    /// An entry that is not present stays as it is.
+    #[must_use]
+    pub const fn with_write_protect(self) -> Self {
+        Self {
+            has_write_protect: self.is_present(),
+            ..self
+        }
+    }
+
+    /// Returns this entry with hardware that sets the extended accessed flag in the first stage
+    /// (EAFE). An entry that is not present stays as it is.
+    #[must_use]
+    pub const fn with_extended_accessed(self) -> Self {
+        Self {
+            has_extended_accessed: self.is_present(),
+            ..self
+        }
+    }
+
+    /// Returns this entry with `types` (CD, EMTE and PAT). An entry that is not present stays as it
+    /// is.
+    #[must_use]
+    pub const fn with_memory_types(self, types: MemoryTypes) -> Self {
+        if self.is_present() {
+            Self {
+                memory_types: types,
+                ..self
+            }
+        } else {
+            self
+        }
+    }
+
+    /// Returns this entry with `width` in AW, for entries that lead to first-stage tables alone:
+    /// system software writes the hardware's widest there, and hardware has no use for it. Other
+    /// entries stay as they are, because a second stage says its own width.
+    #[must_use]
+    pub const fn with_address_width(self, width: AddressWidth) -> Self {
+        match self.translation {
+            Translation::First(_) => Self {
+                address_width: width.field(),
+                ..self
+            },
+            _ => self,
+        }
+    }
+
+    /// Returns whether faults go unreported (FPD); holds for an entry that is not present too.
+    pub const fn is_fault_disabled(self) -> bool {
+        self.is_fault_disabled
+    }
+
+    /// Returns whether walks snoop the CPU caches (PWSNP).
+    pub const fn has_walk_snoop(self) -> bool {
+        self.has_walk_snoop
+    }
+
+    /// Returns whether accesses snoop whatever the request says (PGSNP).
+    pub const fn has_page_snoop(self) -> bool {
+        self.has_page_snoop
+    }
+
+    /// Returns whether supervisor requests are translated (SRE).
+    pub const fn has_supervisor_requests(self) -> bool {
+        self.has_supervisor_requests
+    }
+
+    /// Returns whether supervisor writes heed read-only pages of the first stage (WPE).
+    pub const fn has_write_protect(self) -> bool {
+        self.has_write_protect
+    }
+
+    /// Returns whether hardware sets the extended accessed flag in the first stage (EAFE).
+    pub const fn has_extended_accessed(self) -> bool {
+        self.has_extended_accessed
+    }
+
+    /// Returns the memory types of first-stage accesses.
+    pub const fn memory_types(self) -> MemoryTypes {
+        self.memory_types
+    }
+
+    /// Returns the tag of the cached translations; 0 if the entry is not present.
+    pub const fn domain_id(self) -> u16 {
+        self.domain_id
+    }
+
+    /// Returns what happens to requests with this PASID.
+    pub const fn translation(self) -> Translation {
+        self.translation
+    }
+
     /// Decodes the eight words of an entry.
     ///
     /// First-stage tables are taken to translate sign-extended addresses, as hardware does, and not
@@ -232,8 +315,6 @@ impl PasidEntry {
     /// stages in use, [`AddressWidth`](ContextError::AddressWidth) and
     /// [`PagingMode`](ContextError::PagingMode).
     pub fn decode(words: [u64; 8]) -> Result<Self, ContextError> {
-        const TRANSLATION_TYPE: Bits<8, 6> = Bits;
-        const DOMAIN_ID: Bits<15, 0> = Bits;
         // Bits 6:5 of word 2 were NXE and SMEP; section 9.6 has hardware ignore them.
         const RESERVED: [u64; 8] = [
             bit(5) | Bits::<11, 10>.mask() | POINTER_TOO_WIDE.mask(),
@@ -247,65 +328,140 @@ impl PasidEntry {
         ];
 
         let [control, memory, first, ..] = words;
-        let is_present = control & PRESENT != 0;
-        let has = |word, bits| is_present && word & bits != 0;
-        let translation = if is_present {
-            for (word, reserved) in RESERVED.into_iter().enumerate() {
-                refuse(ENTRY, word, words[word], reserved)?;
-            }
-            match TRANSLATION_TYPE.get(control) {
-                1 => Translation::First(first_stage(first)?),
-                2 => Translation::Second(second_stage_of(control)?),
-                3 => Translation::Nested {
+        let blocked = Self {
+            is_fault_disabled: control & FAULT_DISABLE != 0,
+            ..Self::blocked()
+        };
+        if control & PRESENT == 0 {
+            return Ok(blocked);
+        }
+        for (word, reserved) in RESERVED.into_iter().enumerate() {
+            refuse(ENTRY, word, words[word], reserved)?;
+        }
+        let width = ADDRESS_WIDTH.get(control) as u8;
+        let (address_width, translation) = match TRANSLATION_TYPE.get(control) {
+            FIRST => (width, Translation::First(first_stage(first)?)),
+            SECOND => (0, Translation::Second(second_stage_of(control)?)),
+            NESTED => (
+                0,
+                Translation::Nested {
                     first: first_stage(first)?,
                     second: second_stage_of(control)?,
                 },
-                4 => Translation::PassThrough,
-                value => {
-                    return Err(ContextError::TranslationType {
-                        entry: ENTRY,
-                        value: value as u8,
-                    });
-                }
+            ),
+            PASS_THROUGH => (width, Translation::PassThrough),
+            value => {
+                return Err(ContextError::TranslationType {
+                    entry: ENTRY,
+                    value: value as u8,
+                });
             }
-        } else {
-            Translation::Blocked
         };
         Ok(Self {
-            fault_disable: control & FAULT_DISABLE != 0,
-            walk_snoop: has(memory, bit(23)),
-            page_snoop: has(memory, bit(24)),
-            supervisor_requests: has(first, bit(0)),
-            write_protect: has(first, bit(4)),
-            extended_accessed: has(first, bit(7)),
-            domain_id: if is_present {
-                DOMAIN_ID.get(memory) as u16
-            } else {
-                0
+            has_walk_snoop: memory & WALK_SNOOP != 0,
+            has_page_snoop: memory & PAGE_SNOOP != 0,
+            has_supervisor_requests: first & SUPERVISOR_REQUESTS != 0,
+            has_write_protect: first & WRITE_PROTECT != 0,
+            has_extended_accessed: first & EXTENDED_ACCESSED != 0,
+            memory_types: MemoryTypes {
+                is_cache_disabled: memory & CACHE_DISABLE != 0,
+                has_extended: memory & EXTENDED_TYPES != 0,
+                pat: PAT.get(memory) as u32,
             },
+            domain_id: DOMAIN_ID.get(memory) as u16,
+            address_width,
             translation,
+            ..blocked
         })
+    }
+
+    /// Returns the eight words. What hardware ignores is zero: bits 6:5 of word 2, SSADE and pointers
+    /// of stages that the entry does not have, FSPM without a first stage, all but P and FPD of an
+    /// entry that is not present.
+    pub fn encode(self) -> [u64; 8] {
+        let flag = |is_set: bool, bits: u64| if is_set { bits } else { 0 };
+        let fault_disable = flag(self.is_fault_disabled, FAULT_DISABLE);
+        let own_width = ADDRESS_WIDTH.put(self.address_width.into());
+        let (kind, second, first) = match self.translation {
+            Translation::Blocked => return [fault_disable, 0, 0, 0, 0, 0, 0, 0],
+            Translation::PassThrough => (PASS_THROUGH, own_width, 0),
+            Translation::First(first) => (FIRST, own_width, first_word(first)),
+            Translation::Second(second) => (SECOND, second_word(second), 0),
+            Translation::Nested { first, second } => {
+                (NESTED, second_word(second), first_word(first))
+            }
+        };
+        let control = PRESENT | fault_disable | TRANSLATION_TYPE.put(kind) | second;
+        let memory = DOMAIN_ID.put(self.domain_id.into())
+            | flag(self.has_walk_snoop, WALK_SNOOP)
+            | flag(self.has_page_snoop, PAGE_SNOOP)
+            | flag(self.memory_types.is_cache_disabled, CACHE_DISABLE)
+            | flag(self.memory_types.has_extended, EXTENDED_TYPES)
+            | PAT.put(self.memory_types.pat.into());
+        let supervisor = flag(self.has_supervisor_requests, SUPERVISOR_REQUESTS)
+            | flag(self.has_write_protect, WRITE_PROTECT)
+            | flag(self.has_extended_accessed, EXTENDED_ACCESSED);
+        [control, memory, supervisor | first, 0, 0, 0, 0, 0]
+    }
+
+    /// Returns the bits that hardware reads of an entry with these words.
+    ///
+    /// Flags that some revision or capability reads count as read whatever the translation type is;
+    /// an entry whose type is reserved counts as read in full.
+    pub const fn used(words: [u64; 8]) -> [u64; 8] {
+        let first = PAGING_MODE.mask() | POINTER.mask();
+        let second = ACCESSED_DIRTY | POINTER.mask();
+        if words[0] & PRESENT == 0 {
+            return [PRESENT | FAULT_DISABLE, 0, 0, 0, 0, 0, 0, 0];
+        }
+        let (second, first) = match TRANSLATION_TYPE.get(words[0]) {
+            FIRST => (0, first),
+            SECOND => (second, 0),
+            NESTED => (second, first),
+            PASS_THROUGH => (0, 0),
+            _ => return [u64::MAX; 8],
+        };
+        [
+            PRESENT | FAULT_DISABLE | ADDRESS_WIDTH.mask() | TRANSLATION_TYPE.mask() | second,
+            DOMAIN_ID.mask()
+                | WALK_SNOOP
+                | PAGE_SNOOP
+                | CACHE_DISABLE
+                | EXTENDED_TYPES
+                | PAT.mask(),
+            SUPERVISOR_REQUESTS | WRITE_PROTECT | EXTENDED_ACCESSED | first,
+            0,
+            0,
+            0,
+            0,
+            0,
+        ]
     }
 }
 
-const ENTRY: &str = "PASID entry";
-
 /// Returns the stage that word 0 describes.
 fn second_stage_of(control: u64) -> Result<Stage<SecondStage>, ContextError> {
-    const ADDRESS_WIDTH: Bits<4, 2> = Bits;
-    const ACCESSED_DIRTY: u64 = bit(9);
     let format = second_stage(ENTRY, ADDRESS_WIDTH.get(control) as u8)?;
     let format = if control & ACCESSED_DIRTY == 0 {
         format
     } else {
         format.with_dirty()
     };
-    Ok(Stage::new(format, pointer(control)))
+    Ok(Stage::at(format, pointer(control)))
+}
+
+/// Returns what word 0 says of `stage`.
+fn second_word(stage: Stage<SecondStage>) -> u64 {
+    let accessed_dirty = if stage.format.dirty_rule().is_some() {
+        ACCESSED_DIRTY
+    } else {
+        0
+    };
+    stage.root.oa.get() | ADDRESS_WIDTH.put(stage.format.aw().into()) | accessed_dirty
 }
 
 /// Returns the stage that word 2 describes.
 fn first_stage(word: u64) -> Result<Stage<FirstStage>, ContextError> {
-    const PAGING_MODE: Bits<3, 2> = Bits;
     let va_bits = match PAGING_MODE.get(word) {
         0 => 48,
         1 => 57,
@@ -317,5 +473,11 @@ fn first_stage(word: u64) -> Result<Stage<FirstStage>, ContextError> {
         }
     };
     let format = FirstStage::sign_extended(va_bits).expect("both widths exist");
-    Ok(Stage::new(format, pointer(word)))
+    Ok(Stage::at(format, pointer(word)))
+}
+
+/// Returns what word 2 says of `stage`.
+fn first_word(stage: Stage<FirstStage>) -> u64 {
+    let has_five_levels = stage.format.levels() == 5;
+    stage.root.oa.get() | PAGING_MODE.put(has_five_levels.into())
 }

@@ -1,7 +1,10 @@
 //! Words of running systems, words made from the specification's tables, and broken ones.
 
+mod encoding;
+mod updates;
+
 use super::*;
-use crate::{Level, Window};
+use crate::{Field, Level};
 
 fn second(va_bits: u8, oa: u64) -> Translation {
     let level = Level((va_bits - 12) / 9 - 1);
@@ -35,15 +38,9 @@ fn pasid_words(control: u64, memory: u64, first: u64) -> [u64; 8] {
 #[test]
 fn the_root_register_gives_mode_and_address() {
     // As a Linux guest programmed it, without and with scalable mode.
-    let legacy = RootTable {
-        mode: TableMode::Legacy,
-        oa: Oa::new(0x264_0000),
-    };
+    let legacy = RootTable::new(TableMode::Legacy, Oa::new(0x264_0000)).unwrap();
     assert_eq!(RootTable::decode(0x264_0000), Ok(Some(legacy)));
-    let scalable = RootTable {
-        mode: TableMode::Scalable,
-        oa: Oa::new(0x264_8000),
-    };
+    let scalable = RootTable::new(TableMode::Scalable, Oa::new(0x264_8000)).unwrap();
     assert_eq!(RootTable::decode(0x264_8400), Ok(Some(scalable)));
     assert_eq!(RootTable::decode(0x264_8c00), Ok(None), "abort-DMA mode");
 
@@ -130,9 +127,9 @@ fn legacy_context_entries_of_a_running_system_decode() {
         ([0x3fe_d001, 0x302], 3, 0x3fe_d000),
     ] {
         let context = LegacyContext::decode(words).unwrap();
-        assert_eq!(context.translation, second(48, oa));
-        assert_eq!(context.domain_id, did);
-        assert!(!context.fault_disable && !context.device_tlb);
+        assert_eq!(context.translation(), second(48, oa));
+        assert_eq!(context.domain_id(), did);
+        assert!(!context.is_fault_disabled() && !context.has_device_tlb());
     }
 }
 
@@ -140,24 +137,24 @@ fn legacy_context_entries_of_a_running_system_decode() {
 fn legacy_context_entries_name_type_and_width() {
     // TT 1, AW 1, DID 0xffff, the four bits for software set.
     let context = LegacyContext::decode([0x1_2345_6005, 0x00ff_ff79]).unwrap();
-    assert_eq!(context.translation, second(39, 0x1_2345_6000));
-    assert!(context.device_tlb);
-    assert_eq!(context.domain_id, 0xffff);
+    assert_eq!(context.translation(), second(39, 0x1_2345_6000));
+    assert!(context.has_device_tlb());
+    assert_eq!(context.domain_id(), 0xffff);
     // AW 3 gives five levels; FPD is set.
     let context = LegacyContext::decode([0x1_2345_6003, 0x0103]).unwrap();
-    assert_eq!(context.translation, second(57, 0x1_2345_6000));
-    assert!(context.fault_disable);
+    assert_eq!(context.translation(), second(57, 0x1_2345_6000));
+    assert!(context.is_fault_disabled());
     // TT 2 passes through whatever AW and pointer are.
     let context = LegacyContext::decode([0x9, 0x0107]).unwrap();
-    assert_eq!(context.translation, Translation::PassThrough);
-    assert_eq!(context.domain_id, 1);
+    assert_eq!(context.translation(), Translation::PassThrough);
+    assert_eq!(context.domain_id(), 1);
     // Without P only FPD counts.
     let context = LegacyContext::decode([!1, u64::MAX]).unwrap();
     assert_eq!(
-        (context.translation, context.domain_id),
+        (context.translation(), context.domain_id()),
         (Translation::Blocked, 0)
     );
-    assert!(context.fault_disable && !context.device_tlb);
+    assert!(context.is_fault_disabled() && !context.has_device_tlb());
 }
 
 #[test]
@@ -198,16 +195,13 @@ fn broken_legacy_context_entries_are_refused() {
 fn a_scalable_context_entry_leads_to_pasid_entries() {
     // As a Linux guest wrote it: PDTS 2, so 512 directory entries of 64 PASIDs.
     let context = ScalableContext::decode([0x264_a401, 0, 0, 0]).unwrap();
-    let directory = context.directory.unwrap();
+    let directory = context.directory().unwrap();
     assert_eq!(
         directory,
-        PasidDirectory {
-            oa: Oa::new(0x264_a000),
-            pasid_count: 1 << 15
-        }
+        PasidDirectory::new(Oa::new(0x264_a000), 1 << 15).unwrap()
     );
-    assert_eq!(context.rid_pasid, 0);
-    assert!(!context.device_tlb && !context.pasid && !context.page_requests);
+    assert_eq!(context.rid_pasid(), 0);
+    assert!(!context.has_device_tlb() && !context.has_pasid() && !context.has_page_requests());
     assert_eq!(directory.entry(0), Some(Oa::new(0x264_a000)));
     assert_eq!(directory.entry(63), Some(Oa::new(0x264_a000)));
     assert_eq!(directory.entry(64), Some(Oa::new(0x264_a008)));
@@ -219,7 +213,7 @@ fn a_scalable_context_entry_leads_to_pasid_entries() {
     assert_eq!(table.entry(65), Some(Oa::new(0x264_d040)));
     assert_eq!(table.entry(0x000f_ffff), Some(Oa::new(0x264_dfc0)));
     let absent = PasidDirectoryEntry::decode(0x264_d002).unwrap();
-    assert!(absent.fault_disable && absent.entry(0).is_none());
+    assert!(absent.is_fault_disabled() && absent.entry(0).is_none());
     let bits = 0x804;
     let error = ContextError::Reserved {
         entry: "PASID directory entry",
@@ -232,19 +226,16 @@ fn a_scalable_context_entry_leads_to_pasid_entries() {
 #[test]
 fn scalable_context_entries_name_every_control() {
     let context = ScalableContext::decode([0x1_2345_6e1f, 0x001f_fffe, 0, 0]).unwrap();
-    assert!(context.fault_disable && context.device_tlb && context.pasid);
-    assert!(context.page_requests && context.privileged);
-    assert_eq!(context.rid_pasid, 0x000f_fffe);
-    let directory = PasidDirectory {
-        oa: Oa::new(0x1_2345_6000),
-        pasid_count: 1 << 20,
-    };
-    assert_eq!(context.directory, Some(directory));
+    assert!(context.is_fault_disabled() && context.has_device_tlb() && context.has_pasid());
+    assert!(context.has_page_requests() && context.is_privileged());
+    assert_eq!(context.rid_pasid(), 0x000f_fffe);
+    let directory = PasidDirectory::new(Oa::new(0x1_2345_6000), 1 << 20).unwrap();
+    assert_eq!(context.directory(), Some(directory));
 
     // Without P only FPD counts.
     let context = ScalableContext::decode([!1, u64::MAX, u64::MAX, u64::MAX]).unwrap();
-    assert!(context.fault_disable && !context.device_tlb && !context.pasid);
-    assert_eq!((context.rid_pasid, context.directory), (0, None));
+    assert!(context.is_fault_disabled() && !context.has_device_tlb() && !context.has_pasid());
+    assert_eq!((context.rid_pasid(), context.directory()), (0, None));
 
     let entry = "scalable context entry";
     for (word, bits) in [
@@ -269,9 +260,9 @@ fn first_stage_pasid_entries_of_a_running_system_decode() {
         ([0x49, 0xb, 0x2c9_0000], 11, 0x2c9_0000),
     ] {
         let entry = PasidEntry::decode(pasid_words(words[0], words[1], words[2])).unwrap();
-        assert_eq!(entry.translation, Translation::First(first(48, oa)));
-        assert_eq!(entry.domain_id, did);
-        assert!(!entry.walk_snoop && !entry.page_snoop && !entry.fault_disable);
+        assert_eq!(entry.translation(), Translation::First(first(48, oa)));
+        assert_eq!(entry.domain_id(), did);
+        assert!(!entry.has_walk_snoop() && !entry.has_page_snoop() && !entry.is_fault_disabled());
     }
 }
 
@@ -279,12 +270,12 @@ fn first_stage_pasid_entries_of_a_running_system_decode() {
 fn pasid_entries_name_type_width_and_mode() {
     // PGTT 2, AW 3, SSADE.
     let entry = PasidEntry::decode(pasid_words(0x1_2345_628d, 7, 0)).unwrap();
-    let Translation::Second(stage) = entry.translation else {
+    let Translation::Second(stage) = entry.translation() else {
         panic!("{entry:?}")
     };
-    assert_eq!(stage.format, SecondStage::new(57).unwrap().with_dirty());
+    assert_eq!(stage.format(), SecondStage::new(57).unwrap().with_dirty());
     assert_eq!(
-        stage.root,
+        stage.root(),
         Root {
             oa: Oa::new(0x1_2345_6000),
             level: Level(4)
@@ -296,33 +287,39 @@ fn pasid_entries_name_type_width_and_mode() {
     let Translation::Nested {
         first: stage,
         second: Stage { format, root },
-    } = entry.translation
+    } = entry.translation()
     else {
         panic!("{entry:?}")
     };
     assert_eq!(stage, first(57, 0x8800_1000));
-    assert_eq!(stage.format.geometry().window, Window::SignExtended);
+    assert_eq!(stage.format().geometry().window, Window::SignExtended);
     assert_eq!(
         Translation::Second(Stage { format, root }),
         second(39, 0x1_2345_6000)
     );
-    assert_eq!(entry.domain_id, 0xffff);
-    assert!(entry.walk_snoop && entry.page_snoop);
-    assert!(entry.supervisor_requests && entry.write_protect && entry.extended_accessed);
+    assert_eq!(entry.domain_id(), 0xffff);
+    assert!(entry.has_walk_snoop() && entry.has_page_snoop());
+    assert!(
+        entry.has_supervisor_requests()
+            && entry.has_write_protect()
+            && entry.has_extended_accessed()
+    );
 
     // PGTT 4 ignores widths and pointers.
     let entry = PasidEntry::decode(pasid_words(0x1_2345_611d, 7, 0x8800_100c)).unwrap();
     assert_eq!(
-        (entry.translation, entry.domain_id),
+        (entry.translation(), entry.domain_id()),
         (Translation::PassThrough, 7)
     );
 
     let entry = PasidEntry::decode([!1; 8]).unwrap();
     assert_eq!(
-        (entry.translation, entry.domain_id),
+        (entry.translation(), entry.domain_id()),
         (Translation::Blocked, 0)
     );
-    assert!(entry.fault_disable && !entry.walk_snoop && !entry.supervisor_requests);
+    assert!(
+        entry.is_fault_disabled() && !entry.has_walk_snoop() && !entry.has_supervisor_requests()
+    );
 }
 
 #[test]
@@ -339,11 +336,11 @@ fn each_control_has_its_own_bit() {
         words[word] |= 1 << bit;
         let entry = PasidEntry::decode(words).unwrap();
         let decoded = [
-            entry.walk_snoop,
-            entry.page_snoop,
-            entry.supervisor_requests,
-            entry.write_protect,
-            entry.extended_accessed,
+            entry.has_walk_snoop(),
+            entry.has_page_snoop(),
+            entry.has_supervisor_requests(),
+            entry.has_write_protect(),
+            entry.has_extended_accessed(),
         ];
         assert_eq!(decoded, controls, "bit {bit} of word {word}");
     }
@@ -356,18 +353,14 @@ fn each_control_has_its_own_bit() {
     for (word, bit, controls) in context {
         let mut words = [1, 0, 0, 0];
         words[word] |= 1 << bit;
-        let ScalableContext {
-            device_tlb,
-            pasid,
-            page_requests,
-            privileged,
-            ..
-        } = ScalableContext::decode(words).unwrap();
-        assert_eq!(
-            [device_tlb, pasid, page_requests, privileged],
-            controls,
-            "word {word}"
-        );
+        let entry = ScalableContext::decode(words).unwrap();
+        let decoded = [
+            entry.has_device_tlb(),
+            entry.has_pasid(),
+            entry.has_page_requests(),
+            entry.is_privileged(),
+        ];
+        assert_eq!(decoded, controls, "word {word}");
     }
 }
 

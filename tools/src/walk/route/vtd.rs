@@ -28,7 +28,7 @@ pub(super) fn follow(
     };
     let requester = u16::try_from(sid).map_err(|_| illegal("a requester id has 16 bits"))?;
     let [bus, devfn] = requester.to_be_bytes();
-    let mode = root_table.mode;
+    let mode = root_table.mode();
     let words = tracer.read(
         "root entry",
         root_table.entry(bus),
@@ -41,10 +41,12 @@ pub(super) fn follow(
     let translation = match mode {
         TableMode::Legacy => {
             let words = tracer.read("context entry", address, &LegacyContext::FIELDS)?;
-            LegacyContext::decode(words).map_err(illegal)?.translation
+            LegacyContext::decode(words)
+                .map_err(illegal)?
+                .translation()
         }
         TableMode::Scalable => match pasid_entry(tracer, address)? {
-            Some(entry) => entry.translation,
+            Some(entry) => entry.translation(),
             None => Translation::Blocked,
         },
     };
@@ -52,10 +54,10 @@ pub(super) fn follow(
         Translation::Blocked => End::Blocked,
         Translation::PassThrough => End::PassThrough,
         Translation::First(stage) => {
-            End::Table(subject(FormatName::VtdFs, stage.format, stage.root))
+            End::Table(subject(FormatName::VtdFs, stage.format(), stage.root()))
         }
         Translation::Second(stage) => {
-            End::Table(subject(FormatName::VtdSs, stage.format, stage.root))
+            End::Table(subject(FormatName::VtdSs, stage.format(), stage.root()))
         }
         Translation::Nested { .. } => End::Unsupported("two stages"),
     })
@@ -65,9 +67,9 @@ pub(super) fn follow(
 fn pasid_entry(tracer: &mut Tracer<'_>, address: Oa) -> Result<Option<PasidEntry>, End> {
     let words = tracer.read("scalable context entry", address, &ScalableContext::FIELDS)?;
     let context = ScalableContext::decode(words).map_err(illegal)?;
-    let pasid = context.rid_pasid;
+    let pasid = context.rid_pasid();
     let Some(address) = context
-        .directory
+        .directory()
         .and_then(|directory| directory.entry(pasid))
     else {
         return Ok(None);
