@@ -16,6 +16,6 @@ mod gcr3;
 pub use self::device_table::{DeviceTable, DeviceTableError};
 pub use self::dte::{
     Dte, DteError, GuestTables, HostTables, InterruptTable, Interrupts, PortIo, SystemManagement,
-    Tracking, Translation,
+    Tracking, Translation, UpdateRules,
 };
 pub use self::gcr3::{Gcr3Entry, Gcr3Error, Gcr3Table};

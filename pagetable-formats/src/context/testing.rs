@@ -21,10 +21,6 @@ impl Random {
     pub(crate) const fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
-
-    pub(crate) const fn flip(&mut self) -> bool {
-        self.next() & 0x10 != 0
-    }
 }
 
 /// How often hardware is told, and whether anything but the two entries was there to be seen.

@@ -5,7 +5,16 @@
 //! The entry is valid in parts: V covers words 0 and 1, TV the translation fields in them, GV the
 //! guest fields, IV the interrupt fields of word 2.
 
-use crate::amd::V1;
+mod build;
+mod parts;
+mod update;
+
+pub use self::parts::{
+    GuestTables, HostTables, InterruptTable, Interrupts, PortIo, SystemManagement, Tracking,
+    Translation,
+};
+pub use self::update::UpdateRules;
+
 use crate::walk::Root;
 use crate::{Bits, Field, Level, Oa, Rights, bit};
 
@@ -21,6 +30,10 @@ const HAD: Bits<8, 7> = Bits;
 const MODE: Bits<11, 9> = Bits;
 /// Root of the host tables.
 const HOST_ROOT: Bits<51, 12> = Bits;
+/// PPR: the device may request pages.
+const PAGE_REQUESTS: u64 = bit(52);
+/// GPRP: answers to page requests carry a PASID.
+const PAGE_RESPONSE_PASID: u64 = bit(53);
 /// `GIoV`: requests without a PASID use entry 0 of the guest CR3 table.
 const GUEST_IO_VALID: u64 = bit(54);
 /// GV: the guest fields are valid.
@@ -37,6 +50,18 @@ const WRITE: u64 = bit(62);
 const GCR3_MIDDLE: Bits<31, 16> = Bits;
 /// Bits 51:31 of the guest CR3 table's address, in word 1.
 const GCR3_HIGH: Bits<63, 43> = Bits;
+/// I: the device may use ATS, in word 1.
+const ATS: u64 = bit(32);
+/// SE: repeated page faults are not logged, in word 1.
+const SUPPRESS_REPEATED: u64 = bit(33);
+/// SA: no page fault is logged, in word 1.
+const SUPPRESS_ALL: u64 = bit(34);
+/// Cache, in word 1: a hint for the IOTLB.
+const CACHE_HINT: u64 = bit(37);
+/// SD, in word 1: accesses of the IOMMU do not snoop.
+const SNOOP_DISABLE: u64 = bit(38);
+/// EX, in word 1: the exclusion range applies.
+const EXCLUSION: u64 = bit(39);
 /// `IoCtl`, in word 1.
 const IO_CONTROL: Bits<36, 35> = Bits;
 /// `SysMgt`, in word 1.
@@ -141,22 +166,42 @@ impl Dte {
 
     /// Returns whether the device may use ATS: the field I, "IOTLB enable".
     pub const fn has_ats(self) -> bool {
-        self.0[1] & bit(32) != 0
+        self.0[1] & ATS != 0
     }
 
     /// Returns whether the device may request pages (PPR).
     pub const fn has_page_requests(self) -> bool {
-        self.0[0] & bit(52) != 0
+        self.0[0] & PAGE_REQUESTS != 0
+    }
+
+    /// Returns whether answers to page requests carry a PASID (GPRP).
+    pub const fn has_page_response_pasid(self) -> bool {
+        self.0[0] & PAGE_RESPONSE_PASID != 0
     }
 
     /// Returns whether repeated page faults of the device are not logged (SE) or none are (SA).
     pub const fn suppresses_faults(self) -> bool {
-        self.0[1] & (bit(33) | bit(34)) != 0
+        self.0[1] & (SUPPRESS_REPEATED | SUPPRESS_ALL) != 0
+    }
+
+    /// Returns whether no page fault of the device is logged (SA).
+    pub const fn suppresses_all_faults(self) -> bool {
+        self.0[1] & SUPPRESS_ALL != 0
+    }
+
+    /// Returns whether the IOMMU may keep more of the device's translations (Cache).
+    pub const fn has_cache_hint(self) -> bool {
+        self.0[1] & CACHE_HINT != 0
+    }
+
+    /// Returns whether the IOMMU does not snoop when it reads the device's tables (SD).
+    pub const fn has_snoop_disabled(self) -> bool {
+        self.0[1] & SNOOP_DISABLE != 0
     }
 
     /// Returns whether the exclusion range applies to the device (EX).
     pub const fn has_exclusion(self) -> bool {
-        self.0[1] & bit(39) != 0
+        self.0[1] & EXCLUSION != 0
     }
 
     /// Returns what happens to accesses in the system management range.
@@ -242,11 +287,8 @@ impl Dte {
         match INTERRUPT_CONTROL.get(word) {
             0 => Ok(Interrupts::Aborted),
             1 => Ok(Interrupts::Forwarded),
-            2 if count_lg2 > 11 => Err(DteError::InterruptTableLength { count_lg2 }),
-            2 => Ok(Interrupts::Remapped(InterruptTable {
-                root: Oa::new(word & INTERRUPT_ROOT.mask()),
-                count_lg2,
-            })),
+            2 => InterruptTable::new(Oa::new(word & INTERRUPT_ROOT.mask()), count_lg2)
+                .map(Interrupts::Remapped),
             _ => Err(DteError::InterruptControl),
         }
     }
@@ -260,25 +302,17 @@ impl Dte {
     }
 
     fn host_tables(self) -> Result<Option<HostTables>, DteError> {
-        let levels = MODE.get(self.0[0]) as u8;
-        if levels == 0 {
-            return Ok(None);
-        }
-        let va_bits = (12 + 9 * levels).min(64);
-        let format = V1::fixed(levels, va_bits).map_err(|_| DteError::Mode)?;
-        let format = match self.tracking()? {
-            Tracking::AccessedAndDirty => format.with_dirty(),
-            Tracking::None | Tracking::Accessed => format,
+        let levels = match MODE.get(self.0[0]) {
+            0 => return Ok(None),
+            7 => return Err(DteError::Mode),
+            levels => levels as u8,
         };
         let root = Root {
             oa: Oa::new(self.0[0] & HOST_ROOT.mask()),
             level: Level(levels - 1),
         };
-        Ok(Some(HostTables {
-            format,
-            root,
-            limit: self.rights(),
-        }))
+        let tables = HostTables::new(root, self.tracking()?)?;
+        Ok(Some(tables.with_limit(self.rights())))
     }
 
     fn guest_tables(self, host: Option<HostTables>) -> Result<GuestTables, DteError> {
@@ -295,17 +329,19 @@ impl Dte {
         };
         let root =
             GCR3_LOW.get(low) << 12 | GCR3_MIDDLE.get(high) << 15 | GCR3_HIGH.get(high) << 31;
-        let without_pasid = low & GUEST_IO_VALID != 0;
-        Ok(GuestTables {
-            gcr3: Gcr3Table {
-                root: Oa::new(root),
-                levels,
-                paging_levels,
-            },
-            serves_requests_without_pasid: without_pasid,
-            host,
-            limit: self.rights(),
-        })
+        let gcr3 = Gcr3Table {
+            root: Oa::new(root),
+            levels,
+            paging_levels,
+        };
+        let mut tables = GuestTables::new(gcr3);
+        if let Some(host) = host {
+            tables = tables.with_host(host);
+        }
+        if low & GUEST_IO_VALID != 0 {
+            tables = tables.with_requests_without_pasid();
+        }
+        Ok(tables.with_limit(self.rights()))
     }
 
     fn check_reserved(self, word: usize) -> Result<(), DteError> {
@@ -319,102 +355,7 @@ impl Dte {
     }
 }
 
-/// What memory accesses go through.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Translation {
-    /// No access succeeds.
-    Blocked,
-    /// Addresses stay as they are.
-    PassThrough {
-        /// Accesses that succeed.
-        rights: Rights,
-    },
-    /// Version 1 tables.
-    Host(HostTables),
-    /// Version 2 tables, alone or on top of version 1 tables.
-    Guest(GuestTables),
-}
-
-/// Version 1 tables of a device.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct HostTables {
-    /// Their format.
-    pub format: V1,
-    /// Their root.
-    pub root: Root,
-    /// Rights that the entry leaves to the device, to intersect with what a walk gives.
-    pub limit: Rights,
-}
-
-/// Version 2 tables of a device.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct GuestTables {
-    /// The table that leads from a PASID to page tables.
-    pub gcr3: Gcr3Table,
-    /// Whether requests without a PASID use PASID 0 (`GIoV`); else they skip these tables.
-    pub serves_requests_without_pasid: bool,
-    /// Tables that translate what these tables yield, and their own addresses.
-    pub host: Option<HostTables>,
-    /// Rights that the entry leaves to the device, to intersect with what a walk gives.
-    pub limit: Rights,
-}
-
-/// Flags that hardware sets in version 1 tables (HAD).
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Tracking {
-    /// None.
-    None,
-    /// A.
-    Accessed,
-    /// A and D.
-    AccessedAndDirty,
-}
-
-/// What port IO goes through (`IoCtl`).
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum PortIo {
-    /// It is aborted.
-    Aborted,
-    /// It stays as it is.
-    Forwarded,
-    /// Its addresses are translated as memory addresses.
-    Translated,
-}
-
-/// What accesses to the system management range go through (`SysMgt`).
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum SystemManagement {
-    /// They are aborted.
-    Aborted,
-    /// Writes stay as they are; reads are aborted.
-    Forwarded,
-    /// Legacy interrupt messages stay as they are; all else is aborted.
-    InterruptsForwarded,
-    /// They are translated as other accesses.
-    Translated,
-}
-
-/// What fixed and arbitrated interrupts go through (IV and `IntCtl`).
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Interrupts {
-    /// They are aborted.
-    Aborted,
-    /// They stay as they are.
-    Forwarded,
-    /// A table remaps them.
-    Remapped(InterruptTable),
-}
-
-/// Interrupt remapping table of a device.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct InterruptTable {
-    /// Where it lies.
-    pub root: Oa,
-    /// Base-2 logarithm of the number of entries, up to 11.
-    pub count_lg2: u8,
-}
-
-/// Why an entry is illegal.
+/// Why an entry is illegal, or would be.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DteError {
@@ -429,6 +370,20 @@ pub enum DteError {
     /// `Mode` is 7.
     #[error("Mode is 7, but host tables have at most 6 levels")]
     Mode,
+    /// The level of the root is above 5.
+    #[error("host tables have 1 to 6 levels, and no root at level {level}")]
+    HostRootLevel {
+        /// The level.
+        level: Level,
+    },
+    /// An address has no place in its field.
+    #[error("{oa} is not aligned to {alignment} bytes or has more than 52 bits")]
+    Pointer {
+        /// The address.
+        oa: Oa,
+        /// What the field asks for, in bytes.
+        alignment: u64,
+    },
     /// HAD is 2.
     #[error("HAD is 2, which is reserved")]
     Tracking,

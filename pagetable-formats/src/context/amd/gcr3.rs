@@ -26,6 +26,30 @@ pub struct Gcr3Table {
 }
 
 impl Gcr3Table {
+    /// Describes the table of `levels` levels, 1 to 3, at `root`, that leads to page tables of
+    /// `paging_levels` levels, 4 or 5.
+    ///
+    /// # Errors
+    ///
+    /// [`Gcr3Error::Base`] unless `root` is aligned to 4 KiB and below 2^52; [`Gcr3Error::Levels`] and
+    /// [`Gcr3Error::PagingLevels`] for other numbers.
+    pub const fn new(root: Oa, levels: u8, paging_levels: u8) -> Result<Self, Gcr3Error> {
+        if root.get() & !BASE.mask() != 0 {
+            return Err(Gcr3Error::Base { base: root });
+        }
+        match (levels, paging_levels) {
+            (1..=3, 4 | 5) => Ok(Self {
+                root,
+                levels,
+                paging_levels,
+            }),
+            (1..=3, _) => Err(Gcr3Error::PagingLevels {
+                levels: paging_levels,
+            }),
+            _ => Err(Gcr3Error::Levels { levels }),
+        }
+    }
+
     /// Returns where the table lies; guest-physical if the device has host tables too.
     pub const fn root(self) -> Oa {
         self.root
@@ -87,13 +111,35 @@ impl Gcr3Table {
 /// A valid entry of a guest CR3 table.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Gcr3Entry {
-    /// The table of the level below or, in the last level, the root of the page tables.
-    pub base: Oa,
+    base: Oa,
 }
 
 impl Gcr3Entry {
     /// Names of the fields.
     pub const FIELDS: &[Field] = &[Field::new("V", 0, 0), Field::new("BaseAddress", 51, 12)];
+
+    /// Describes an entry that leads to `base`.
+    ///
+    /// # Errors
+    ///
+    /// [`Gcr3Error::Base`] unless `base` is aligned to 4 KiB and below 2^52.
+    pub const fn new(base: Oa) -> Result<Self, Gcr3Error> {
+        if base.get() & !BASE.mask() == 0 {
+            Ok(Self { base })
+        } else {
+            Err(Gcr3Error::Base { base })
+        }
+    }
+
+    /// Returns the table of the level below or, in the last level, the root of the page tables.
+    pub const fn base(self) -> Oa {
+        self.base
+    }
+
+    /// Returns the word. An entry that is not valid is zero.
+    pub const fn encode(self) -> u64 {
+        self.base.get() | VALID
+    }
 
     /// Decodes an entry; `None` if it is not valid.
     ///
@@ -125,6 +171,24 @@ pub enum Gcr3Error {
         pasid: u32,
         /// What the table has entries for.
         bits: u8,
+    },
+    /// An address has no place in its field.
+    #[error("{base} is not aligned to 4 KiB or has more than 52 bits")]
+    Base {
+        /// The address.
+        base: Oa,
+    },
+    /// No guest CR3 table has this number of levels.
+    #[error("a guest CR3 table has 1 to 3 levels, not {levels}")]
+    Levels {
+        /// The levels.
+        levels: u8,
+    },
+    /// No guest page tables have this number of levels.
+    #[error("guest page tables have 4 or 5 levels, not {levels}")]
+    PagingLevels {
+        /// The levels.
+        levels: u8,
     },
     /// An entry lies where no memory is.
     #[error("cannot read the guest CR3 entry at {address}")]
@@ -211,6 +275,29 @@ mod tests {
         assert_eq!(table.locate(0x200, |_| Some(0x5001)), Err(error));
         assert_eq!(TABLE.pasid_bits(), 20);
         assert!(TABLE.locate(0x10_0000, |_| Some(0x5001)).is_err());
+    }
+
+    #[test]
+    fn entries_and_tables_are_made_of_what_fields_can_hold() {
+        let base = Oa::new(0x000f_edcb_a987_6000);
+        let entry = Gcr3Entry::new(base).expect("the field can hold it");
+        assert_eq!(entry.encode(), 0x000f_edcb_a987_6001);
+        assert_eq!(Gcr3Entry::decode(entry.encode()), Ok(Some(entry)));
+        for n in (0..64).filter(|n| !(12..52).contains(n)) {
+            let base = Oa::new(bit(n));
+            let error = Gcr3Error::Base { base };
+            assert_eq!(Gcr3Entry::new(base), Err(error));
+            assert_eq!(Gcr3Table::new(base, 1, 4), Err(error));
+        }
+        assert_eq!(Gcr3Table::new(Oa::new(0x1000), 3, 5), Ok(TABLE));
+        for levels in [0, 4, 255] {
+            let error = Gcr3Error::Levels { levels };
+            assert_eq!(Gcr3Table::new(base, levels, 4), Err(error));
+        }
+        for levels in [0, 3, 6, 255] {
+            let error = Gcr3Error::PagingLevels { levels };
+            assert_eq!(Gcr3Table::new(base, 1, levels), Err(error));
+        }
     }
 
     #[test]

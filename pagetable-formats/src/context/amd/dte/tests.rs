@@ -1,5 +1,8 @@
 //! Entries worked out by hand, and entries that Linux wrote.
 
+mod encoding;
+mod updates;
+
 use super::*;
 use crate::Format as _;
 
@@ -52,15 +55,15 @@ fn an_entry_of_linux_leads_to_three_levels_of_host_tables() {
     let words = [0x6000_0000_023f_5603, 0x1, 0, 0];
     let tables = host(words);
     assert_eq!(
-        tables.root,
+        tables.root(),
         Root {
             oa: Oa::new(0x23f_5000),
             level: Level(2)
         }
     );
-    assert_eq!(tables.format.geometry().va_bits, 39);
-    assert_eq!(tables.format.dirty_rule(), None);
-    assert_eq!(tables.limit, Rights::ALL);
+    assert_eq!(tables.format().geometry().va_bits, 39);
+    assert_eq!(tables.format().dirty_rule(), None);
+    assert_eq!(tables.limit(), Rights::ALL);
     assert_eq!(Dte::new(words).domain_id(), 1);
     assert_eq!(Dte::new(words).interrupts(), Ok(Interrupts::Forwarded));
 }
@@ -69,17 +72,17 @@ fn an_entry_of_linux_leads_to_three_levels_of_host_tables() {
 fn six_levels_take_64_bits_and_had_tracks_dirty_pages() {
     let tables = host([0x200f_ffff_ffff_fd83, 0, 0, 0]);
     assert_eq!(
-        tables.root,
+        tables.root(),
         Root {
             oa: Oa::new(0x000f_ffff_ffff_f000),
             level: Level(5)
         }
     );
-    assert_eq!(tables.format.geometry().va_bits, 64);
-    assert!(tables.format.dirty_rule().is_some());
-    assert_eq!(tables.limit, Rights::ALL.difference(Rights::WRITE));
+    assert_eq!(tables.format().geometry().va_bits, 64);
+    assert!(tables.format().dirty_rule().is_some());
+    assert_eq!(tables.limit(), Rights::ALL.difference(Rights::WRITE));
     assert_eq!(
-        host([0x683, 0, 0, 0]).format.dirty_rule(),
+        host([0x683, 0, 0, 0]).format().dirty_rule(),
         None,
         "HAD = 1 sets A only"
     );
@@ -91,28 +94,34 @@ fn the_guest_cr3_address_is_put_together_from_three_fields() {
     let low = 0x3 | bit(55) | 1 << 56 | 0b010 << 58;
     let high = 0x7 | 0x5555 << 16 | 0x15_5555 << 43;
     let tables = guest([low, high, 1 << 54, 0]);
-    assert_eq!(tables.gcr3.root(), Oa::new(0x000a_aaaa_aaaa_a000));
-    assert_eq!((tables.gcr3.levels(), tables.gcr3.paging_levels()), (2, 5));
-    assert_eq!(tables.gcr3.pasid_bits(), 18);
-    assert_eq!(tables.host, None);
-    assert!(!tables.serves_requests_without_pasid);
+    assert_eq!(tables.gcr3().root(), Oa::new(0x000a_aaaa_aaaa_a000));
+    assert_eq!(
+        (tables.gcr3().levels(), tables.gcr3().paging_levels()),
+        (2, 5)
+    );
+    assert_eq!(tables.gcr3().pasid_bits(), 18);
+    assert_eq!(tables.host(), None);
+    assert!(!tables.serves_requests_without_pasid());
     assert_eq!(Dte::new([low, high, 0, 0]).domain_id(), 7);
 }
 
 #[test]
 fn guest_tables_may_lie_on_host_tables() {
     let tables = guest([0x60c0_0000_0040_0803, 0, 0, 0]);
-    let below = tables.host.expect("Mode is 4");
+    let below = tables.host().expect("Mode is 4");
     assert_eq!(
-        below.root,
+        below.root(),
         Root {
             oa: Oa::new(0x40_0000),
             level: Level(3)
         }
     );
-    assert_eq!((tables.gcr3.levels(), tables.gcr3.paging_levels()), (1, 4));
-    assert!(tables.serves_requests_without_pasid);
-    assert_eq!(tables.limit, Rights::ALL);
+    assert_eq!(
+        (tables.gcr3().levels(), tables.gcr3().paging_levels()),
+        (1, 4)
+    );
+    assert!(tables.serves_requests_without_pasid());
+    assert_eq!(tables.limit(), Rights::ALL);
 }
 
 #[test]
@@ -154,10 +163,7 @@ fn interrupts_are_remapped_only_by_a_table() {
     assert_eq!(interrupts(!INTERRUPTS_VALID), Ok(Interrupts::Forwarded));
     assert_eq!(interrupts(0x1), Ok(Interrupts::Aborted));
     assert_eq!(interrupts(1 << 60 | 0x1), Ok(Interrupts::Forwarded));
-    let table = InterruptTable {
-        root: Oa::new(0x8800_1040),
-        count_lg2: 9,
-    };
+    let table = InterruptTable::new(Oa::new(0x8800_1040), 9).expect("both fields can hold it");
     let remapped = 2 << 60 | 0x8800_1040 | 9 << 1 | 0x1;
     assert_eq!(interrupts(remapped), Ok(Interrupts::Remapped(table)));
     assert_eq!(interrupts(3 << 60 | 0x1), Err(DteError::InterruptControl));
