@@ -13,21 +13,28 @@
 //! ```
 //!
 //! All structures are read as 64-bit words. Their byte order is that of `fctl.BE`, for process
-//! directories and first-stage tables that of `tc.SBE`: whoever reads memory swaps the bytes.
+//! directories and first-stage tables that of `tc.SBE`: whoever reads or writes memory swaps the bytes.
+//!
+//! Every structure is encoded from the value that its decoder gives. Constructors build the words and
+//! decode them, so that they refuse exactly what hardware refuses, and encoders cannot fail. Encoding
+//! what was decoded gives the same words but for bits that hardware ignores, which become zero; each
+//! encoder names them. [`UpdateRules`] says how contexts change under hardware.
 
 mod device_context;
 mod device_directory;
 mod features;
 mod process_directory;
 mod stage;
+mod update;
 
-pub use self::device_context::{DeviceContext, MsiTable};
+pub use self::device_context::{DeviceContext, DeviceOptions, MsiTable};
 pub use self::device_directory::{Ddtp, DeviceDirectory, ReservedMode};
 pub use self::features::{ContextFormat, Features};
-pub use self::process_directory::{ProcessContext, ProcessDirectory};
+pub use self::process_directory::{ProcessContext, ProcessDirectory, ProcessOptions};
 pub use self::stage::{FirstStage, FirstStageTables, SecondStage};
+pub use self::update::UpdateRules;
 
-use crate::{Bits, Field, Oa, bit};
+use crate::{Bits, Field, Level, Oa, bit};
 
 /// V: the entry is valid.
 const VALID: u64 = bit(0);
@@ -100,7 +107,7 @@ impl LocateError {
     }
 }
 
-/// Which rule a valid entry breaks.
+/// Which rule a valid entry breaks, or would break.
 ///
 /// The specification lists them in the sections "Device-context configuration checks" and
 /// "Process-context configuration checks".
@@ -175,6 +182,35 @@ pub enum Misconfigured {
         /// The value.
         mode: u8,
     },
+    /// An address has no place in its field.
+    #[error("{oa} is not aligned to 4 KiB or has more than 56 bits")]
+    Pointer {
+        /// The address.
+        oa: Oa,
+    },
+    /// The level of a root is not that of its format.
+    #[error("the root is at level {level}, which is not the highest of its format")]
+    RootLevel {
+        /// The level.
+        level: Level,
+    },
+    /// A directory has a number of levels that no directory has.
+    #[error("a directory has 1 to 3 levels, not {levels}")]
+    DirectoryLevels {
+        /// The levels.
+        levels: u8,
+    },
+    /// PSCID, RCID or MCID has no place in its field.
+    #[error("{id:#x} is wider than {bits} bits")]
+    IdWidth {
+        /// The value.
+        id: u32,
+        /// Width of the field.
+        bits: u8,
+    },
+    /// An MSI table is given, but contexts have no place for it.
+    #[error("the IOMMU has no MSI tables")]
+    MsiUnsupported,
 }
 
 /// Decodes a pointer to the next page of a directory; `None` if it is not valid.
@@ -185,6 +221,59 @@ fn decode_pointer(word: u64) -> Result<Option<Oa>, Misconfigured> {
     match word & !(VALID | POINTER_PPN.mask()) {
         0 => Ok(Some(Oa::new(POINTER_PPN.get(word) << 12))),
         bits => Err(Misconfigured::Reserved { word: 0, bits }),
+    }
+}
+
+/// A page of a directory, which an entry above the last level points to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct DirectoryPage(Oa);
+
+impl DirectoryPage {
+    /// Describes the page at `oa`.
+    ///
+    /// # Errors
+    ///
+    /// [`Misconfigured::Pointer`] unless `oa` is aligned to 4 KiB and below 2^56.
+    pub fn new(oa: Oa) -> Result<Self, Misconfigured> {
+        page_number(oa).map(|_| Self(oa))
+    }
+
+    /// Decodes an entry above the last level; `None` if it is not valid.
+    ///
+    /// # Errors
+    ///
+    /// [`Misconfigured::Reserved`].
+    pub fn decode(word: u64) -> Result<Option<Self>, Misconfigured> {
+        Ok(decode_pointer(word)?.map(Self))
+    }
+
+    /// Returns the entry: one word, so an update is one store. One that is not valid is zero.
+    pub const fn encode(self) -> u64 {
+        POINTER_PPN.put(self.0.get() >> 12) | VALID
+    }
+
+    /// Returns where the page lies.
+    pub const fn oa(self) -> Oa {
+        self.0
+    }
+}
+
+/// Returns the number of the page at `oa`, 44 bits.
+const fn page_number(oa: Oa) -> Result<u64, Misconfigured> {
+    let number = oa.get() >> 12;
+    if number << 12 == oa.get() && number <= PPN.mask() {
+        Ok(number)
+    } else {
+        Err(Misconfigured::Pointer { oa })
+    }
+}
+
+/// Refuses an id that is wider than `bits`.
+const fn check_id(id: u32, bits: u8) -> Result<(), Misconfigured> {
+    if id >> bits == 0 {
+        Ok(())
+    } else {
+        Err(Misconfigured::IdWidth { id, bits })
     }
 }
 

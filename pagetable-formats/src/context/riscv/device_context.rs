@@ -2,6 +2,10 @@
 //!
 //! Source: sections "Device-context fields" and "Device-context configuration checks".
 
+mod build;
+
+pub use self::build::DeviceOptions;
+
 use crate::{Bits, Field, Oa, bit};
 
 use super::features::capability;
@@ -33,12 +37,17 @@ const DEFAULT_PROCESS: u64 = bit(9);
 const BIG_ENDIAN: u64 = bit(10);
 /// SXL: first-stage addresses have 32 bits.
 const SXL: u64 = bit(11);
+/// Bits of `tc` for the vendor.
+const CUSTOM: Bits<31, 24> = Bits;
 /// Reserved bits of `tc`, 23:12 and 63:32; the others above 11 are custom.
 const TC_RESERVED: u64 = 0xffff_ffff_00ff_f000;
 /// PSCID of `ta`.
 const PSCID: Bits<31, 12> = Bits;
+const PSCID_BITS: u8 = 20;
 /// RCID of `ta`, with QOSID.
 const RCID: Bits<51, 40> = Bits;
+/// Width of RCID and MCID.
+const QOS_BITS: u8 = 12;
 /// MCID of `ta`, with QOSID.
 const MCID: Bits<63, 52> = Bits;
 /// Bits of `ta` that no field takes: 11:0 and 39:32.

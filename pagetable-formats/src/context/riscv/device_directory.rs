@@ -5,8 +5,8 @@
 use crate::{Bits, Field, Oa, bit};
 
 use super::{
-    ContextFormat, DeviceContext, Features, IndexBits, LocateError, POINTER_FIELDS, POINTER_PPN,
-    id_bits, locate, read_words,
+    ContextFormat, DeviceContext, Features, IndexBits, LocateError, Misconfigured, POINTER_FIELDS,
+    POINTER_PPN, id_bits, locate, page_number, read_words,
 };
 
 /// `iommu_mode`.
@@ -52,6 +52,22 @@ impl Ddtp {
         }
     }
 
+    /// Returns the register's value, `busy` clear. Without a directory, hardware ignores the page
+    /// number: it is zero then.
+    ///
+    /// The number of levels changes through [`Off`](Self::Off) or [`Bare`](Self::Bare) only, and each
+    /// write waits until [`is_busy`](Self::is_busy) says that the one before was taken over.
+    pub const fn encode(self) -> u64 {
+        match self {
+            Self::Off => IOMMU_MODE.put(0),
+            Self::Bare => IOMMU_MODE.put(1),
+            Self::Directory(directory) => {
+                IOMMU_MODE.put(directory.levels as u64 + 1)
+                    | POINTER_PPN.put(directory.root.get() >> 12)
+            }
+        }
+    }
+
     /// Returns whether the register `word` says that the IOMMU is still taking over an earlier
     /// write.
     pub const fn is_busy(word: u64) -> bool {
@@ -78,6 +94,24 @@ pub struct DeviceDirectory {
 impl DeviceDirectory {
     /// Names of the fields of an entry above the last level.
     pub const FIELDS: &[Field] = POINTER_FIELDS;
+
+    /// Describes the directory of `levels` levels, 1 to 3, at `root`.
+    ///
+    /// # Errors
+    ///
+    /// [`Misconfigured::DirectoryLevels`] for other numbers of levels; [`Misconfigured::Pointer`]
+    /// unless `root` is aligned to 4 KiB and below 2^56.
+    pub fn new(root: Oa, levels: u8, features: Features) -> Result<Self, Misconfigured> {
+        page_number(root)?;
+        if !(1..=3).contains(&levels) {
+            return Err(Misconfigured::DirectoryLevels { levels });
+        }
+        Ok(Self {
+            root,
+            levels,
+            features,
+        })
+    }
 
     /// Returns where the directory lies.
     pub const fn root(self) -> Oa {

@@ -7,8 +7,8 @@ use crate::{Bits, Field, Oa, bit};
 use super::features::capability;
 use super::stage::FirstStageRules;
 use super::{
-    FirstStageTables, IndexBits, LocateError, MODE, Misconfigured, POINTER_FIELDS, PPN,
-    STAGE_FIELDS, VALID, check_reserved, id_bits, locate, read_words,
+    Features, FirstStageTables, IndexBits, LocateError, MODE, Misconfigured, POINTER_FIELDS, PPN,
+    STAGE_FIELDS, VALID, check_id, check_reserved, id_bits, locate, page_number, read_words,
 };
 
 /// PDI: how a `process_id` is split.
@@ -21,6 +21,7 @@ const ENABLE_SUPERVISOR: u64 = bit(1);
 const SUPERVISOR_USER_MEMORY: u64 = bit(2);
 /// PSCID of `ta`.
 const PSCID: Bits<31, 12> = Bits;
+const PSCID_BITS: u8 = 20;
 /// `ta` without V, ENS, SUM and PSCID.
 const TA_RESERVED: u64 = !(PSCID.mask() | SUPERVISOR_USER_MEMORY | ENABLE_SUPERVISOR | VALID);
 /// Bits of `pdtp` that are neither PPN nor MODE.
@@ -39,6 +40,51 @@ impl ProcessDirectory {
     /// Names of the fields of an entry above the last level.
     pub const FIELDS: &[Field] = POINTER_FIELDS;
 
+    /// Describes the directory of `levels` levels, 1 to 3, at `root`, for an IOMMU with `features`.
+    ///
+    /// It is one of processes that reach physical addresses; the device context that takes it says
+    /// what else holds, and gives it back so.
+    ///
+    /// # Errors
+    ///
+    /// [`Misconfigured::DirectoryLevels`] for other numbers of levels,
+    /// [`Misconfigured::ProcessDirectoryMode`] where the IOMMU does not have it,
+    /// [`Misconfigured::Pointer`] unless `root` is aligned to 4 KiB and below 2^56.
+    pub fn new(root: Oa, levels: u8, features: Features) -> Result<Self, Misconfigured> {
+        if !(1..=3).contains(&levels) {
+            return Err(Misconfigured::DirectoryLevels { levels });
+        }
+        let rules = FirstStageRules {
+            features,
+            is_32_bit: false,
+            updates_flags: false,
+            is_nested: false,
+        };
+        Self::decode(MODE.put(levels.into()) | page_number(root)?, false, rules)
+    }
+
+    /// Returns this directory with requests without a process id using process 0 (DPE).
+    #[must_use]
+    pub const fn with_default_process(self) -> Self {
+        Self {
+            has_default_process: true,
+            ..self
+        }
+    }
+
+    /// Returns `pdtp`.
+    pub(super) fn word(self) -> u64 {
+        if self.levels == 0 {
+            return 0;
+        }
+        MODE.put(self.levels.into()) | PPN.put(self.root.get() >> 12)
+    }
+
+    /// Returns how tables below it are read.
+    pub(super) const fn rules(self) -> FirstStageRules {
+        self.rules
+    }
+
     /// Decodes `pdtp`, word 3 of a device context.
     pub(super) fn decode(
         word: u64,
@@ -55,8 +101,10 @@ impl ProcessDirectory {
         if !is_possible {
             return Err(Misconfigured::ProcessDirectoryMode { mode });
         }
+        // Hardware ignores the page number of a directory that it does not walk.
+        let root = if mode == 0 { 0 } else { PPN.get(word) << 12 };
         Ok(Self {
-            root: Oa::new(PPN.get(word) << 12),
+            root: Oa::new(root),
             levels: mode,
             has_default_process,
             rules,
@@ -136,6 +184,47 @@ impl ProcessDirectory {
         let tables = self.rules.decode(1, fsc)?;
         Ok(Some(ProcessContext { tables, ta }))
     }
+
+    /// Makes the context of a process with `tables`, as this directory's device context allows.
+    ///
+    /// The context has the format that hardware reads the tables as: page sizes, memory types and the
+    /// width of addresses are those of the IOMMU, not of `tables`.
+    ///
+    /// # Errors
+    ///
+    /// [`Misconfigured`]: what hardware would refuse, or what no field can hold. Among them
+    /// [`Misconfigured::UpdatesUnsupported`] for tables that track dirty pages where SADE is not set,
+    /// and [`Misconfigured::SupervisorWidth`] for tables of 32 bits where SXL is not, or of others
+    /// where it is.
+    pub fn make_context(
+        self,
+        tables: FirstStageTables,
+        options: ProcessOptions,
+    ) -> Result<ProcessContext, Misconfigured> {
+        check_id(options.pscid, PSCID_BITS)?;
+        self.rules.check_width(tables)?;
+        if tables.updates_flags() && !self.rules.updates_flags {
+            return Err(Misconfigured::UpdatesUnsupported);
+        }
+        let flag = |is_set: bool, bits: u64| if is_set { bits } else { 0 };
+        let ta = VALID
+            | flag(options.has_supervisor, ENABLE_SUPERVISOR)
+            | flag(options.has_supervisor_user_memory, SUPERVISOR_USER_MEMORY)
+            | PSCID.put(options.pscid.into());
+        let tables = self.rules.decode(1, tables.word()?)?;
+        Ok(ProcessContext { tables, ta })
+    }
+}
+
+/// What a process context says besides its tables.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct ProcessOptions {
+    /// The address space that tags translations, 20 bits (PSCID).
+    pub pscid: u32,
+    /// Whether privileged requests are allowed (ENS).
+    pub has_supervisor: bool,
+    /// Whether privileged requests may access unprivileged pages (SUM).
+    pub has_supervisor_user_memory: bool,
 }
 
 /// A valid process context.
@@ -156,6 +245,35 @@ impl ProcessContext {
         ],
         STAGE_FIELDS,
     ];
+
+    /// Returns the two words. Hardware ignores the page number where there are no tables: it is zero
+    /// then. A context that is not valid is all zero.
+    pub fn encode(self) -> [u64; 2] {
+        let fsc = self.tables.word();
+        [
+            self.ta,
+            fsc.expect("decoding gave tables that a word describes"),
+        ]
+    }
+
+    /// Returns the bits that hardware reads of a context with these words. Reserved bits of a valid
+    /// one count as read, because hardware refuses them.
+    pub const fn used(words: [u64; 2]) -> [u64; 2] {
+        if words[0] & VALID == 0 {
+            return [VALID, 0];
+        }
+        let has_tables = MODE.get(words[1]) != 0;
+        [u64::MAX, if has_tables { u64::MAX } else { !PPN.mask() }]
+    }
+
+    /// Returns what the context says besides its tables.
+    pub const fn options(self) -> ProcessOptions {
+        ProcessOptions {
+            pscid: self.pscid(),
+            has_supervisor: self.has_supervisor(),
+            has_supervisor_user_memory: self.has_supervisor_user_memory(),
+        }
+    }
 
     /// Returns the first-stage tables.
     pub const fn tables(self) -> FirstStageTables {

@@ -5,10 +5,10 @@
 
 use crate::riscv::{Sv, Svx4};
 use crate::walk::Root;
-use crate::{Bits, Format as _, Oa, PageSize};
+use crate::{Bits, Format as _, Level, Oa, PageSize};
 
 use super::features::{Features, capability};
-use super::{MODE, Misconfigured, PPN, ProcessDirectory, check_reserved};
+use super::{MODE, Misconfigured, PPN, ProcessDirectory, check_reserved, page_number};
 
 /// GSCID of `iohgatp`.
 const GSCID: Bits<59, 44> = Bits;
@@ -68,6 +68,34 @@ pub enum SecondStage {
     },
 }
 
+impl FirstStageTables {
+    /// Returns `iosatp`, or the `fsc` of a process context.
+    pub(super) fn word(self) -> Result<u64, Misconfigured> {
+        match self {
+            Self::Bare => Ok(0),
+            Self::Sv { format, root } => {
+                check_level(root, format.geometry().top)?;
+                Ok(MODE.put(format.mode()) | page_number(root.oa)?)
+            }
+            Self::Sv32 { root } => Ok(MODE.put(MODE_FIRST.into()) | page_number(root)?),
+        }
+    }
+
+    /// Returns whether the format has hardware set A and D.
+    pub(super) fn updates_flags(self) -> bool {
+        matches!(self, Self::Sv { format, .. } if format.dirty_rule().is_some())
+    }
+}
+
+/// Refuses a root that is not at level `top`.
+fn check_level(root: Root, top: Level) -> Result<(), Misconfigured> {
+    if root.level == top {
+        Ok(())
+    } else {
+        Err(Misconfigured::RootLevel { level: root.level })
+    }
+}
+
 /// How a device's first-stage tables are read, whichever word points to them.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct FirstStageRules {
@@ -81,6 +109,16 @@ pub(super) struct FirstStageRules {
 }
 
 impl FirstStageRules {
+    /// Refuses tables whose items have another width than the rules say.
+    pub(super) const fn check_width(self, tables: FirstStageTables) -> Result<(), Misconfigured> {
+        match (tables, self.is_32_bit) {
+            (FirstStageTables::Sv { .. }, true) | (FirstStageTables::Sv32 { .. }, false) => {
+                Err(Misconfigured::SupervisorWidth)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Decodes word `number` of a context, an `iosatp` or a word like it.
     pub(super) fn decode(self, number: u8, word: u64) -> Result<FirstStageTables, Misconfigured> {
         check_reserved(number, word, FSC_RESERVED.mask())?;
@@ -133,6 +171,28 @@ impl FirstStageRules {
 }
 
 impl SecondStage {
+    /// Returns `iohgatp`.
+    pub(super) fn word(self) -> Result<u64, Misconfigured> {
+        let (mode, root, gscid) = match self {
+            Self::Bare => return Ok(0),
+            Self::Svx4 {
+                format,
+                root,
+                gscid,
+            } => {
+                check_level(root, format.geometry().top)?;
+                (format.mode(), root.oa, gscid)
+            }
+            Self::Sv32x4 { root, gscid } => (MODE_FIRST.into(), root, gscid),
+        };
+        Ok(MODE.put(mode) | GSCID.put(gscid.into()) | page_number(root)?)
+    }
+
+    /// Returns whether the format has hardware set A and D.
+    pub(super) fn updates_flags(self) -> bool {
+        matches!(self, Self::Svx4 { format, .. } if format.dirty_rule().is_some())
+    }
+
     /// Decodes `iohgatp`, word 1 of a device context.
     pub(super) fn decode(
         word: u64,

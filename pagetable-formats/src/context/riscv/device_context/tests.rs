@@ -1,5 +1,8 @@
 //! Contexts worked out by hand.
 
+mod encoding;
+mod updates;
+
 use super::*;
 use crate::context::riscv::FirstStageTables;
 use crate::riscv::{Sv, Svx4};

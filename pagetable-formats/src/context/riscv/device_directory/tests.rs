@@ -1,7 +1,9 @@
 //! A directory that Linux wrote, and directories worked out by hand.
 
 use super::*;
-use crate::context::riscv::{Directory, FirstStage, FirstStageTables, Misconfigured, SecondStage};
+use crate::context::riscv::{
+    Directory, DirectoryPage, FirstStage, FirstStageTables, Misconfigured, SecondStage,
+};
 
 /// Registers of an emulated IOMMU under Linux: extended contexts, three levels.
 const FEATURES: Features = Features::new(0x78_e2cf_0f10, 0x2);
@@ -149,4 +151,34 @@ fn the_register_says_off_bare_or_where_the_directory_lies() {
     let all_ones = directory(!0xf | 2, FEATURES);
     assert_eq!(all_ones.root(), Oa::new(0x00ff_ffff_ffff_f000));
     assert!(Ddtp::is_busy(0x2100_e014) && !Ddtp::is_busy(DDTP));
+}
+
+#[test]
+fn the_register_and_pointers_are_made_of_what_fields_can_hold() {
+    let root = Oa::new(0x00ab_cdef_0123_4000);
+    for (levels, word) in [
+        (1, 0x2a_f37b_c048_d002),
+        (2, 0x2a_f37b_c048_d003),
+        (3, 0x2a_f37b_c048_d004),
+    ] {
+        let directory = DeviceDirectory::new(root, levels, FEATURES);
+        let ddtp = Ddtp::Directory(directory.expect("the fields can hold it"));
+        assert_eq!(ddtp.encode(), word);
+        assert_eq!(Ddtp::decode(word, FEATURES), Ok(ddtp));
+    }
+    assert_eq!((Ddtp::Off.encode(), Ddtp::Bare.encode()), (0, 1));
+    let page = DirectoryPage::new(root).expect("the field can hold it");
+    assert_eq!(page.encode(), 0x2a_f37b_c048_d001);
+    assert_eq!(DirectoryPage::decode(page.encode()), Ok(Some(page)));
+    assert_eq!(DirectoryPage::decode(!1), Ok(None));
+    for n in (0..64).filter(|n| !(12..56).contains(n)) {
+        let oa = Oa::new(root.get() ^ bit(n));
+        let error = Misconfigured::Pointer { oa };
+        assert_eq!(DirectoryPage::new(oa), Err(error));
+        assert_eq!(DeviceDirectory::new(oa, 1, FEATURES), Err(error));
+    }
+    for levels in [0, 4, 255] {
+        let error = Misconfigured::DirectoryLevels { levels };
+        assert_eq!(DeviceDirectory::new(root, levels, FEATURES), Err(error));
+    }
 }
