@@ -1,6 +1,7 @@
 //! Contexts worked out by hand.
 
 mod encoding;
+mod refusals;
 mod updates;
 
 use super::*;

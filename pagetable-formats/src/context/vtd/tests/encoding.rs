@@ -283,11 +283,11 @@ fn a_stage_keeps_of_its_format_what_entries_say() {
     }
 }
 
-/// Returns words that decoding accepts now and then: random ones without reserved bits.
+/// Returns words that decoding accepts now and then: random ones without reserved bits, with bit 0.
 fn random_words<const N: usize>(random: &mut Random, fields: [&[Field]; N]) -> [u64; N] {
     fields.map(|fields| {
         let mask = fields.iter().fold(0, |mask, field| mask | field.mask());
-        random.next() & mask & !POINTER_TOO_WIDE.mask() | u64::from(mask & 1)
+        random.next() & mask & !POINTER_TOO_WIDE.mask() | mask & 1
     })
 }
 
@@ -295,7 +295,6 @@ fn random_words<const N: usize>(random: &mut Random, fields: [&[Field]; N]) -> [
 /// reads nothing else.
 fn check_round_trips<const N: usize, T: PartialEq + core::fmt::Debug>(
     fields: [&[Field]; N],
-    // Fields of words above the first that start at bit 0 and are no P.
     decode: impl Fn([u64; N]) -> Result<T, ContextError>,
     encode: impl Fn(&T) -> [u64; N],
     used: impl Fn([u64; N]) -> [u64; N],

@@ -222,6 +222,9 @@ fn meaning(entry: Dte) -> Result<Meaning, DteError> {
     ))
 }
 
+/// Sets a flag.
+type Setter = fn(Dte) -> Dte;
+
 /// Makes the entry again from what the getters say.
 fn made_again(entry: Dte) -> Result<Dte, DteError> {
     let mut again = Dte::of(entry.translation()?)
@@ -229,7 +232,7 @@ fn made_again(entry: Dte) -> Result<Dte, DteError> {
         .with_port_io(entry.port_io()?)
         .with_system_management(entry.system_management())
         .with_interrupts_of(entry);
-    let flags: [(bool, fn(Dte) -> Dte); 7] = [
+    let flags: [(bool, Setter); 7] = [
         (entry.has_ats(), Dte::with_ats),
         (entry.has_page_requests(), Dte::with_page_requests),
         (

@@ -47,8 +47,11 @@ fn entries() -> [Dte; 12] {
     ]
 }
 
-/// What the entry does to memory accesses, and as what it tags them; without V it says no more.
-fn effect(entry: Dte) -> (Result<Translation, DteError>, Option<(u16, bool, bool)>) {
+/// What an entry does to memory accesses.
+type Effect = (Result<Translation, DteError>, Option<(u16, bool, bool)>);
+
+/// Returns what the entry does, and as what it tags translations; without V it says no more.
+fn effect(entry: Dte) -> Effect {
     let tags = (
         entry.domain_id(),
         entry.has_ats(),

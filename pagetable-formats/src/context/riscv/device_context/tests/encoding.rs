@@ -4,7 +4,7 @@ use super::*;
 use crate::context::riscv::{ProcessDirectory, ProcessOptions};
 use crate::context::testing::{Random, check_used};
 
-fn sv(mode: u8, oa: u64) -> FirstStageTables {
+pub(super) fn sv(mode: u8, oa: u64) -> FirstStageTables {
     let format = match mode {
         8 => Sv::sv39(),
         9 => Sv::sv48(),
@@ -19,7 +19,7 @@ fn sv(mode: u8, oa: u64) -> FirstStageTables {
     }
 }
 
-fn svx4(mode: u8, oa: u64, gscid: u16) -> SecondStage {
+pub(super) fn svx4(mode: u8, oa: u64, gscid: u16) -> SecondStage {
     let format = match mode {
         8 => Svx4::sv39x4(),
         9 => Svx4::sv48x4(),
@@ -35,8 +35,8 @@ fn svx4(mode: u8, oa: u64, gscid: u16) -> SecondStage {
     }
 }
 
-const BARE: FirstStage = FirstStage::Tables(FirstStageTables::Bare);
-const PLAIN: DeviceOptions = DeviceOptions {
+pub(super) const BARE: FirstStage = FirstStage::Tables(FirstStageTables::Bare);
+pub(super) const PLAIN: DeviceOptions = DeviceOptions {
     has_ats: false,
     has_page_requests: false,
     has_page_response_pasid: false,
@@ -53,7 +53,7 @@ const PLAIN: DeviceOptions = DeviceOptions {
     msi: None,
 };
 
-fn directory(levels: u8) -> ProcessDirectory {
+pub(super) fn directory(levels: u8) -> ProcessDirectory {
     ProcessDirectory::new(Oa::new(0x8800_1000), levels, FULL).expect("the directory is possible")
 }
 
@@ -136,17 +136,23 @@ fn stages_have_the_words_of_the_specification() {
     assert_eq!(context.encode()[..2], [0x801, 0x8012_3000_0008_8004]);
 }
 
+/// `iohgatp` of the contexts that [`made`] makes.
+const IOHGATP: u64 = 0x8000_0000_0000_0004;
+
+fn made(options: DeviceOptions) -> DeviceContext {
+    let context = DeviceContext::new(BARE, svx4(8, 0x4000, 0), options, FULL);
+    context.expect("it is possible")
+}
+
 #[test]
-fn options_have_the_bits_of_the_specification() {
-    let second = svx4(8, 0x4000, 0);
-    for (options, number, bits) in [
-        (PLAIN, 0, 0x1),
+fn flags_have_the_bits_of_the_specification() {
+    for (options, tc) in [
+        (PLAIN, 0x1),
         (
             DeviceOptions {
                 has_ats: true,
                 ..PLAIN
             },
-            0,
             0x3,
         ),
         (
@@ -155,7 +161,6 @@ fn options_have_the_bits_of_the_specification() {
                 has_page_requests: true,
                 ..PLAIN
             },
-            0,
             0x7,
         ),
         (
@@ -164,7 +169,6 @@ fn options_have_the_bits_of_the_specification() {
                 has_guest_ats: true,
                 ..PLAIN
             },
-            0,
             0xb,
         ),
         (
@@ -172,7 +176,6 @@ fn options_have_the_bits_of_the_specification() {
                 suppresses_faults: true,
                 ..PLAIN
             },
-            0,
             0x11,
         ),
         (
@@ -182,7 +185,6 @@ fn options_have_the_bits_of_the_specification() {
                 has_page_response_pasid: true,
                 ..PLAIN
             },
-            0,
             0x47,
         ),
         (
@@ -190,7 +192,6 @@ fn options_have_the_bits_of_the_specification() {
                 has_second_stage_updates: true,
                 ..PLAIN
             },
-            0,
             0x81,
         ),
         (
@@ -198,7 +199,6 @@ fn options_have_the_bits_of_the_specification() {
                 has_first_stage_updates: true,
                 ..PLAIN
             },
-            0,
             0x101,
         ),
         (
@@ -206,7 +206,6 @@ fn options_have_the_bits_of_the_specification() {
                 is_big_endian: true,
                 ..PLAIN
             },
-            0,
             0x401,
         ),
         (
@@ -214,7 +213,6 @@ fn options_have_the_bits_of_the_specification() {
                 is_32_bit: true,
                 ..PLAIN
             },
-            0,
             0x801,
         ),
         (
@@ -222,15 +220,23 @@ fn options_have_the_bits_of_the_specification() {
                 custom: 0xa5,
                 ..PLAIN
             },
-            0,
             0xa500_0001,
         ),
+    ] {
+        let context = made(options);
+        assert_eq!(context.encode(), [tc, IOHGATP, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(context.options(), options);
+    }
+}
+
+#[test]
+fn ids_and_msi_tables_have_the_bits_of_the_specification() {
+    for (options, ta) in [
         (
             DeviceOptions {
                 pscid: 0xf_edcb,
                 ..PLAIN
             },
-            2,
             0xfedc_b000,
         ),
         (
@@ -238,7 +244,6 @@ fn options_have_the_bits_of_the_specification() {
                 rcid: 0xabc,
                 ..PLAIN
             },
-            2,
             0x000a_bc00_0000_0000,
         ),
         (
@@ -246,14 +251,11 @@ fn options_have_the_bits_of_the_specification() {
                 mcid: 0xabc,
                 ..PLAIN
             },
-            2,
             0xabc0_0000_0000_0000,
         ),
     ] {
-        let context = DeviceContext::new(BARE, second, options, FULL).expect("it is possible");
-        let mut words = [0x1, 0x8000_0000_0000_0004, 0, 0, 0, 0, 0, 0];
-        words[number] = bits;
-        assert_eq!(context.encode(), words);
+        let context = made(options);
+        assert_eq!(context.encode(), [0x1, IOHGATP, ta, 0, 0, 0, 0, 0]);
         assert_eq!(context.options(), options);
     }
     let msi = MsiTable {
@@ -265,7 +267,7 @@ fn options_have_the_bits_of_the_specification() {
         msi: Some(msi),
         ..PLAIN
     };
-    let context = DeviceContext::new(BARE, second, options, FULL).expect("it is possible");
+    let context = made(options);
     let words = [0x1000_0abc_def0_1234, msi.mask, msi.pattern, 0];
     assert_eq!(context.encode()[4..], words);
     assert_eq!(context.options(), options);
@@ -370,177 +372,6 @@ fn process_contexts_have_the_words_of_the_specification() {
     };
     let error = Misconfigured::UpdatesUnsupported;
     assert_eq!(refused(tracked, options), Err(error));
-}
-
-#[test]
-fn what_has_no_encoding_is_not_made() {
-    let new = |first, second, options| DeviceContext::new(first, second, options, FULL).map(|_| ());
-    for n in (0..64).filter(|n| !(12..56).contains(n)) {
-        let oa = Oa::new(bit(n));
-        let error = Misconfigured::Pointer { oa };
-        let first = FirstStage::Tables(sv(8, oa.get()));
-        assert_eq!(new(first, SecondStage::Bare, PLAIN), Err(error));
-        assert_eq!(new(BARE, svx4(8, oa.get(), 0), PLAIN), Err(error));
-        assert_eq!(ProcessDirectory::new(oa, 1, FULL), Err(error));
-        let msi = Some(MsiTable {
-            root: oa,
-            mask: 0,
-            pattern: 0,
-        });
-        let options = DeviceOptions { msi, ..PLAIN };
-        assert_eq!(new(BARE, SecondStage::Bare, options), Err(error));
-    }
-    let root = Oa::new(0x1000);
-    let error = Misconfigured::SecondStageRoot { root };
-    assert_eq!(new(BARE, svx4(8, 0x1000, 0), PLAIN), Err(error));
-    for levels in [0, 4, 255] {
-        let error = Misconfigured::DirectoryLevels { levels };
-        assert_eq!(ProcessDirectory::new(root, levels, FULL), Err(error));
-    }
-    let level = Level(3);
-    let mismatched = FirstStageTables::Sv {
-        format: Sv::sv39(),
-        root: Root { oa: root, level },
-    };
-    let error = Misconfigured::RootLevel { level };
-    assert_eq!(
-        new(FirstStage::Tables(mismatched), SecondStage::Bare, PLAIN),
-        Err(error)
-    );
-    for (options, id, bits) in [
-        (
-            DeviceOptions {
-                pscid: 0x10_0000,
-                ..PLAIN
-            },
-            0x10_0000,
-            20,
-        ),
-        (
-            DeviceOptions {
-                rcid: 0x1000,
-                ..PLAIN
-            },
-            0x1000,
-            12,
-        ),
-        (
-            DeviceOptions {
-                mcid: 0xffff,
-                ..PLAIN
-            },
-            0xffff,
-            12,
-        ),
-    ] {
-        let error = Misconfigured::IdWidth { id, bits };
-        assert_eq!(new(BARE, SecondStage::Bare, options), Err(error));
-    }
-    // Tables of the other width would be read as what they are not.
-    let narrow = DeviceOptions {
-        is_32_bit: true,
-        ..PLAIN
-    };
-    let first = FirstStage::Tables(sv(8, 0x1000));
-    let error = Misconfigured::SupervisorWidth;
-    assert_eq!(new(first, SecondStage::Bare, narrow), Err(error));
-    let second = SecondStage::Sv32x4 {
-        root: Oa::new(0x4000),
-        gscid: 0,
-    };
-    let error = Misconfigured::SecondStageMode { mode: 8 };
-    assert_eq!(new(BARE, second, PLAIN), Err(error));
-    let guest_32_bit = Features::new(EVERYTHING, 4);
-    let refused = DeviceContext::new(BARE, svx4(8, 0x4000, 0), narrow, guest_32_bit);
-    assert_eq!(refused, Err(error));
-
-    let msi = |mask, pattern| DeviceOptions {
-        msi: Some(MsiTable {
-            root,
-            mask,
-            pattern,
-        }),
-        ..PLAIN
-    };
-    let bits = bit(52);
-    let error = Misconfigured::Reserved { word: 5, bits };
-    assert_eq!(new(BARE, SecondStage::Bare, msi(bits, 0)), Err(error));
-    let error = Misconfigured::Reserved { word: 6, bits };
-    assert_eq!(new(BARE, SecondStage::Bare, msi(0, bits)), Err(error));
-    let base = Features::new(EVERYTHING & !bit(22), 0);
-    let refused = DeviceContext::new(BARE, SecondStage::Bare, msi(0, 0), base);
-    assert_eq!(refused, Err(Misconfigured::MsiUnsupported));
-}
-
-#[test]
-fn rules_that_decoding_checks_hold_for_what_is_made() {
-    let second = svx4(8, 0x4000, 0);
-    let ats = DeviceOptions {
-        has_ats: true,
-        ..PLAIN
-    };
-    for (options, features, second, error) in [
-        (
-            ats,
-            Features::new(EVERYTHING & !bit(25), 0),
-            second,
-            Misconfigured::AtsUnsupported,
-        ),
-        (
-            DeviceOptions {
-                has_page_requests: true,
-                ..PLAIN
-            },
-            FULL,
-            second,
-            Misconfigured::PriWithoutAts,
-        ),
-        (
-            DeviceOptions {
-                has_page_response_pasid: true,
-                ..ats
-            },
-            FULL,
-            second,
-            Misconfigured::PrprWithoutPri,
-        ),
-        (
-            DeviceOptions {
-                has_guest_ats: true,
-                ..PLAIN
-            },
-            FULL,
-            second,
-            Misconfigured::T2gpaWithoutAts,
-        ),
-        (
-            DeviceOptions {
-                has_guest_ats: true,
-                ..ats
-            },
-            FULL,
-            SecondStage::Bare,
-            Misconfigured::T2gpaWithoutSecondStage,
-        ),
-        (
-            DeviceOptions {
-                is_big_endian: true,
-                ..PLAIN
-            },
-            Features::new(EVERYTHING & !bit(27), 0),
-            second,
-            Misconfigured::ByteOrder,
-        ),
-        (
-            PLAIN,
-            Features::new(EVERYTHING & !bit(17), 0),
-            second,
-            Misconfigured::SecondStageMode { mode: 8 },
-        ),
-    ] {
-        let refused = DeviceContext::new(BARE, second, options, features);
-        assert_eq!(refused, Err(error));
-    }
 }
 
 /// Random words, most of them of a context that is configured well.
