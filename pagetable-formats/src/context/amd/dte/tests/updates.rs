@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::context::testing::{Seen, watch};
-use crate::context::update::Unit;
+use crate::context::update::{Unit, plan};
 
 const UNITS: [Unit; 2] = [Unit::Bytes8, Unit::Bytes16];
 /// Remapped interrupts, all kinds of others passing.
@@ -131,4 +131,16 @@ fn one_store_of_half_an_entry_decides_but_for_another_guest_paging_mode_and_root
     let [_, blocked, _, _, host, other, ..] = entries();
     assert_eq!(count(Unit::Bytes8, blocked, host), seen(1, false));
     assert_eq!(count(Unit::Bytes8, host, other), seen(2, true));
+}
+
+#[test]
+fn only_entries_that_block_interrupt_a_device() {
+    let unit = Unit::Bytes16;
+    let is_hitless =
+        |old: Dte, new: Dte| plan(&UpdateRules { unit }, &old.words(), &new.words()).is_hitless();
+    let [blocked, _, identity, _, host, other, .., untouched] = entries();
+    assert!(is_hitless(host, other) && is_hitless(identity, host));
+    // Without V requests pass, and go on passing until they are translated.
+    assert!(is_hitless(untouched, host) && is_hitless(untouched, identity));
+    assert!(!is_hitless(blocked, host) && !is_hitless(host, blocked));
 }

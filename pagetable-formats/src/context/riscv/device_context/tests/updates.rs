@@ -164,3 +164,17 @@ fn a_valid_context_changes_by_one_store_or_is_not_valid_meanwhile() {
     assert!(UpdateRules.is_valid(&one) && !UpdateRules.is_valid(&none));
     assert!(update(one, tagged).is_breaking() && !update(none, one).is_breaking());
 }
+
+#[test]
+fn reserved_bits_of_a_valid_context_are_read() {
+    let modes = 0xf000_0000_0000_0000;
+    let not_pages = 0xffff_f000_0000_0000;
+    let high = 0xfff0_0000_0000_0000;
+    let bare = [1, 0, 0, 0, 0, 0, 0, 0];
+    let read = DeviceContext::used(bare, ContextFormat::Extended);
+    assert_eq!(read, [!0, modes, !0, not_pages, not_pages, high, high, !0]);
+    let read = DeviceContext::used(bare, ContextFormat::Base);
+    assert_eq!(read, [!0, modes, !0, not_pages, 0, 0, 0, 0]);
+    let absent = DeviceContext::used([!1; 8], ContextFormat::Extended);
+    assert_eq!(absent, [1, 0, 0, 0, 0, 0, 0, 0]);
+}
