@@ -163,6 +163,11 @@ fn a_valid_context_changes_by_one_store_or_is_not_valid_meanwhile() {
     }
     assert!(UpdateRules.is_valid(&one) && !UpdateRules.is_valid(&none));
     assert!(update(one, tagged).is_breaking() && !update(none, one).is_breaking());
+    // Contexts of the other lengths likewise.
+    assert!(!plan(&UpdateRules, &[0; 4], &[1, 0, 0, 0]).is_hitless());
+    assert!(!plan(&UpdateRules, &[0; 2], &[1, 0]).is_hitless());
+    assert!(plan(&UpdateRules, &[1, 0, 0, 0], &[3, 0, 0, 0]).is_hitless());
+    assert!(plan(&UpdateRules, &[1, 0], &[3, 0]).is_hitless());
 }
 
 #[test]
