@@ -5,12 +5,9 @@ use core::fmt;
 use smallvec::SmallVec;
 
 use crate::invalidation::plan::Planner;
-use crate::invalidation::queue::{Device, Queue, Ticket, WithSync};
+use crate::invalidation::queue::{Device, LIST_LIMIT, Queue, Ticket, WithSync};
 use crate::invalidation::{Changes, SyncError};
 use crate::sync::SYNC;
-
-/// Commands that are handed to the queue together.
-const LIST_LIMIT: usize = 64;
 
 /// A command that a queue with entries `E` can carry.
 pub trait Encode<E> {

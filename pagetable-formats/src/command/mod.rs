@@ -94,6 +94,31 @@ pub(crate) const fn when(condition: bool, bits: u64) -> u64 {
     if condition { bits } else { 0 }
 }
 
+/// How a group of page requests ended (*PCI Express Base Specification*, section 10.4.2.1), with the codes of
+/// Page Group Responses.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[repr(u8)]
+pub enum PageResponse {
+    /// All pages are there.
+    Success = 0,
+    /// At least one page cannot be had.
+    Invalid = 1,
+    /// An error that paging cannot mend; the device sends no more requests.
+    Failure = 15,
+}
+
+impl PageResponse {
+    /// Returns the response that the `value` of `field` says.
+    pub(crate) const fn from_field(field: &'static str, value: u64) -> Result<Self, CommandError> {
+        match value {
+            0 => Ok(Self::Success),
+            1 => Ok(Self::Invalid),
+            15 => Ok(Self::Failure),
+            _ => Err(CommandError::ReservedValue { field, value }),
+        }
+    }
+}
+
 /// Names an address space of a device: a PASID, on Arm a `SubstreamID`, on RISC-V a `process_id`. 20 bits
 /// wide (*PCI Express Base Specification*, section 6.20).
 ///

@@ -31,7 +31,9 @@ mod tests;
 pub use self::target::Target;
 
 use self::target::{AV, NL, decode_span};
-use crate::command::{CommandError, Narrow, Pasid, Span, attempt, check_reserved, when};
+use crate::command::{
+    CommandError, Narrow, PageResponse, Pasid, Span, attempt, check_reserved, when,
+};
 use crate::{Bits, Oa, bit};
 
 /// The opcode and func3, which is part of it.
@@ -142,17 +144,6 @@ pub struct Function {
     pub segment: Option<u8>,
     /// Bus, device and function (RID).
     pub requester: u16,
-}
-
-/// How a group of page requests ended (*PCI Express Base Specification*, section 10.4.2).
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub enum PageResponse {
-    /// All pages are there.
-    Success = 0,
-    /// At least one page could not be paged in.
-    Invalid = 1,
-    /// An error that paging cannot mend; the device sends no more requests.
-    Failure = 15,
 }
 
 /// What of an IOMMU decides which commands are legal, as its `capabilities` and `fctl` say.
@@ -301,7 +292,10 @@ impl Command {
                 function: attempt!(decode_function(word0)),
                 pasid: attempt!(decode_pasid(word0)),
                 group: Narrow::from_field(GROUP.get(word1)),
-                response: attempt!(PageResponse::from_field(RESPONSE.get(word1))),
+                response: attempt!(PageResponse::from_field(
+                    "Response Code",
+                    RESPONSE.get(word1)
+                )),
             },
         })
     }
@@ -364,20 +358,6 @@ const fn legal_bits(opcode: u16) -> Option<[u64; 2]> {
         0x084 => [MESSAGE, GROUP.mask() | RESPONSE.mask()],
         _ => return None,
     })
-}
-
-impl PageResponse {
-    const fn from_field(value: u64) -> Result<Self, CommandError> {
-        match value {
-            0 => Ok(Self::Success),
-            1 => Ok(Self::Invalid),
-            15 => Ok(Self::Failure),
-            _ => Err(CommandError::ReservedValue {
-                field: "Response Code",
-                value,
-            }),
-        }
-    }
 }
 
 const fn vm(gscid: Option<u16>) -> u64 {

@@ -9,7 +9,7 @@
 
 mod decode;
 
-use crate::command::{CommandError, Narrow, Pasid, Span, check_reserved, when};
+use crate::command::{CommandError, Narrow, PageResponse, Pasid, Span, check_reserved, when};
 use crate::{Bits, bit};
 
 /// One descriptor.
@@ -226,18 +226,6 @@ pub struct StatusWrite {
     pub address: u64,
     /// The value.
     pub data: u32,
-}
-
-/// Answer to page requests (*PCI Express Base Specification*, section 10.4.2.1).
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-#[repr(u8)]
-pub enum PageResponse {
-    /// All pages are there now.
-    Success = 0,
-    /// Some page cannot be had.
-    InvalidRequest = 1,
-    /// Something is broken; the device must not ask again.
-    Failure = 15,
 }
 
 const TYPE: Bits<3, 0> = Bits;

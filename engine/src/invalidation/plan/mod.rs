@@ -15,6 +15,8 @@ pub mod vtd;
 
 use core::fmt::Debug;
 
+use iopt_formats::{Level, PageSize};
+
 use crate::invalidation::Changes;
 
 /// Turns changes into the commands of one hardware instance.
@@ -43,4 +45,36 @@ pub enum Phase {
     CombinedEntries,
     /// What devices cache, and would ask the IOMMU for again.
     DeviceTlb,
+}
+
+/// Returns the base-2 logarithm of the distance of addresses that meet every entry that went, in tables of
+/// `2^granule_lg2` bytes.
+///
+/// A contiguous group may be cached as the items that it consists of, so each of them is told.
+fn step_lg2(granule_lg2: u8, changes: &Changes) -> u8 {
+    let smallest = changes.leaf_sizes().smallest();
+    let leaf = smallest.map(|size| level_of(granule_lg2, size));
+    // If tables went that nobody named, they were leaf tables at worst.
+    let table = (!changes.has_lost_only_leaves()).then(|| {
+        let level = (1..=Level::MAX.0)
+            .map(Level)
+            .find(|&level| changes.has_table(level));
+        level.unwrap_or(Level(1))
+    });
+    let level = [leaf, table]
+        .into_iter()
+        .flatten()
+        .min_by_key(|level| level.0);
+    item_lg2(granule_lg2, level.unwrap_or(Level::LEAF))
+}
+
+/// Returns the level of leaves of `size`, those of contiguous groups included.
+fn level_of(granule_lg2: u8, size: PageSize) -> Level {
+    Level(size.lg2().saturating_sub(granule_lg2) / (granule_lg2 - 3))
+}
+
+/// Returns the base-2 logarithm of the bytes that an item of `level` translates, which is the whole space
+/// for levels that no table has.
+fn item_lg2(granule_lg2: u8, level: Level) -> u8 {
+    (granule_lg2 + (granule_lg2 - 3) * level.0.min(Level::MAX.0)).min(63)
 }

@@ -8,9 +8,9 @@ mod tests;
 
 use iopt_formats::command::riscv::{Command, Features, Function, Target};
 use iopt_formats::command::{Narrow, Pasid, Span};
-use iopt_formats::{Iova, IovaRange, Level, PageSize};
+use iopt_formats::{Iova, IovaRange};
 
-use crate::invalidation::plan::{Phase, Planner};
+use crate::invalidation::plan::{Phase, Planner, step_lg2};
 use crate::invalidation::{Changes, Kind};
 
 /// What of an IOMMU decides how it is told.
@@ -172,8 +172,6 @@ const MAX_STEPS: u64 = 512;
 const MAX_ORDER: u8 = 38 - PAGE_LG2;
 
 const PAGE_LG2: u8 = 12;
-/// The base-2 logarithm of the items of a table.
-const ITEMS_LG2: u8 = 9;
 
 impl Riscv {
     /// Calls `emit` with each target that makes the caches of a stage forget the changes, or with `None` for
@@ -196,7 +194,12 @@ impl Riscv {
             }
             return;
         }
-        let step_lg2 = step_lg2(changes);
+        let step_lg2 = if changes.kind() == Kind::Added {
+            // What was absent may have been asked for page by page.
+            PAGE_LG2
+        } else {
+            step_lg2(PAGE_LG2, changes)
+        };
         let first = range.start().get() >> step_lg2;
         let last = range.last().get() >> step_lg2;
         if last - first >= MAX_STEPS - 1 {
@@ -208,34 +211,6 @@ impl Riscv {
             emit(Some(Target { span, is_leaf }));
         }
     }
-}
-
-/// Returns the distance of addresses that meet every entry that went.
-///
-/// A 64 KiB page may be cached as the items that it consists of, so each of them is told.
-fn step_lg2(changes: &Changes) -> u8 {
-    if changes.kind() == Kind::Added {
-        // What was absent may have been asked for page by page.
-        return PAGE_LG2;
-    }
-    let leaf = changes.leaf_sizes().smallest().map(level_of);
-    // If tables went that nobody named, they were leaf tables at worst.
-    let table = (!changes.has_lost_only_leaves()).then(|| {
-        (1..=Level::MAX.0)
-            .map(Level)
-            .find(|&level| changes.has_table(level))
-            .unwrap_or(Level(1))
-    });
-    let level = [leaf, table]
-        .into_iter()
-        .flatten()
-        .min_by_key(|level| level.0);
-    PAGE_LG2 + ITEMS_LG2 * level.unwrap_or(Level::LEAF).0
-}
-
-/// Returns the level of leaves of `size`, those of contiguous groups included.
-fn level_of(size: PageSize) -> Level {
-    Level((size.lg2().saturating_sub(PAGE_LG2) / ITEMS_LG2).min(Level::MAX.0))
 }
 
 /// Returns one span or two that hold `range`, and less than twice as much.

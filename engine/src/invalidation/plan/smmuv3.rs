@@ -46,9 +46,9 @@ pub use self::cover::Cover;
 use iopt_formats::armv8::Granule;
 use iopt_formats::command::smmuv3::{AtcSpan, Command, Features, Range, Target};
 use iopt_formats::command::{Narrow, Pasid, Span};
-use iopt_formats::{Iova, IovaRange, Level, PageSize, PageSizes};
+use iopt_formats::{Iova, IovaRange, Level, PageSizes};
 
-use crate::invalidation::plan::{Phase, Planner};
+use crate::invalidation::plan::{Phase, Planner, item_lg2, level_of, step_lg2};
 use crate::invalidation::{Changes, Kind};
 
 /// What of an SMMU decides how it is told.
@@ -253,7 +253,7 @@ impl Smmuv3 {
     fn reach(self, granule: Granule, changes: &Changes, range: IovaRange) -> Reach {
         let granule_lg2 = granule.lg2();
         if !self.features.has_range_invalidation {
-            let step_lg2 = step_lg2(granule, changes);
+            let step_lg2 = step_lg2(granule.lg2(), changes);
             let (first, last) = units(range, step_lg2);
             // As many as a table has items: Linux draws the line there, too.
             let limit = 1 << (granule_lg2 - 3);
@@ -269,7 +269,7 @@ impl Smmuv3 {
         }
         let level = self.hint(granule, changes);
         // With a level, an address that is not aligned to its leaves is unpredictable.
-        let unit_lg2 = level.map_or(granule_lg2, |level| item_lg2(granule, level));
+        let unit_lg2 = level.map_or(granule_lg2, |level| item_lg2(granule.lg2(), level));
         let (first, last) = units(range, unit_lg2);
         let granules_lg2 = unit_lg2 - granule_lg2;
         let mut first = first << granules_lg2;
@@ -297,34 +297,15 @@ impl Smmuv3 {
         }
         let sizes = changes.leaf_sizes();
         let (smallest, largest) = (sizes.smallest()?, sizes.largest()?);
-        let level = level_of(granule, smallest);
+        let level = level_of(granule.lg2(), smallest);
         // A level of one size takes one division.
-        let is_only = smallest == largest || level == level_of(granule, largest);
+        let is_only = smallest == largest || level == level_of(granule.lg2(), largest);
         let has_code = match granule {
             Granule::Kib16 if !self.features.has_wide_descriptors => level.0 <= 1,
             _ => level.0 <= 2,
         };
         (is_only && has_code).then_some(level)
     }
-}
-
-/// Returns the distance of addresses that meet every entry that went.
-///
-/// A contiguous group may be cached as the items that it consists of, so each of them is told.
-fn step_lg2(granule: Granule, changes: &Changes) -> u8 {
-    let leaf = changes
-        .leaf_sizes()
-        .smallest()
-        .map(|size| item_lg2(granule, level_of(granule, size)));
-    // If tables went that nobody named, they were leaf tables at worst.
-    let table = (!changes.has_lost_only_leaves()).then(|| {
-        let level = (1..=Level::MAX.0)
-            .map(Level)
-            .find(|&level| changes.has_table(level));
-        item_lg2(granule, level.unwrap_or(Level(1)))
-    });
-    let step = [leaf, table].into_iter().flatten().min();
-    step.unwrap_or(granule.lg2())
 }
 
 /// Returns the numbers of the first and the last unit that share a byte with `range`.
@@ -335,22 +316,10 @@ fn units(range: IovaRange, unit_lg2: u8) -> (u64, u64) {
     )
 }
 
-/// Returns the level of leaves of `size`, those of contiguous groups included.
-fn level_of(granule: Granule, size: PageSize) -> Level {
-    Level(size.lg2().saturating_sub(granule.lg2()) / (granule.lg2() - 3))
-}
-
-/// Returns the base-2 logarithm of the bytes that an item of `level` translates, which is the whole space
-/// for levels that no table has.
-fn item_lg2(granule: Granule, level: Level) -> u8 {
-    let granule = granule.lg2();
-    (granule + (granule - 3) * level.0.min(Level::MAX.0)).min(63)
-}
-
 /// Returns which of `sizes` are contiguous groups: bit `n` stands for `2^n` granules.
 fn groups(granule: Granule, sizes: PageSizes) -> u64 {
     sizes
         .iter()
-        .filter(|&size| size.lg2() > item_lg2(granule, level_of(granule, size)))
+        .filter(|&size| size.lg2() > item_lg2(granule.lg2(), level_of(granule.lg2(), size)))
         .fold(0, |groups, size| groups | size.bytes() >> granule.lg2())
 }

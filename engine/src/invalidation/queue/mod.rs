@@ -98,7 +98,7 @@ pub use crate::invalidation::queue::platform::Platform;
 pub use crate::invalidation::queue::ticket::Ticket;
 
 /// Commands of a list that are reserved together.
-const LIST_LIMIT: u64 = 64;
+pub(super) const LIST_LIMIT: usize = 64;
 
 /// The time that hardware has if nobody says otherwise.
 const LIMIT: Duration = Duration::from_secs(1);
@@ -275,7 +275,7 @@ impl<D: Device> Queue<D> {
     #[inline]
     pub fn submit(&self, commands: &[D::Entry], sync: WithSync) -> Result<Ticket, SyncError> {
         SYNC.assert_held();
-        let list_limit = LIST_LIMIT.min(self.capacity - 1) as usize;
+        let list_limit = LIST_LIMIT.min((self.capacity - 1) as usize);
         let mut ticket = Ticket::NOTHING;
         let mut rest = commands;
         loop {

@@ -234,12 +234,7 @@ pub(super) fn page_group_response(words: [u64; 4]) -> Decoded {
         Some(pasid(low))
     };
     known(1, high, LAST_IN_GROUP | GROUP.mask())?;
-    let response = match RESPONSE.get(low) {
-        0 => PageResponse::Success,
-        1 => PageResponse::InvalidRequest,
-        15 => PageResponse::Failure,
-        value => return reserved("response code", value),
-    };
+    let response = PageResponse::from_field("response code", RESPONSE.get(low))?;
     let has_private_data = low & PRIVATE_DATA_PRESENT != 0;
     Ok(Descriptor::PageGroupResponse {
         requester_id: REQUESTER_ID.get(low) as u16,

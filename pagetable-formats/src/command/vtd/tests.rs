@@ -154,7 +154,7 @@ fn vectors() -> [(Descriptor, [u64; 2]); 24] {
             [0x1230_0000_abcd_8018, 0x1001],
         ),
         (
-            response(Some(PASID_ABCDE), PageResponse::InvalidRequest, 0x1ff, true),
+            response(Some(PASID_ABCDE), PageResponse::Invalid, 0x1ff, true),
             [0x000a_bcde_abcd_1019, 0xffc],
         ),
         (
@@ -322,7 +322,7 @@ fn any_descriptor(numbers: &mut Numbers) -> Descriptor {
             pasid: numbers.chance().then_some(pasid),
             response: match numbers.below(3) {
                 0 => PageResponse::Success,
-                1 => PageResponse::InvalidRequest,
+                1 => PageResponse::Invalid,
                 _ => PageResponse::Failure,
             },
             group: Narrow::from_field(numbers.next()),

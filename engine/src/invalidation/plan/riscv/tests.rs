@@ -3,7 +3,7 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
-use iopt_formats::PageSizes;
+use iopt_formats::{Level, PageSize, PageSizes};
 
 use super::*;
 use crate::invalidation::plan::testing::Numbers;

@@ -5,6 +5,8 @@ mod random;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use iopt_formats::PageSize;
+
 use super::*;
 
 const KIB4: Granule = Granule::Kib4;
