@@ -16,6 +16,7 @@
 //!
 //! A sentence that cannot be read is a [`Flaw`], kept beside the others.
 
+pub mod acpi;
 pub mod device_tree;
 pub mod fdt;
 mod flaw;
@@ -120,7 +121,8 @@ pub struct Instance {
 /// A device that firmware names.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Node {
-    /// Its path in a device tree, or its name in the ACPI namespace.
+    /// Its path in a device tree, or its name in the ACPI namespace; where the table has none, what it
+    /// knows the device by: `HID:UID`, `memory at ADDRESS`, `IOAPIC NUMBER`, `HPET NUMBER`.
     pub name: String,
     /// The bus that it sits on.
     pub bus: Bus,

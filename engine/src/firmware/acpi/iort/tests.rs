@@ -1,0 +1,666 @@
+//! Hand-made tables: what each node means, which mapping counts, what is refused.
+
+use alloc::vec;
+use alloc::vec::Vec;
+
+use iopt_formats::{Iova, IovaRange, Prot};
+
+use super::*;
+use crate::firmware::acpi::all_of;
+use crate::firmware::acpi::iort::describe::{REGIONS, pieces};
+use crate::firmware::acpi::testing::{Writer, fault};
+use crate::firmware::{
+    Architecture, Bus, Coherence, Description, InstanceIndex, Location, NodeIndex, Output, Reach,
+    Region, RegionKind, Rule, Subject,
+};
+use crate::intervals::random::{Random, rounds};
+use crate::topology::RequesterId;
+
+const WHAT: [u8; 4] = *b"IORT";
+
+/// A mapping: input base, IDs less one, output base, output reference, flags.
+type Mapping = [u32; 5];
+
+/// A table with these nodes, one behind the other from 48 on.
+fn table(revision: u8, nodes: &[Vec<u8>]) -> Vec<u8> {
+    let count = nodes.len() as u32;
+    let writer = Writer::table(WHAT, revision).u32(count).u32(48).u32(0);
+    nodes
+        .iter()
+        .fold(writer, |writer, node| writer.bytes(node))
+        .finish()
+}
+
+/// A node: its header, its fields, its mappings.
+fn node(kind: u8, revision: u8, fields: &Writer, mappings: &[Mapping]) -> Vec<u8> {
+    let start = 16 + fields.len() as u32;
+    let len = start as u16 + 20 * mappings.len() as u16;
+    let writer = Writer::default().u8(kind).u16(len).u8(revision).u32(0);
+    let writer = writer
+        .u32(mappings.len() as u32)
+        .u32(start)
+        .bytes(&fields.clone().part());
+    let fields = mappings.iter().flatten();
+    fields
+        .fold(writer, |writer, field| writer.u32(*field))
+        .part()
+}
+
+/// 24 bytes.
+fn its() -> Vec<u8> {
+    node(0, 1, &Writer::default().u32(1).u32(7), &[])
+}
+
+/// 68 bytes without mappings; its interrupts have no wires.
+fn smmuv3(revision: u8, base: u64, flags: u32, index: u32, mappings: &[Mapping]) -> Vec<u8> {
+    let fields = Writer::default().u64(base).u32(flags).u32(0).u64(0).u32(0);
+    let fields = fields.zeroes(16).u32(0).u32(index);
+    node(4, revision, &fields, mappings)
+}
+
+/// 36 bytes without mappings.
+fn root_complex(segment: u32, ats: u32, bits: u8, mappings: &[Mapping]) -> Vec<u8> {
+    let fields = Writer::default()
+        .u32(1)
+        .u32(0x0300_0000)
+        .u32(ats)
+        .u32(segment);
+    node(2, 3, &fields.u8(bits).zeroes(3), mappings)
+}
+
+/// 29 bytes, a name with its zero, and mappings.
+fn named(name: &[u8], bits: u8, mappings: &[Mapping]) -> Vec<u8> {
+    let fields = Writer::default().u32(0).u64(0).u8(bits).bytes(name);
+    node(1, 4, &fields.u8(0), mappings)
+}
+
+/// 28 bytes, ranges of 20, and mappings.
+fn reserved(flags: u32, ranges: &[(u64, u64)], mappings: &[Mapping]) -> Vec<u8> {
+    let fields = Writer::default()
+        .u32(flags)
+        .u32(ranges.len() as u32)
+        .u32(28);
+    let fields = ranges.iter().fold(fields, |fields, range| {
+        fields.u64(range.0).u64(range.1).u32(0)
+    });
+    node(6, 3, &fields, mappings)
+}
+
+fn describe(bytes: &[u8]) -> Result<Description, AcpiError> {
+    let mut description = Description::default();
+    Table::parse(bytes)?.describe(&mut description)?;
+    Ok(description)
+}
+
+fn requesters(segment: u16, first: u16, last: u16) -> Subject {
+    Subject::Requesters {
+        segment,
+        mask: 0xffff,
+        first: RequesterId::new(first),
+        last: RequesterId::new(last),
+    }
+}
+
+fn rule(subject: Subject, instance: Option<usize>, output: Output) -> Rule {
+    Rule {
+        subject,
+        instance: instance.map(InstanceIndex),
+        output,
+        amd_settings: 0,
+    }
+}
+
+/// Who is behind what in a table of an ITS group at 48, SMMUs at 72 and 140 and a root complex.
+fn rules(mappings: &[Mapping]) -> Vec<Rule> {
+    let nodes = [
+        its(),
+        smmuv3(4, 0x1000, 1, 0, &[]),
+        smmuv3(4, 0x2000, 0, 0, &[]),
+        root_complex(0, 0, 40, mappings),
+    ];
+    describe(&table(6, &nodes)).expect("it is right").rules
+}
+
+#[test]
+fn the_number_of_ids_is_one_more_than_the_table_says() {
+    assert_eq!(
+        rules(&[[0x100, 0xff, 0x4_0000, 72, 0], [0x300, 0, 9, 140, 0]]),
+        [
+            rule(
+                requesters(0, 0x100, 0x1ff),
+                Some(0),
+                Output::Offset(0x4_0000)
+            ),
+            rule(requesters(0, 0x300, 0x300), Some(1), Output::Offset(9)),
+        ]
+    );
+}
+
+#[test]
+fn a_range_that_begins_with_the_last_id_of_another_gets_it() {
+    // Counted as IDs, not as IDs less one, by the firmware.
+    let expected = [
+        rule(requesters(0, 0, 0xff), Some(0), Output::Offset(0)),
+        rule(requesters(0, 0x100, 0x200), Some(1), Output::Offset(0x5000)),
+    ];
+    assert_eq!(
+        rules(&[[0, 0x100, 0, 72, 0], [0x100, 0x100, 0x5000, 140, 0]]),
+        expected
+    );
+    // In the other order the first one that has it counts: there it is not the last one.
+    assert_eq!(
+        rules(&[[0x100, 0x100, 0x5000, 140, 0], [0, 0x100, 0, 72, 0]]),
+        expected
+    );
+}
+
+#[test]
+fn of_other_ranges_that_overlap_the_first_one_counts() {
+    assert_eq!(
+        rules(&[[0x80, 0x80, 0, 72, 0], [0, 0x1ff, 0x1000, 140, 0]]),
+        [
+            rule(requesters(0, 0, 0x7f), Some(1), Output::Offset(0x1000)),
+            rule(requesters(0, 0x80, 0x100), Some(0), Output::Offset(0)),
+            rule(requesters(0, 0x101, 0x1ff), Some(1), Output::Offset(0x1101)),
+        ]
+    );
+}
+
+#[test]
+fn a_single_mapping_has_one_output_for_all_that_is_left() {
+    assert_eq!(
+        rules(&[
+            [0x10, 0xf, 0, 72, 0],
+            [5, 5, 0x77, 140, 1],
+            [0, 0xffff, 0, 72, 0]
+        ]),
+        [
+            rule(requesters(0, 0, 0xf), Some(1), Output::Fixed(0x77)),
+            rule(requesters(0, 0x10, 0x1e), Some(0), Output::Offset(0)),
+            rule(requesters(0, 0x1f, 0xffff), Some(1), Output::Fixed(0x77)),
+        ]
+    );
+}
+
+#[test]
+fn who_goes_straight_to_an_its_is_behind_no_iommu() {
+    assert_eq!(
+        rules(&[[0, 0x4ff, 0, 72, 0], [0x500, 0xfaff, 0x500, 48, 0]]),
+        [
+            rule(requesters(0, 0, 0x4ff), Some(0), Output::Offset(0)),
+            rule(requesters(0, 0x500, 0xffff), None, Output::Offset(0x500)),
+        ]
+    );
+}
+
+#[test]
+fn ids_that_no_requester_has_give_no_rule() {
+    assert_eq!(
+        rules(&[
+            [0xfff0, u32::MAX - 0xfff0, 1, 72, 0],
+            [0x1_0000, 0, 0, 72, 0]
+        ]),
+        [rule(
+            requesters(0, 0xfff0, 0xffff),
+            Some(0),
+            Output::Offset(1)
+        )]
+    );
+}
+
+#[test]
+fn the_rules_say_for_every_id_what_following_it_says() {
+    let mut random = Random::new(0x0107);
+    for _ in 0..rounds(2000) {
+        let mappings: Vec<Mapping> = (0..random.below(7))
+            .map(|_| {
+                let first = random.below(40) as u32;
+                let flags = u32::from(random.one_in(9));
+                let target = [48, 72, 140][random.index(3)];
+                [
+                    first,
+                    random.below(20) as u32,
+                    random.below(8) as u32 * 10,
+                    target,
+                    flags,
+                ]
+            })
+            .collect();
+        let nodes = [
+            its(),
+            smmuv3(4, 0x1000, 1, 0, &[]),
+            smmuv3(4, 0x2000, 0, 0, &[]),
+            root_complex(0, 0, 40, &mappings),
+        ];
+        let table = Table::parse(&table(6, &nodes)).expect("it is right");
+        let pieces = pieces(&table.nodes[3], 0xffff).expect("it is right");
+        for id in 0..64 {
+            let mut fitting = pieces
+                .iter()
+                .filter(|piece| (piece.first..=piece.last).contains(&id));
+            let said = fitting.next().map(|piece| {
+                let distance = if piece.is_single { 0 } else { id - piece.first };
+                (piece.output + distance, piece.target)
+            });
+            assert_eq!(said, table.map(3, id), "{id} of {mappings:?}");
+            assert_eq!(fitting.next(), None);
+        }
+    }
+}
+
+#[test]
+fn the_mapping_of_an_smmus_own_interrupts_counts_for_no_stream() {
+    let own = [0, 0, 0xaa, 48, 1];
+    let streams = [0, 0xff, 0x1000, 48, 0];
+    // Revision, flags, index, whether the first mapping is its own.
+    for (revision, flags, index, is_own) in [
+        (0, 0, 0, false),
+        (1, 0, 0, true),
+        (4, 0, 0, true),
+        (4, 0, 7, false),
+        (5, 0, 0, false),
+        (5, 1 << 4, 0, true),
+    ] {
+        let nodes = [
+            its(),
+            smmuv3(revision, 0x1000, flags, index, &[own, streams]),
+        ];
+        let table = Table::parse(&table(6, &nodes)).expect("it is right");
+        let NodeKind::Smmuv3(smmu) = &table.nodes[1].kind else {
+            panic!("{:?}", table.nodes[1]);
+        };
+        assert_eq!(smmu.own_mapping, is_own.then_some(0), "revision {revision}");
+        assert_eq!(table.map(1, 5), Some((0x1005, 0)));
+    }
+    // All interrupts have wires.
+    let mut bytes = smmuv3(4, 0x1000, 0, 0, &[own]);
+    for (place, byte) in [(44, 1), (48, 2), (52, 3), (56, 4)] {
+        bytes[place] = byte;
+    }
+    let table = Table::parse(&table(6, &[its(), bytes])).expect("it is right");
+    assert!(
+        matches!(&table.nodes[1].kind, NodeKind::Smmuv3(smmu) if smmu.own_mapping.is_none()
+            && smmu.interrupts == [1, 2, 3, 4])
+    );
+}
+
+#[test]
+fn a_root_complex_says_its_segment_its_reach_and_who_may_use_device_tlbs() {
+    let nodes = [
+        smmuv3(4, 0x905_0000, 1, 0, &[]),
+        root_complex(3, 1, 48, &[[0, 0xffff, 0, 48, 0]]),
+        root_complex(2, 2, 0, &[]),
+    ];
+    let description = describe(&table(6, &nodes)).expect("it is right");
+    assert_eq!(description.instances.len(), 1);
+    assert_eq!(description.instances[0].architecture, Architecture::Smmuv3);
+    assert_eq!(description.instances[0].is_coherent, Some(true));
+    let location = Location::Memory {
+        base: 0x905_0000,
+        len: None,
+    };
+    assert_eq!(description.instances[0].location, location);
+    assert_eq!(
+        description.rules,
+        [rule(requesters(3, 0, 0xffff), Some(0), Output::Offset(0))]
+    );
+    assert_eq!(
+        description.reaches,
+        [Reach {
+            subject: all_of(3),
+            address_bits: Some(48),
+            ranges: vec![],
+        }]
+    );
+    assert_eq!(description.ats.len(), 1);
+    assert_eq!(description.ats[0].subject, all_of(3));
+    assert!(!description.ats[0].is_required);
+    let hosts: Vec<_> = description
+        .hosts
+        .iter()
+        .map(|host| (host.segment, host.buses))
+        .collect();
+    assert_eq!(hosts, [(3, (0, 255)), (2, (0, 255))]);
+    assert_eq!(
+        description.coherence,
+        [3, 2].map(|segment| Coherence {
+            subject: all_of(segment),
+            is_coherent: true,
+        })
+    );
+}
+
+#[test]
+fn an_old_smmu_says_how_long_its_registers_are_and_that_its_walks_snoop() {
+    let fields = Writer::default()
+        .u64(0x1500_0000)
+        .u64(0x10_0000)
+        .u32(3)
+        .u32(2);
+    let fields = fields.u32(60).u32(1).u32(76).u32(1).u32(84);
+    let fields = fields
+        .u32(97)
+        .u32(0)
+        .u32(98)
+        .u32(1)
+        .u32(129)
+        .u32(0)
+        .u32(130)
+        .u32(0);
+    let bytes = table(0, &[node(3, 0, &fields, &[])]);
+    let parsed = Table::parse(&bytes).expect("it is right");
+    let interrupt = |gsiv, flags| Interrupt { gsiv, flags };
+    let NodeKind::Smmu(smmu) = &parsed.nodes[0].kind else {
+        panic!("{:?}", parsed.nodes[0]);
+    };
+    assert_eq!(smmu.global_interrupts, [interrupt(97, 0), interrupt(98, 1)]);
+    assert_eq!(smmu.context_interrupts, [interrupt(129, 0)]);
+    assert_eq!(smmu.counter_interrupts, [interrupt(130, 0)]);
+    assert!(!smmu.has_broadcasts);
+    let description = describe(&bytes).expect("it is right");
+    let instance = &description.instances[0];
+    assert_eq!(instance.architecture, Architecture::Smmu);
+    let (base, len) = (0x1500_0000, Some(0x10_0000));
+    assert_eq!(instance.location, Location::Memory { base, len });
+    assert_eq!(instance.is_coherent, Some(true));
+    assert_eq!(instance.name, "IORT SMMU at 0x30");
+}
+
+#[test]
+fn a_named_component_has_the_ids_of_its_single_mappings_and_maps_those_of_its_bus() {
+    let nodes = [
+        smmuv3(4, 0x1000, 0, 0, &[]),
+        named(
+            b"\\_SB_.USB0",
+            32,
+            &[[0, 0, 0x40, 48, 1], [0, 0, 0x41, 48, 1]],
+        ),
+        named(b"\\_SB_.MCE0", 0, &[[0x10, 0x1f, 0x300, 48, 0]]),
+    ];
+    let description = describe(&table(6, &nodes)).expect("it is right");
+    let names: Vec<_> = description
+        .nodes
+        .iter()
+        .map(|node| node.name.as_str())
+        .collect();
+    assert_eq!(names, ["\\_SB_.USB0", "\\_SB_.MCE0"]);
+    assert!(
+        description
+            .nodes
+            .iter()
+            .all(|node| node.bus == Bus::Platform)
+    );
+    let inputs = Subject::Inputs {
+        node: NodeIndex(1),
+        first: 0x10,
+        last: 0x2f,
+    };
+    assert_eq!(
+        description.rules,
+        [
+            rule(Subject::Node(NodeIndex(0)), Some(0), Output::Fixed(0x40)),
+            rule(Subject::Node(NodeIndex(0)), Some(0), Output::Fixed(0x41)),
+            rule(inputs, Some(0), Output::Offset(0x300)),
+        ]
+    );
+    assert_eq!(description.reaches.len(), 1);
+    assert_eq!(description.reaches[0].subject, Subject::Node(NodeIndex(0)));
+    assert_eq!(description.reaches[0].address_bits, Some(32));
+    assert!(!description.coherence[0].is_coherent);
+}
+
+#[test]
+fn reserved_memory_is_a_region_of_its_streams_and_its_flags_say_which_kind() {
+    let ranges = [(0x8000_0000, 0x1_0000), (0x9000_0000, 0x2_0000)];
+    let streams = [0xdead, 1, 0x40, 48, 0];
+    for (flags, prot, is_relaxable) in [
+        (0, Prot::RW.device(), false),
+        (1, Prot::RW.device(), true),
+        (2 | 5 << 2, Prot::RW.cached().privileged(), false),
+        (1 | 4 << 2, Prot::RW, true),
+    ] {
+        let nodes = [
+            smmuv3(4, 0x1000, 0, 0, &[]),
+            reserved(flags, &ranges, &[streams]),
+        ];
+        let expected = ranges.map(|(base, len)| Region {
+            subject: Some(Subject::Streams {
+                instance: InstanceIndex(0),
+                first: 0x40,
+                last: 0x41,
+            }),
+            range: IovaRange::with_len(Iova::new(base), len).expect("it is one"),
+            kind: RegionKind::Direct { prot, is_relaxable },
+        });
+        let description = describe(&table(5, &nodes)).expect("it is right");
+        assert_eq!(description.regions, expected);
+        // Older tables meant something else.
+        assert_eq!(
+            describe(&table(4, &nodes)).expect("it is right").regions,
+            []
+        );
+    }
+}
+
+#[test]
+fn reserved_memory_that_is_nowhere_or_everywhere_is_refused() {
+    let of = |ranges: &[(u64, u64)], mappings: &[Mapping]| {
+        let nodes = [smmuv3(4, 0x1000, 0, 0, &[]), reserved(0, ranges, mappings)];
+        describe(&table(6, &nodes)).map(|description| description.regions.len())
+    };
+    let one = [0, 0, 5, 48, 0];
+    let zero = Fault::Value { value: 0 };
+    assert_eq!(
+        of(&[(0x1000, 0)], &[one]),
+        fault(WHAT, 152, "a memory range", zero)
+    );
+    let top = u64::MAX - 0xfff;
+    assert_eq!(of(&[(top, 0x1000)], &[one]), Ok(1));
+    assert_eq!(
+        of(&[(top, 0x1001)], &[one]),
+        fault(WHAT, 144, "a memory range", Fault::Overflow)
+    );
+    assert_eq!(
+        of(&[(0, 1)], &[[0, 1, u32::MAX, 48, 0]]),
+        fault(WHAT, 172, "the output base", Fault::Overflow)
+    );
+    let ranges: Vec<_> = (0..64).map(|index| (index << 16, 0x1000)).collect();
+    assert_eq!(of(&ranges, &[one; 64]), Ok(REGIONS));
+    let many = Fault::TooMany { limit: REGIONS };
+    // The first range of mapping 65.
+    assert_eq!(
+        of(&ranges, &[one; 65]),
+        fault(WHAT, 144, "a memory range", many)
+    );
+}
+
+#[test]
+fn counters_belong_to_a_node() {
+    let fields = Writer::default()
+        .u64(0x2b42_0000)
+        .u32(9)
+        .u32(48)
+        .u64(0x2b43_0000);
+    let pmcg = node(5, 1, &fields, &[]);
+    let parsed = Table::parse(&table(6, &[its(), pmcg])).expect("it is right");
+    let expected = Pmcg {
+        base: 0x2b42_0000,
+        interrupt: 9,
+        node: 0,
+        second: Some(0x2b43_0000),
+    };
+    assert_eq!(parsed.nodes[1].kind, NodeKind::Pmcg(expected));
+    let identifiers = vec![7];
+    assert_eq!(parsed.nodes[0].kind, NodeKind::ItsGroup { identifiers });
+
+    let fields = Writer::default().u64(0).u32(9).u32(49);
+    let nodes = [its(), node(5, 0, &fields, &[])];
+    let to = Fault::Reference { to: 49 };
+    assert_eq!(
+        Table::parse(&table(6, &nodes)),
+        fault(WHAT, 72 + 28, "the node reference", to)
+    );
+}
+
+#[test]
+fn an_unknown_node_is_passed_over_but_nobody_goes_to_it() {
+    let unknown = node(7, 0, &Writer::default().u64(5), &[[0, 0, 0, 48, 0]]);
+    let nodes = [
+        its(),
+        unknown.clone(),
+        root_complex(0, 0, 40, &[[0, 5, 0, 48, 0]]),
+    ];
+    let parsed = Table::parse(&table(6, &nodes)).expect("it is right");
+    assert_eq!(parsed.nodes[1].kind, NodeKind::Unknown(7));
+    let nodes = [its(), unknown, root_complex(0, 0, 40, &[[0, 5, 0, 72, 0]])];
+    assert_eq!(
+        Table::parse(&table(6, &nodes)),
+        fault(
+            WHAT,
+            164,
+            "an output reference",
+            Fault::Reference { to: 72 }
+        )
+    );
+}
+
+#[test]
+fn references_that_could_make_a_loop_or_lead_nowhere_are_refused() {
+    let refused = |nodes: &[Vec<u8>], offset, to| {
+        let expected = fault(WHAT, offset, "an output reference", Fault::Reference { to });
+        assert_eq!(Table::parse(&table(6, nodes)), expected);
+    };
+    // An SMMU to itself, to another one that goes back, and to the root complex before it.
+    refused(&[smmuv3(4, 0, 0, 1, &[[0, 9, 0, 48, 0]])], 128, 48);
+    let one = smmuv3(4, 0, 0, 1, &[[0, 9, 0, 136, 0]]);
+    let other = smmuv3(4, 0, 0, 1, &[[0, 9, 0, 48, 0]]);
+    refused(&[one, other], 128, 136);
+    let root = root_complex(0, 0, 40, &[[0, 9, 0, 104, 0]]);
+    refused(&[root, smmuv3(4, 0, 0, 1, &[[0, 9, 0, 48, 0]])], 184, 48);
+    refused(&[root_complex(0, 0, 40, &[[0, 9, 0, 48, 0]])], 96, 48);
+    // Into a node, before the first one, past the last one.
+    for to in [0, 40, 49, 104, u32::MAX] {
+        let root = root_complex(0, 0, 40, &[[0, 9, 0, to, 0]]);
+        refused(&[root], 96, to.into());
+    }
+    let nodes = [its(), reserved(0, &[], &[[0, 0, 0, 48, 0]])];
+    refused(&nodes, 112, 48);
+}
+
+#[test]
+fn numbers_that_are_too_large_are_refused() {
+    let root = |mapping| describe(&table(6, &[its(), root_complex(0, 0, 0, &[mapping])]));
+    assert!(root([1, u32::MAX - 1, 0, 48, 0]).is_ok());
+    assert_eq!(
+        root([1, u32::MAX, 0, 48, 0]),
+        fault(WHAT, 112, "the number of IDs", Fault::Overflow)
+    );
+    assert!(root([0, 0xf, u32::MAX - 0xf, 48, 0]).is_ok());
+    assert_eq!(
+        root([0, 0x10, u32::MAX - 0xf, 48, 0]),
+        fault(WHAT, 116, "the output base", Fault::Overflow)
+    );
+    let what = "the segment of a root complex";
+    let value = Fault::Value { value: 0x1_0000 };
+    let nodes = [its(), root_complex(0x1_0000, 0, 0, &[])];
+    assert_eq!(describe(&table(6, &nodes)), fault(WHAT, 100, what, value));
+    let nodes = [root_complex(1, 0, 0, &[]), root_complex(1, 0, 0, &[])];
+    assert_eq!(
+        describe(&table(6, &nodes)),
+        fault(WHAT, 112, what, Fault::Duplicate)
+    );
+}
+
+#[test]
+fn nodes_that_do_not_fit_are_refused() {
+    let parse = |edit: fn(&mut Vec<u8>)| {
+        let mut bytes = table(6, &[its(), root_complex(0, 0, 40, &[[0, 9, 0, 48, 0]])]);
+        edit(&mut bytes);
+        crate::firmware::acpi::testing::seal(&mut bytes);
+        Table::parse(&bytes).map(|_| ())
+    };
+    let short = |needed, available| Fault::Truncated { needed, available };
+    assert_eq!(parse(|_| {}), Ok(()));
+    // The length of the root complex: none, less than its header, less than its fields, too much.
+    assert_eq!(
+        parse(|bytes| bytes[73..75].fill(0)),
+        fault(WHAT, 72, "a node", Fault::Length { len: 0 })
+    );
+    assert_eq!(
+        parse(|bytes| bytes[73] = 15),
+        fault(WHAT, 72, "a node", Fault::Length { len: 15 })
+    );
+    assert_eq!(
+        parse(|bytes| bytes[73] = 32),
+        fault(WHAT, 72, "a node", short(33, 32))
+    );
+    assert_eq!(
+        parse(|bytes| bytes[73] = 57),
+        fault(WHAT, 72, "a node", short(57, 56))
+    );
+    // One node more than there is, and very many more.
+    assert_eq!(
+        parse(|bytes| bytes[36] = 3),
+        fault(WHAT, 128, "a node", short(16, 0))
+    );
+    assert_eq!(
+        parse(|bytes| bytes[36..40].fill(0xff)),
+        fault(WHAT, 128, "a node", short(16, 0))
+    );
+    // Nodes that begin in the header, and past the end.
+    assert_eq!(
+        parse(|bytes| bytes[40] = 47),
+        fault(WHAT, 40, "the offset of the nodes", Fault::Overlap)
+    );
+    assert_eq!(
+        parse(|bytes| bytes[40..44].fill(0xff)),
+        fault(WHAT, 0xffff_ffff, "a node", short(16, 0))
+    );
+    // Mappings: more than fit, so many that their size has no number of 32 bits, over the fields.
+    assert_eq!(
+        parse(|bytes| bytes[80] = 2),
+        fault(WHAT, 108, "ID mappings", short(40, 20))
+    );
+    assert_eq!(
+        parse(|bytes| bytes[80..84].fill(0xff)),
+        fault(WHAT, 108, "ID mappings", short(0x13_ffff_ffec, 20))
+    );
+    assert_eq!(
+        parse(|bytes| bytes[84] = 32),
+        fault(WHAT, 104, "ID mappings", Fault::Overlap)
+    );
+    assert_eq!(
+        parse(|bytes| bytes[84] = 0),
+        fault(WHAT, 72, "ID mappings", Fault::Overlap)
+    );
+    // ITS identifiers that do not fit.
+    assert_eq!(
+        parse(|bytes| bytes[64] = 2),
+        fault(WHAT, 68, "ITS identifiers", short(8, 4))
+    );
+    assert_eq!(
+        Table::parse(&Writer::table(WHAT, 6).zeroes(8).finish()),
+        fault(WHAT, 0, "the table", short(48, 44))
+    );
+}
+
+#[test]
+fn a_name_without_an_end_is_refused() {
+    let mut component = named(b"\\_SB_.USB0", 32, &[]);
+    component[39] = b'1';
+    assert_eq!(
+        Table::parse(&table(6, &[component])),
+        fault(WHAT, 77, "the name of a device", Fault::Text)
+    );
+}
+
+#[test]
+fn memory_ranges_over_mappings_are_refused() {
+    let mut node = reserved(0, &[(0, 0x1000)], &[[0, 0, 0, 48, 0]]);
+    node[24] = 48;
+    let nodes = [smmuv3(4, 0x1000, 0, 0, &[]), node];
+    assert_eq!(
+        Table::parse(&table(6, &nodes)),
+        fault(WHAT, 164, "memory ranges", Fault::Overlap)
+    );
+}
