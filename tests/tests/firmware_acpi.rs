@@ -1,0 +1,640 @@
+//! What ACPI tables of real virtual machines say, against what was read out of their bytes by hand and
+//! against what Linux made of them; and that no damage to them does harm.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use iopt::firmware::acpi::{AcpiError, Fault, Signature, dmar, iort, ivrs, mcfg, parse, viot};
+use iopt::firmware::{
+    Architecture, Ats, Coherence, Description, Host, Instance, InstanceIndex, Location, NodeIndex,
+    Output, PathStep, PciPath, Reach, Region, RegionKind, Rule, Subject,
+};
+use iopt::topology::{PciAddress, RequesterId};
+use iopt_formats::{Iova, IovaRange};
+
+const MACHINES: [&str; 9] = [
+    "arm-acpi-smmu",
+    "arm-acpi-virtio",
+    "vtd-a",
+    "vtd-sm-fs",
+    "vtd-vfio",
+    "x86-dmar-pxb",
+    "amd-a",
+    "x86-ivrs-intremap",
+    "x86-viot",
+];
+
+fn machine(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fixtures/firmware")
+        .join(name)
+}
+
+/// The tables of a machine.
+fn tables(name: &str) -> Vec<Vec<u8>> {
+    let files = fs::read_dir(machine(name)).expect("the machine is there");
+    let mut files: Vec<_> = files
+        .map(|file| file.expect("the directory can be read").path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "aml"))
+        .collect();
+    files.sort();
+    files
+        .iter()
+        .map(|path| fs::read(path).expect("the table can be read"))
+        .collect()
+}
+
+fn describe(name: &str) -> Description {
+    let tables = tables(name);
+    let tables: Vec<&[u8]> = tables.iter().map(Vec::as_slice).collect();
+    parse(&tables).expect("the tables are right")
+}
+
+fn instance(architecture: Architecture, location: Location, name: &str) -> Instance {
+    Instance {
+        architecture,
+        location,
+        name: name.into(),
+        is_enabled: true,
+        is_coherent: None,
+    }
+}
+
+fn host(name: &str, ecam: u64) -> Host {
+    Host {
+        name: name.into(),
+        segment: 0,
+        buses: (0, 0xff),
+        ecam: Some(ecam),
+    }
+}
+
+fn requesters(first: u16, last: u16) -> Subject {
+    Subject::Requesters {
+        segment: 0,
+        mask: 0xffff,
+        first: RequesterId::new(first),
+        last: RequesterId::new(last),
+    }
+}
+
+fn path(start_bus: u8, device: u8, function: u8) -> PciPath {
+    PciPath {
+        segment: 0,
+        start_bus,
+        steps: vec![PathStep { device, function }],
+    }
+}
+
+fn endpoint(start_bus: u8, device: u8, function: u8) -> Subject {
+    Subject::Function(path(start_bus, device, function))
+}
+
+fn bridge(start_bus: u8, device: u8, function: u8) -> Subject {
+    Subject::Below(path(start_bus, device, function))
+}
+
+fn behind(subject: Subject, output: Output) -> Rule {
+    Rule {
+        subject,
+        instance: Some(InstanceIndex(0)),
+        output,
+        amd_settings: 0,
+    }
+}
+
+/// Functions that the only instance sees under their own IDs.
+fn unchanged(first: u16, last: u16) -> Rule {
+    behind(requesters(first, last), Output::Offset(first.into()))
+}
+
+fn region(start: u64, last: u64, kind: RegionKind) -> Region {
+    Region {
+        subject: None,
+        range: IovaRange::new(Iova::new(start), Iova::new(last)).expect("it is one"),
+        kind,
+    }
+}
+
+fn interrupts() -> Region {
+    region(0xfee0_0000, 0xfeef_ffff, RegionKind::Msi)
+}
+
+fn reach() -> Reach {
+    Reach {
+        subject: requesters(0, 0xffff),
+        address_bits: Some(64),
+        ranges: vec![],
+    }
+}
+
+fn coherence() -> Coherence {
+    Coherence {
+        subject: requesters(0, 0xffff),
+        is_coherent: true,
+    }
+}
+
+#[test]
+fn an_smmu_sees_the_buses_in_use_and_nothing_else() {
+    let mut smmu = instance(
+        Architecture::Smmuv3,
+        Location::Memory {
+            base: 0x905_0000,
+            len: None,
+        },
+        "IORT SMMUv3 at 0x48",
+    );
+    smmu.is_coherent = Some(true);
+    let expected = Description {
+        instances: vec![smmu],
+        hosts: vec![host("IORT root complex at 0xa0", 0x40_1000_0000)],
+        rules: vec![
+            unchanged(0, 0x4ff),
+            Rule {
+                subject: requesters(0x500, 0xffff),
+                instance: None,
+                output: Output::Offset(0x500),
+                amd_settings: 0,
+            },
+        ],
+        reaches: vec![reach()],
+        coherence: vec![coherence()],
+        ..Description::default()
+    };
+    assert_eq!(describe("arm-acpi-smmu"), expected);
+}
+
+#[test]
+fn a_virtio_iommu_sees_its_range_but_itself() {
+    let rules = || vec![unchanged(0, 0x47), unchanged(0x49, 0x4ff)];
+    let iommu = || {
+        let address: PciAddress = "0000:00:09.0".parse().expect("it is one");
+        instance(
+            Architecture::Virtio,
+            Location::Pci(address),
+            "VIOT virtio-iommu 0000:00:09.0",
+        )
+    };
+    let expected = Description {
+        instances: vec![iommu()],
+        hosts: vec![host("MCFG allocation at 0x2c", 0xb000_0000)],
+        rules: rules(),
+        ..Description::default()
+    };
+    assert_eq!(describe("x86-viot"), expected);
+
+    let mut rules = rules();
+    rules.push(Rule {
+        subject: requesters(0, 0xffff),
+        instance: None,
+        output: Output::Offset(0),
+        amd_settings: 0,
+    });
+    let expected = Description {
+        instances: vec![iommu()],
+        hosts: vec![host("IORT root complex at 0x48", 0x40_1000_0000)],
+        rules,
+        reaches: vec![reach()],
+        coherence: vec![coherence()],
+        ..Description::default()
+    };
+    assert_eq!(describe("arm-acpi-virtio"), expected);
+}
+
+/// A unit at `fed9_0000` that sees these.
+fn unit(subjects: Vec<Subject>, ats: Vec<Ats>) -> Description {
+    let rule = |subject| behind(subject, Output::Offset(0));
+    Description {
+        instances: vec![instance(
+            Architecture::Vtd,
+            Location::Memory {
+                base: 0xfed9_0000,
+                len: Some(0x1000),
+            },
+            "DMAR unit at 0x30",
+        )],
+        hosts: vec![host("MCFG allocation at 0x2c", 0xb000_0000)],
+        rules: subjects.into_iter().map(rule).collect(),
+        regions: vec![interrupts()],
+        ats,
+        ..Description::default()
+    }
+}
+
+#[test]
+fn a_remapping_unit_sees_the_devices_of_its_scopes() {
+    let subjects = || {
+        vec![
+            endpoint(0, 0, 0),
+            bridge(0, 1, 0),
+            bridge(0, 2, 0),
+            bridge(0, 3, 0),
+            bridge(0, 4, 0),
+            endpoint(0, 8, 0),
+            endpoint(0, 0x1f, 0),
+            endpoint(0, 0x1f, 2),
+            endpoint(0, 0x1f, 3),
+        ]
+    };
+    assert_eq!(describe("vtd-a"), unit(subjects(), vec![]));
+    assert_eq!(describe("vtd-sm-fs"), unit(subjects(), vec![]));
+    let subjects = vec![
+        endpoint(0, 0, 0),
+        endpoint(0, 10, 0),
+        endpoint(0, 0x1f, 0),
+        endpoint(0, 0x1f, 2),
+        endpoint(0, 0x1f, 3),
+    ];
+    assert_eq!(describe("vtd-vfio"), unit(subjects, vec![]));
+}
+
+#[test]
+fn a_second_root_bus_is_seen_and_a_third_is_not() {
+    let subjects = vec![
+        bridge(0x20, 0, 0),
+        endpoint(0, 0, 0),
+        bridge(0, 1, 0),
+        bridge(0, 2, 0),
+        bridge(0, 3, 0),
+        bridge(0, 4, 0),
+        endpoint(0, 5, 0),
+        endpoint(0, 6, 0),
+        endpoint(0, 8, 0),
+        endpoint(0, 0x1f, 0),
+        endpoint(0, 0x1f, 2),
+        endpoint(0, 0x1f, 3),
+    ];
+    let all = Ats {
+        subject: requesters(0, 0xffff),
+        is_required: false,
+    };
+    assert_eq!(describe("x86-dmar-pxb"), unit(subjects, vec![all]));
+}
+
+#[test]
+fn scopes_of_interrupt_controllers_stay_in_the_typed_form() {
+    let table = fs::read(machine("x86-dmar-pxb").join("DMAR.aml")).expect("it is there");
+    let table = dmar::Table::parse(&table).expect("it is right");
+    assert_eq!((table.address_bits, table.flags), (48, 1));
+    let dmar::StructureKind::Unit(unit) = &table.structures[0].kind else {
+        panic!("{table:?}");
+    };
+    assert_eq!((unit.scopes.len(), unit.is_rest), (13, false));
+    let scope = &unit.scopes[0];
+    assert_eq!(scope.kind, dmar::ScopeKind::IoApic);
+    assert_eq!((scope.start_bus, scope.enumeration), (0xff, 0));
+}
+
+/// An IOMMU at `fed8_0000` that takes requests of device TLBs.
+fn amd(name: &str, rules: Vec<Rule>, hosts: Vec<Host>) -> Description {
+    let ats = |rule: &Rule| Ats {
+        subject: rule.subject.clone(),
+        is_required: false,
+    };
+    Description {
+        instances: vec![instance(
+            Architecture::Amd,
+            Location::Memory {
+                base: 0xfed8_0000,
+                len: None,
+            },
+            name,
+        )],
+        hosts,
+        ats: rules.iter().map(ats).collect(),
+        rules,
+        regions: vec![
+            interrupts(),
+            region(0xfd_0000_0000, 0xff_ffff_ffff, RegionKind::Reserved),
+        ],
+        ..Description::default()
+    }
+}
+
+#[test]
+fn of_the_two_blocks_of_an_amd_iommu_the_newer_one_counts() {
+    let rules = [0, 0x28, 0x30, 0x38, 0x40, 0xf8, 0xfa, 0xfb];
+    let rules = rules.map(|id| unchanged(id, id)).to_vec();
+    let hosts = vec![host("MCFG allocation at 0x2c", 0xb000_0000)];
+    let name = "IVRS IOMMU 0000:00:01.0 at 0x6c";
+    assert_eq!(describe("amd-a"), amd(name, rules, hosts));
+
+    let table = fs::read(machine("amd-a").join("IVRS.aml")).expect("it is there");
+    let table = ivrs::Table::parse(&table).expect("it is right");
+    let kinds: Vec<_> = table
+        .hardware
+        .iter()
+        .map(|block| (block.kind, block.flags))
+        .collect();
+    assert_eq!(kinds, [(0x10, 0xd1), (0x11, 0x11)]);
+    // As Linux printed them.
+    assert_eq!(table.hardware[1].features, Some([0x29d3, 0]));
+    assert_eq!(table.info, 0x2801);
+}
+
+#[test]
+fn functions_below_a_pci_bridge_are_seen_under_its_id() {
+    let own = [0, 0x10, 0x18, 0x20, 0x28, 0x40, 0xf8, 0xfa, 0xfb];
+    let mut rules = own.map(|id| unchanged(id, id)).to_vec();
+    rules.extend([unchanged(0x100, 0x1ff), unchanged(0x200, 0x2ff)]);
+    rules.push(unchanged(0x300, 0x3ff));
+    rules.push(behind(requesters(0x400, 0x4ff), Output::Fixed(0x400)));
+    rules.push(behind(Subject::Node(NodeIndex(0)), Output::Fixed(0xa0)));
+    let name = "IVRS IOMMU 0000:00:01.0 at 0x9c";
+    let mut found = describe("x86-ivrs-intremap");
+    assert_eq!(found.nodes.len(), 1);
+    assert_eq!(found.nodes.remove(0).name, "IOAPIC 0");
+    assert_eq!(found, amd(name, rules, vec![]));
+}
+
+/// Returns whether a function is behind an instance. `bridges` are the functions and buses of bridges.
+fn is_behind(description: &Description, id: RequesterId, bridges: &[(u16, u8)]) -> bool {
+    let is_at = |path: &PciPath, id: RequesterId| {
+        let [step] = path.steps[..] else {
+            panic!("{path:?} has more than one step");
+        };
+        RequesterId::from_parts(path.start_bus, step.device, step.function) == Some(id)
+    };
+    let behind = description
+        .rules
+        .iter()
+        .filter(|rule| rule.instance.is_some());
+    let mut subjects = behind.map(|rule| &rule.subject);
+    subjects.any(|subject| match subject {
+        Subject::Requesters {
+            mask, first, last, ..
+        } => (first.get()..=last.get()).contains(&(id.get() & mask)),
+        Subject::Function(path) => is_at(path, id),
+        Subject::Below(path) => {
+            let mut above = bridges.iter().filter(|(_, bus)| *bus == id.bus());
+            is_at(path, id) || above.any(|(bridge, _)| is_at(path, RequesterId::new(*bridge)))
+        }
+        Subject::Node(_) => false,
+        other => panic!("{other:?} is in none of the tables"),
+    })
+}
+
+#[test]
+fn who_has_a_group_in_linux_is_behind_an_iommu_and_who_has_none_is_not() {
+    // Below each root port and bridge of the machines is one bus.
+    let bridges = [
+        (0x08, 1),
+        (0x10, 2),
+        (0x18, 3),
+        (0x20, 4),
+        (0x2000, 0x21),
+        (0x4000, 0x41),
+    ];
+    let mut count = 0;
+    for name in MACHINES
+        .into_iter()
+        .filter(|name| *name != "x86-ivrs-intremap")
+    {
+        // With VIOT and IORT, Linux looks only once a driver takes a device; and it knows the function
+        // below the PCI bridge by the bridge's ID only.
+        let untried: &[&str] = match name {
+            "arm-acpi-smmu" => &["0000:00:00.0"],
+            "arm-acpi-virtio" => &["0000:00:00.0", "0000:04:03.0"],
+            "x86-viot" => &[
+                "0000:00:1f.0",
+                "0000:00:1f.2",
+                "0000:00:1f.3",
+                "0000:04:03.0",
+            ],
+            _ => &[],
+        };
+        let description = describe(name);
+        let info = fs::read_to_string(machine(name).join("guest-info.txt")).expect("it is there");
+        for line in info.lines().filter(|line| line.starts_with("PCI ")) {
+            let words: Vec<_> = line.split(' ').collect();
+            let address: PciAddress = words[1].parse().expect("it is one");
+            let group = words[5]
+                .strip_prefix("grp=")
+                .expect("the sixth word is the group");
+            let expected = !group.is_empty() || untried.contains(&words[1]);
+            let found = is_behind(&description, address.requester, &bridges);
+            assert_eq!(found, expected, "{name}: {line}");
+            count += 1;
+        }
+    }
+    assert_eq!(count, 94);
+}
+
+#[test]
+fn linux_reserves_the_same_addresses_on_x86_where_they_come_from_tables() {
+    for (name, expected) in [
+        ("vtd-a", "0x00000000fee00000 0x00000000feefffff msi;"),
+        (
+            "amd-a",
+            "0x00000000fee00000 0x00000000feefffff msi;\
+             0x000000fd00000000 0x000000ffffffffff reserved;",
+        ),
+    ] {
+        let said: String = describe(name)
+            .regions
+            .iter()
+            .map(|region| {
+                let kind = match region.kind {
+                    RegionKind::Msi => "msi",
+                    RegionKind::Reserved => "reserved",
+                    other => panic!("{other:?}"),
+                };
+                let (start, last) = (region.range.start().get(), region.range.last().get());
+                format!("{start:#018x} {last:#018x} {kind};")
+            })
+            .collect();
+        assert_eq!(said, expected);
+        let info = fs::read_to_string(machine(name).join("guest-info.txt")).expect("it is there");
+        let groups: Vec<_> = info
+            .lines()
+            .filter(|line| line.starts_with("GROUP "))
+            .collect();
+        assert!(groups.len() > 5);
+        // The ISA bridge's first 16 MiB are a habit of the driver's, no table says it.
+        let habit = "0x0000000000000000 0x0000000000ffffff direct-relaxable;";
+        for group in groups {
+            assert!(
+                group.replace(habit, "").contains(&format!("rr={said} ")),
+                "{group}"
+            );
+        }
+    }
+}
+
+/// Writes the length and the checksum, so that damage reaches what is behind them.
+fn seal(table: &mut [u8]) {
+    let len = u32::try_from(table.len()).expect("it is short");
+    if let Some(bytes) = table.get_mut(4..8) {
+        bytes.copy_from_slice(&len.to_le_bytes());
+    }
+    reckon(table);
+}
+
+/// Writes the checksum of as much as the length says.
+fn reckon(table: &mut [u8]) {
+    let len = table.get(4..8).map(|bytes| {
+        let bytes = bytes.try_into().expect("they are four");
+        u32::from_le_bytes(bytes) as usize
+    });
+    let Some(table) = len
+        .and_then(|len| table.get_mut(..len))
+        .filter(|table| table.len() > 9)
+    else {
+        return;
+    };
+    table[9] = 0;
+    let sum = table.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte));
+    table[9] = sum.wrapping_neg();
+}
+
+/// Parses a damaged table as the only one; what it says must be in proportion to its size. Returns
+/// whether it still is one.
+fn parse_damaged(table: &[u8]) -> bool {
+    let parsed = parse(&[table]);
+    if let Err(error) = &parsed {
+        assert!(!error.to_string().is_empty());
+    }
+    let Ok(description) = parsed else {
+        return false;
+    };
+    // Segments of a VIOT and reserved memory of an IORT have limits of their own.
+    let limit = table.len() + 4096;
+    let all = [
+        description.instances.len(),
+        description.nodes.len(),
+        description.hosts.len(),
+        description.rules.len(),
+        description.regions.len(),
+        description.reaches.len(),
+        description.coherence.len(),
+        description.ats.len(),
+    ];
+    assert!(all.iter().all(|count| *count <= limit), "{all:?}");
+    true
+}
+
+/// Numbers of a fixed seed (xorshift64).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 8) as usize % end
+    }
+}
+
+/// All tables that differ.
+fn all_tables() -> Vec<Vec<u8>> {
+    let mut all: Vec<_> = MACHINES.into_iter().flat_map(tables).collect();
+    all.sort();
+    all.dedup();
+    all
+}
+
+#[test]
+fn a_table_that_was_cut_off_is_refused_or_read_at_any_length() {
+    for table in all_tables() {
+        for len in 0..table.len() {
+            assert!(!parse_damaged(&table[..len]) || len == table.len());
+            // With the length and the checksum of what is left.
+            let mut cut = table[..len].to_vec();
+            seal(&mut cut);
+            parse_damaged(&cut);
+        }
+        let mut longer = table.clone();
+        longer.push(0);
+        assert!(
+            parse_damaged(&longer),
+            "what is behind a table is not part of it"
+        );
+    }
+}
+
+#[test]
+fn no_flipped_bit_goes_unnoticed_by_the_checksum() {
+    for table in all_tables() {
+        let signature = Signature::of(&table).expect("it has one");
+        for place in 0..table.len() * 8 {
+            let mut damaged = table.clone();
+            damaged[place / 8] ^= 1 << (place % 8);
+            let parsed = parse(&[&damaged]);
+            match place / 8 {
+                // Another signature: another table.
+                0..4 => assert_eq!(parsed, Ok(Description::default())),
+                4..8 => assert!(parsed.is_err()),
+                _ => {
+                    let error = parsed.expect_err("the checksum does not fit");
+                    let sum = 1_u8 << (place % 8);
+                    let is_set = damaged[place / 8] & sum != 0;
+                    let sum = if is_set { sum } else { sum.wrapping_neg() };
+                    let expected = AcpiError {
+                        table: signature,
+                        offset: 0,
+                        what: "the bytes",
+                        fault: Fault::Checksum { sum },
+                    };
+                    assert_eq!(error, expected);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn damage_behind_a_right_checksum_does_no_harm() {
+    let mut random = Random(0x5eed_ac91);
+    let (mut good, mut bad) = (0, 0);
+    for table in all_tables() {
+        for place in 4..table.len() {
+            let flipped = (0..8).map(|bit| table[place] ^ 1 << bit);
+            for value in flipped.chain([0, 1, 3, 0x7f, 0x80, 0xfe, 0xff]) {
+                let mut damaged = table.clone();
+                damaged[place] = value;
+                reckon(&mut damaged);
+                if parse_damaged(&damaged) {
+                    good += 1;
+                } else {
+                    bad += 1;
+                }
+            }
+        }
+        for _ in 0..2000 {
+            let mut damaged = table.clone();
+            for _ in 0..=random.below(8) {
+                let place = 36 + random.below(table.len() - 36);
+                damaged[place] = [0, 1, 0x7f, 0xff, random.below(256) as u8][random.below(5)];
+            }
+            reckon(&mut damaged);
+            parse_damaged(&damaged);
+        }
+    }
+    assert!(good > 1000 && bad > 1000, "{good} read, {bad} refused");
+}
+
+#[test]
+fn bytes_that_are_no_table_do_no_harm() {
+    let mut random = Random(0x00ac_0091);
+    let signatures = [
+        iort::SIGNATURE,
+        viot::SIGNATURE,
+        dmar::SIGNATURE,
+        ivrs::SIGNATURE,
+        mcfg::SIGNATURE,
+    ];
+    for round in 0..20_000 {
+        let len = 36 + random.below(300);
+        let small = round % 2 == 0;
+        let mut bytes: Vec<u8> = (0..len)
+            .map(|_| match random.below(if small { 4 } else { 1 }) {
+                0 => random.below(256) as u8,
+                _ => random.below(6) as u8 * 8,
+            })
+            .collect();
+        bytes[..4].copy_from_slice(&signatures[round % 5].0);
+        seal(&mut bytes);
+        parse_damaged(&bytes);
+    }
+}
