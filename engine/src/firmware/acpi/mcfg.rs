@@ -4,14 +4,14 @@
 //! segment, also where its first bus is another one: the configuration space of bus `n` is `n` MiB above
 //! it.
 
+use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::vec::Vec;
 
-use crate::firmware::Description;
-use crate::firmware::Host;
 use crate::firmware::acpi::error::{AcpiError, Fault};
 use crate::firmware::acpi::table::{Part, Signature};
 use crate::firmware::acpi::taken::Taken;
+use crate::firmware::{Description, Host};
 
 /// The signature.
 pub const SIGNATURE: Signature = Signature(*b"MCFG");
@@ -73,7 +73,7 @@ impl Table {
             let key = |bus: u8| u64::from(segment) << 8 | u64::from(bus);
             let mut free = 0;
             taken.take(key(first), key(last), |first, last| {
-                free += last - first + 1
+                free += last - first + 1;
             });
             if free != u64::from(last - first) + 1 {
                 return Err(allocation.error(10, "the buses", Fault::Overlap));
@@ -112,8 +112,7 @@ impl Table {
                 ecam: Some(allocation.base),
             })
             .collect();
-        let found: alloc::collections::BTreeSet<_> =
-            hosts.iter().map(|host| host.segment).collect();
+        let found: BTreeSet<_> = hosts.iter().map(|host| host.segment).collect();
         hosts.extend(
             known
                 .into_iter()

@@ -99,8 +99,9 @@ pub fn parse(tables: &[&[u8]]) -> Result<Description, AcpiError> {
 }
 
 /// Adds addresses that an architecture takes from everyone: interrupts of x86 at `0xfee0_0000`, 1 MiB
-/// (Intel VT-d specification, section 3.14; AMD 48882, section 2.1.4), and what `HyperTransport` uses for
-/// itself, the last 12 GiB of 40 bits (AMD 48882, special address ranges).
+/// (Intel VT-d specification, "Handling Requests to Interrupt Address Range"; AMD 48882, "special address
+/// controls"), and of AMD's what `HyperTransport` uses for itself, the last 12 GiB of 40 bits (the same
+/// table).
 fn architectural_regions(description: &mut Description) {
     let has = |architecture| {
         let mut instances = description.instances.iter();

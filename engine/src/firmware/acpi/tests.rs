@@ -107,7 +107,7 @@ fn x86_takes_addresses_from_everyone() {
     let msi = region(0xfee0_0000, 0xfeef_ffff, RegionKind::Msi);
     let tunnel = region(0xfd_0000_0000, 0xff_ffff_ffff, RegionKind::Reserved);
     let regions = |tables: &[&[u8]]| parse(tables).expect("they are right").regions;
-    assert_eq!(regions(&[&dmar()]), [msi.clone()]);
+    assert_eq!(regions(&[&dmar()]), core::slice::from_ref(&msi));
     assert_eq!(regions(&[&ivrs()]), [msi, tunnel]);
     assert_eq!(regions(&[&iort(), &viot()]), []);
 }

@@ -140,18 +140,13 @@ impl Unit {
                     let fault = Fault::Reference { to };
                     return Err(error(scope.offset, 4, "the enumeration ID", fault));
                 }
-                match scope.path.as_slice() {
-                    [step] => {
-                        let (device, function) = (step.device, step.function);
-                        let id = RequesterId::from_parts(scope.start_bus, device, function);
-                        Output::Fixed(id.unwrap_or_default().get().into())
-                    }
-                    _ => {
-                        let len = scope.path.len() * 2 + 6;
-                        let what = "the scope of a namespace device";
-                        return Err(error(scope.offset, 1, what, Fault::Length { len }));
-                    }
-                }
+                let [step] = scope.path[..] else {
+                    let len = scope.path.len() * 2 + 6;
+                    let what = "the scope of a namespace device";
+                    return Err(error(scope.offset, 1, what, Fault::Length { len }));
+                };
+                let id = RequesterId::from_parts(scope.start_bus, step.device, step.function);
+                Output::Fixed(id.unwrap_or_default().get().into())
             } else {
                 Output::Offset(0)
             };

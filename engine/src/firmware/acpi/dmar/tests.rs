@@ -196,9 +196,9 @@ fn device_tlbs_are_for_whom_root_ports_and_packages_say() {
     let port = scope(2, 0, 0, &[(1, 0)]);
     let inside = scope(1, 0, 0, &[(3, 0)]);
     let structures = [
-        flagged(2, 1, 5, &[port.clone()]),
+        flagged(2, 1, 5, core::slice::from_ref(&port)),
         flagged(2, 0, 6, &[port]),
-        flagged(5, 0, 0, &[inside.clone()]),
+        flagged(5, 0, 0, core::slice::from_ref(&inside)),
         flagged(5, 1, 0, &[inside]),
     ];
     let ats = |subject, is_required| Ats {
@@ -363,8 +363,7 @@ fn structures_and_scopes_that_do_not_fit_are_refused() {
         fault(WHAT, 64, inner, Fault::Length { len: 6 })
     );
     assert_eq!(edited(17, 9), fault(WHAT, 64, inner, short(9, 8)));
-    let odd = [good.clone(), vec![0]].concat();
-    let mut odd = odd;
+    let mut odd = [good.clone(), vec![0]].concat();
     odd[2] = 25;
     odd[17] = 9;
     assert_eq!(

@@ -1,6 +1,6 @@
 //! The device entries of a hardware block: whose requests an IOMMU sees.
 //!
-//! AMD 48882, section 5.2.2.1. Types below 0x40 have 4 bytes, those below 0x80 have 8; what is above says
+//! AMD 48882, section 5.2, IVHD device entries. Types below 0x40 have 4 bytes, those below 0x80 have 8; what is above says
 //! its length itself, and only one such type is known.
 
 use alloc::string::String;

@@ -1,6 +1,6 @@
 //! The I/O Virtualization Reporting Structure of AMD systems.
 //!
-//! AMD 48882, section 5. A hardware block (IVHD) describes an IOMMU and whose requests it sees; a memory
+//! AMD 48882, section 5.2. A hardware block (IVHD) describes an IOMMU and whose requests it sees; a memory
 //! block (IVMD) describes memory that devices use.
 
 mod describe;
@@ -34,7 +34,7 @@ pub struct Table {
     pub memory: Vec<Memory>,
 }
 
-/// A hardware block: an IOMMU (section 5.2.2).
+/// A hardware block: an IOMMU.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Hardware {
     /// Where it is in the table.
@@ -61,7 +61,7 @@ pub struct Hardware {
     pub entries: Vec<Entry>,
 }
 
-/// A memory block (section 5.2.3).
+/// A memory block.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Memory {
     /// Where it is in the table.

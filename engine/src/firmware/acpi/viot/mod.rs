@@ -1,6 +1,6 @@
 //! The Virtual I/O Translation table: which endpoints are behind which virtio-iommu.
 //!
-//! ACPI Specification 6.5, section 5.2.33. Endpoint IDs are those of virtio 1.3, section 5.13.
+//! ACPI Specification 6.5, "Virtual I/O Translation Table". Endpoint IDs are those of virtio 1.3, section 5.13.
 
 mod describe;
 #[cfg(test)]
