@@ -215,6 +215,10 @@ mod tests {
             parse(two.clone().allocation(0, 7, 9, 9)),
             fault(WHAT, 70, "the buses", Fault::Overlap)
         );
+        assert_eq!(
+            parse(two.clone().allocation(0, 7, 9, 12)),
+            fault(WHAT, 70, "the buses", Fault::Overlap)
+        );
         let short = Fault::Truncated {
             needed: 16,
             available: 15,

@@ -176,6 +176,7 @@ impl Writer<'_> {
             self.rule(
                 Subject::Inputs {
                     node: index,
+                    mask: u32::MAX,
                     first: piece.first,
                     last: piece.last,
                 },

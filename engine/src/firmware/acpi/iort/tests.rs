@@ -394,6 +394,7 @@ fn a_named_component_has_the_ids_of_its_single_mappings_and_maps_those_of_its_bu
     );
     let inputs = Subject::Inputs {
         node: NodeIndex(1),
+        mask: u32::MAX,
         first: 0x10,
         last: 0x2f,
     };
