@@ -433,7 +433,7 @@ fn linux_reserves_the_same_addresses_on_x86_where_they_come_from_tables() {
              0x000000fd00000000 0x000000ffffffffff reserved;",
         ),
     ] {
-        let said: String = describe(name)
+        let said: Vec<String> = describe(name)
             .regions
             .iter()
             .map(|region| {
@@ -446,6 +446,7 @@ fn linux_reserves_the_same_addresses_on_x86_where_they_come_from_tables() {
                 format!("{start:#018x} {last:#018x} {kind};")
             })
             .collect();
+        let said = said.concat();
         assert_eq!(said, expected);
         let info = fs::read_to_string(machine(name).join("guest-info.txt")).expect("it is there");
         let groups: Vec<_> = info

@@ -50,7 +50,7 @@ use crate::topology::RequesterId;
 ///
 /// table[..4].copy_from_slice(b"DMAR");
 /// let error = parse(&[&table]).unwrap_err();
-/// assert_eq!(error.to_string(), "DMAR table, byte 0x0: the bytes add up to 0xff, not to 0");
+/// assert_eq!(error.to_string(), "DMAR table, byte 0x0: the bytes add up to 0xf, not to 0");
 /// # Ok::<(), iopt::firmware::acpi::AcpiError>(())
 /// ```
 pub fn parse(tables: &[&[u8]]) -> Result<Description, AcpiError> {
