@@ -29,7 +29,9 @@ pub(super) fn follow(
     Ok(match dte.translation().map_err(illegal)? {
         Translation::Blocked => End::Blocked,
         Translation::PassThrough { .. } => End::PassThrough,
-        Translation::Host(host) => End::Table(subject(FormatName::AmdV1, host.format(), host.root())),
+        Translation::Host(host) => {
+            End::Table(subject(FormatName::AmdV1, host.format(), host.root()))
+        }
         Translation::Guest(_) => End::Unsupported("guest tables"),
     })
 }

@@ -41,9 +41,7 @@ pub(super) fn follow(
     let translation = match mode {
         TableMode::Legacy => {
             let words = tracer.read("context entry", address, &LegacyContext::FIELDS)?;
-            LegacyContext::decode(words)
-                .map_err(illegal)?
-                .translation()
+            LegacyContext::decode(words).map_err(illegal)?.translation()
         }
         TableMode::Scalable => match pasid_entry(tracer, address)? {
             Some(entry) => entry.translation(),
