@@ -97,7 +97,7 @@ fn a_group_that_is_told_by_its_first_page_is_seen() {
         |_, _, mut commands| {
             commands.retain(|command| match command {
                 riscv::Command::IotinvalVma { target, .. } => {
-                    target.is_none_or(|target| target.address.get().is_multiple_of(0x1_0000))
+                    target.is_none_or(|target| target.span.start().is_multiple_of(0x1_0000))
                 }
                 _ => true,
             });
