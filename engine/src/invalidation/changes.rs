@@ -209,7 +209,9 @@ impl Changes {
             || is_whole(self) && self.spans(range)
             || is_whole(other) && other.spans(own);
         self.add_range(range);
-        let scattered = if is_exact { 0 } else { SCATTERED };
+        // Of other kinds nobody asks it.
+        let is_told = kind == Kind::Removed && !is_exact;
+        let scattered = if is_told { SCATTERED } else { 0 };
         self.what = (self.what | other.what) & (LEVELS | SIZES) | scattered;
         *self = self.with_kind(kind);
         true

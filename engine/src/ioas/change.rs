@@ -380,6 +380,7 @@ fn protect_area(
             if let Err(error) = changed {
                 for (attached, flush) in domains.list[..place].iter().zip(flushes) {
                     let was = status.prot;
+                    let mut grant = attached.grant(area.range());
                     let _ = attached.domain.protect(&mut grant, was, flush, &mut |_| {});
                 }
                 return Err(ProtectError::Domain {
