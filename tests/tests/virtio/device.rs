@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 
 use iopt::domain::virtio::Transport;
 
@@ -42,7 +43,7 @@ pub(crate) struct Mapping {
     pub(crate) flags: u32,
 }
 
-struct Sent {
+pub(crate) struct Sent {
     tag: u64,
     bytes: Vec<u8>,
     written_len: usize,
@@ -68,7 +69,8 @@ pub(crate) struct State {
     pub(crate) domains: BTreeMap<u32, BTreeMap<u64, Mapping>>,
     capacity: usize,
     queue: Vec<Sent>,
-    late: Vec<Sent>,
+    /// What it is silent about.
+    pub(crate) late: Vec<Sent>,
     answers: VecDeque<(u64, Vec<u8>)>,
     orders: Vec<Order>,
     /// Whether requests of one kick are carried out in a random order.
@@ -139,6 +141,13 @@ impl Device {
         state.domains.clear();
         for domain in state.endpoints.values_mut() {
             *domain = None;
+        }
+    }
+
+    /// Waits until `is_so`, which another thread brings about.
+    pub(crate) fn wait_until(&self, is_so: impl Fn(&State) -> bool) {
+        while !is_so(&self.state()) {
+            thread::yield_now();
         }
     }
 

@@ -271,6 +271,11 @@ fn mappings_that_are_lost_are_named_and_can_be_sent_again() {
         error.downcast_ref(),
         Some(VirtioError::Lost { .. })
     ));
+    // The device is not asked to forget what it does not have.
+    let unmap_count = world.device.count(UNMAP);
+    let lost = world.ioas.protect(range(0x10_0000, 3 * PAGE), Prot::R);
+    lost.expect_err("there is no room yet");
+    assert_eq!(world.device.count(UNMAP), unmap_count);
     world.device.heal();
     world.domain.refill().expect("there is room again");
     world.assert_reaches(1, 0x10_0000, 0, 3, 3);

@@ -5,6 +5,7 @@ mod endpoints;
 mod faults;
 mod random;
 mod requests;
+mod threads;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,10 +45,13 @@ fn config() -> Config {
     }
 }
 
-fn iommu(device: &Device) -> Arc<VirtioIommu<Device>> {
+/// The time that a device has if the test does not say otherwise.
+const LIMIT: Duration = Duration::from_millis(20);
+
+fn iommu(device: &Device, limit: Duration) -> Arc<VirtioIommu<Device>> {
     device.state().input_range = (0, (1 << 39) - 1);
     let iommu = VirtioIommu::new(device.clone(), config(), FEATURES);
-    Arc::new(iommu.with_limit(Duration::from_millis(20)))
+    Arc::new(iommu.with_limit(limit))
 }
 
 /// An address space with a domain of a device, and memory of which no two pages lie side by side.
@@ -64,14 +68,19 @@ struct World {
 impl World {
     /// Creates one with endpoint 1 in the domain, whose mappings can be replaced.
     fn new(capacity: usize) -> Self {
-        let world = Self::with(capacity, FaultWindow::Allow);
+        Self::patient(capacity, LIMIT)
+    }
+
+    /// As [`new`](Self::new), with so much time for the device.
+    fn patient(capacity: usize, limit: Duration) -> Self {
+        let world = Self::with(capacity, FaultWindow::Allow, limit);
         world.domain.attach(1).expect("there is such an endpoint");
         world
     }
 
-    fn with(capacity: usize, fault_window: FaultWindow) -> Self {
+    fn with(capacity: usize, fault_window: FaultWindow, limit: Duration) -> Self {
         let device = Device::new(capacity);
-        let iommu = iommu(&device);
+        let iommu = iommu(&device, limit);
         let domain = VirtioDomain::new(Arc::clone(&iommu), NUMBER).expect("it is free");
         let domain = Arc::new(domain.with_fault_window(fault_window).without_pins());
         let dynamic = Arc::clone(&domain) as Arc<dyn Domain>;

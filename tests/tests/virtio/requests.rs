@@ -11,7 +11,7 @@ use iopt_formats::command::virtio::feature;
 use iopt_formats::{Iova, PageSize, Prot};
 
 use crate::device::{Device, MAP, UNMAP};
-use crate::{FEATURES, NUMBER, PAGE, World, config, range};
+use crate::{FEATURES, LIMIT, NUMBER, PAGE, World, config, range};
 
 #[test]
 fn a_batch_of_maps_is_one_kick() {
@@ -170,7 +170,7 @@ fn granule_and_input_range_bind_the_address_space() {
 #[test]
 fn numbers_are_used_once_and_bound() {
     let device = Device::new(4);
-    let iommu = crate::iommu(&device);
+    let iommu = crate::iommu(&device, LIMIT);
     let new = |number| VirtioDomain::new(Arc::clone(&iommu), number);
     let outside = NumberError::OutOfRange {
         first: 1,
@@ -195,7 +195,7 @@ fn numbers_are_used_once_and_bound() {
 
 #[test]
 fn mappings_are_replaced_only_if_devices_may_fault() {
-    let world = World::with(64, FaultWindow::Refuse);
+    let world = World::with(64, FaultWindow::Refuse, LIMIT);
     world.domain.attach(1).expect("there is such an endpoint");
     let run = Simulated::new(PageSize::KIB_4, 4);
     let run = Pages::new(Arc::new(run) as Arc<dyn Source>, None);

@@ -7,7 +7,7 @@ use core::time::Duration;
 use iopt_formats::IovaRange;
 use iopt_formats::command::virtio::{Config, Properties, Property, Request, feature};
 
-use crate::domain::virtio::mappings::{Mappings, Presence};
+use crate::domain::virtio::mappings::{Mappings, behind};
 use crate::domain::virtio::requests::{Answer, Requests, Work};
 use crate::domain::virtio::{RequestError, Transport};
 use crate::sync::{self, Deadline, Left, Mutex, MutexGuard, SYNC, pause};
@@ -255,6 +255,7 @@ impl<T: Transport> VirtioIommu<T> {
     pub(super) fn fill(&self, domain: u32, range: IovaRange) -> Result<(), RequestError> {
         let mut rest = Some(range);
         self.pump(|state| {
+            let tag = state.requests.next_tag();
             let Some(member) = state.member(domain) else {
                 return Step::Done;
             };
@@ -262,11 +263,8 @@ impl<T: Transport> VirtioIommu<T> {
             let Some((range, mapping)) = missing.filter(|_| !member.endpoints.is_empty()) else {
                 return Step::Done;
             };
-            let next = range.last().checked_add(1);
-            let last = rest.map(IovaRange::last);
-            rest = next.and_then(|next| IovaRange::new(next, last?));
-            let mappings = &mut member.mappings;
-            mappings.begin(range, Presence::Missing, Presence::Coming, false);
+            rest = rest.and_then(|rest| behind(range, rest));
+            member.mappings.begin_map(range, tag);
             let request = Request::Map {
                 domain,
                 range,
@@ -319,7 +317,7 @@ impl<T: Transport> State<T> {
         while let Some(answer) = self.requests.collect() {
             has_some = true;
             if !answer.is_void {
-                self.note(answer.work, answer.result);
+                self.note(&answer);
             }
             if let Some(place) = self.awaited.iter().position(|&tag| tag == answer.tag) {
                 self.awaited.swap_remove(place);
@@ -330,16 +328,17 @@ impl<T: Transport> State<T> {
         has_some
     }
 
-    fn note(&mut self, work: Work, result: Result<(), RequestError>) {
-        match work {
+    fn note(&mut self, answer: &Answer) {
+        let (tag, result) = (answer.tag, answer.result);
+        match answer.work {
             Work::Map { domain, range } => {
                 if let Some(member) = self.member(domain) {
-                    member.mappings.mapped(range, result);
+                    member.mappings.mapped(range, tag, result);
                 }
             }
             Work::Unmap { domain, range, .. } => {
                 if let Some(member) = self.member(domain) {
-                    member.mappings.unmapped(range, result);
+                    member.mappings.unmapped(range, tag, result);
                 }
             }
             Work::Attach { domain, endpoint } => match result {
@@ -383,16 +382,18 @@ impl<T: Transport> State<T> {
         }
     }
 
-    /// Sends an `UNMAP`, for which there is room. A domain without endpoints is empty already.
+    /// Sends an `UNMAP`, for which there is room, if there is anything for it (V5). A domain without endpoints
+    /// is empty already.
     pub(super) fn clear(&mut self, domain: u32, range: IovaRange, ticket: Option<u64>) {
-        let Some(member) = self.member(domain) else {
+        let tag = self.requests.next_tag();
+        let member = self.member(domain);
+        let Some(member) = member.filter(|member| !member.endpoints.is_empty()) else {
             return;
         };
-        if member.endpoints.is_empty() {
+        let is_ended = ticket.is_some();
+        if !member.mappings.begin_unmap(range, tag, is_ended) {
             return;
         }
-        let mappings = &mut member.mappings;
-        mappings.begin(range, Presence::Present, Presence::Going, ticket.is_some());
         let work = Work::Unmap {
             domain,
             range,

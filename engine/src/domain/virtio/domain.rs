@@ -6,7 +6,7 @@ use iopt_formats::command::virtio::{Access, feature};
 use iopt_formats::{IovaRange, Memory, PageSize, Prot};
 
 use crate::domain::virtio::device::{Member, State, Step};
-use crate::domain::virtio::mappings::{Ended, Presence, hull, is_one};
+use crate::domain::virtio::mappings::{Ended, Presence, behind, hull, is_one};
 use crate::domain::virtio::requests::Work;
 use crate::domain::virtio::{RequestError, Transport, VirtioDomain, VirtioError};
 use crate::domain::{
@@ -141,21 +141,30 @@ impl<T: Transport> VirtioDomain<T> {
         }
     }
 
-    /// Lets the device forget every mapping of which nobody knows whether it has it.
-    pub(super) fn withdraw_doubtful(&self) {
-        let mut rest = Some(IovaRange::FULL);
-        while let Some(range) = rest {
-            let mut doubtful = None;
-            self.with_mappings(|member| doubtful = member.mappings.first_doubtful(range));
-            let Some(found) = doubtful else {
-                return;
-            };
-            // What is left of it stays doubtful, and is found once more.
-            let _ = self.withdraw(found);
-            self.with_mappings(|member| member.mappings.set_busy(found, false));
-            let next = found.last().checked_add(1);
-            rest = next.and_then(|next| IovaRange::new(next, range.last()));
+    /// Lets the device forget every mapping of which nobody knows whether it has it. Whoever unmaps one of them
+    /// meanwhile waits for that; nothing holds it in the list.
+    pub(super) fn withdraw_doubtful(&self) -> Result<(), RequestError> {
+        // Once more if the device may have forgotten them in spite of what it says.
+        for _ in 0..2 {
+            let mut rest = Some(IovaRange::FULL);
+            let mut has_some = false;
+            self.device.pump(|state| {
+                let member = state.member(self.number);
+                let found = member.and_then(|member| member.mappings.first_doubtful(rest?));
+                let Some(found) = found else {
+                    return Step::Done;
+                };
+                rest = rest.and_then(|rest| behind(found, rest));
+                has_some = true;
+                state.clear(self.number, found, None);
+                Step::Sent
+            })?;
+            if !has_some {
+                break;
+            }
+            self.device.settle(self.number, IovaRange::FULL)?;
         }
+        Ok(())
     }
 
     /// Makes the mappings of `range` busy, and lets the device forget them.

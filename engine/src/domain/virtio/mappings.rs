@@ -38,6 +38,8 @@ pub(super) struct Mapping {
     pub(super) ticket: Option<u64>,
     /// How many replace it at this moment (V3).
     pub(super) busy_count: u32,
+    /// Tag of the request that is or was under way for it (V5).
+    pub(super) tag: u64,
     /// What the device said last, if it was not that all is well.
     pub(super) error: Option<RequestError>,
 }
@@ -80,6 +82,7 @@ impl Mappings {
             presence: Presence::Missing,
             ticket: None,
             busy_count: 0,
+            tag: 0,
             error: None,
         };
         let (start, last) = bounds(range);
@@ -199,22 +202,39 @@ impl Mappings {
         found.map(|(range, _)| range)
     }
 
-    /// Notes that a `MAP` or an `UNMAP` of the mappings of `range` is under way.
-    pub(super) fn begin(&mut self, range: IovaRange, from: Presence, to: Presence, is_ended: bool) {
+    /// Notes that the `MAP` of a mapping that is missing is under way.
+    pub(super) fn begin_map(&mut self, range: IovaRange, tag: u64) {
         self.change(range, |_, mapping| {
-            if mapping.presence == from && mapping.ticket.is_some() == is_ended {
-                mapping.presence = to;
+            if mapping.presence == Presence::Missing && mapping.ticket.is_none() {
+                mapping.presence = Presence::Coming;
+                mapping.tag = tag;
                 mapping.error = None;
             }
             true
         });
     }
 
+    /// Notes that an `UNMAP` of what the device has of `range` is under way: of what was ended, or of what was
+    /// not. Returns whether there is anything.
+    pub(super) fn begin_unmap(&mut self, range: IovaRange, tag: u64, is_ended: bool) -> bool {
+        let mut has_some = false;
+        self.change(range, |_, mapping| {
+            if mapping.presence == Presence::Present && mapping.ticket.is_some() == is_ended {
+                mapping.presence = Presence::Going;
+                mapping.tag = tag;
+                mapping.error = None;
+                has_some = true;
+            }
+            true
+        });
+        has_some
+    }
+
     /// Notes the answer to a `MAP`.
-    pub(super) fn mapped(&mut self, range: IovaRange, result: Result<(), RequestError>) {
+    pub(super) fn mapped(&mut self, range: IovaRange, tag: u64, result: Result<(), RequestError>) {
         let mut has_stuck = false;
         self.change(range, |_, mapping| {
-            if mapping.presence != Presence::Coming {
+            if mapping.presence != Presence::Coming || mapping.tag != tag {
                 return true;
             }
             mapping.error = result.err();
@@ -232,12 +252,17 @@ impl Mappings {
     }
 
     /// Notes the answer to an `UNMAP`.
-    pub(super) fn unmapped(&mut self, range: IovaRange, result: Result<(), RequestError>) {
+    pub(super) fn unmapped(
+        &mut self,
+        range: IovaRange,
+        tag: u64,
+        result: Result<(), RequestError>,
+    ) {
         let mut has_stuck = false;
         // Without the domain there are no mappings, either.
         let is_gone = matches!(result, Ok(()) | Err(RequestError::NoEntry));
         self.change(range, |_, mapping| {
-            if mapping.presence != Presence::Going {
+            if mapping.presence != Presence::Going || mapping.tag != tag {
                 return true;
             }
             mapping.error = result.err();
@@ -349,6 +374,11 @@ impl Mappings {
 /// Returns whether a ticket is one of those from the first to the last.
 pub(super) const fn is_one(ticket: u64, (first, last): (u64, u64)) -> bool {
     first <= ticket && ticket <= last
+}
+
+/// Returns what of `whole` is behind `part`.
+pub(super) fn behind(part: IovaRange, whole: IovaRange) -> Option<IovaRange> {
+    IovaRange::new(part.last().checked_add(1)?, whole.last())
 }
 
 /// Returns the range that holds both.

@@ -40,11 +40,14 @@
 //! # Invariants
 //!
 //! - **V1**: of two requests under way that concern one address, both are `UNMAP`s: the device may carry
-//!   requests out in any order.
+//!   requests out in any order. The sync that frees an address waits for all of them.
 //! - **V2**: whoever collects an answer notes it in the mappings, under the same lock; the others see it there.
 //! - **V3**: a mapping that is replaced is marked as busy until it stands in the list as it should be, and
 //!   nobody sends it before.
 //! - **V4**: a mapping that was ended stays in the list until the device does not have it.
+//! - **V5**: one request at a time is under way *for* a mapping, and only its answer says what became of it. An
+//!   `UNMAP` is sent for at least one mapping. What else is between its ends is of the same grant, and
+//!   whoever has that waits for the answer: an `UNMAP` without a grant is for one mapping, from end to end.
 
 mod device;
 mod domain;
@@ -196,7 +199,8 @@ impl<T: Transport> VirtioDomain<T> {
     ///
     /// [`EndpointError::Fill`] with the first mapping that the device did not take.
     pub fn refill(&self) -> Result<(), EndpointError> {
-        self.withdraw_doubtful();
+        // What is left of them is found below.
+        let _ = self.withdraw_doubtful();
         let sent = self.device.fill(self.number, IovaRange::FULL);
         let settled = self.device.settle(self.number, IovaRange::FULL);
         match self.first_failed(IovaRange::FULL) {

@@ -96,6 +96,11 @@ impl<T: Transport> Requests<T> {
         self.under_way.is_empty()
     }
 
+    /// Returns the tag of the request that is sent next; those of requests sent before are lower.
+    pub(super) const fn next_tag(&self) -> u64 {
+        self.next_tag
+    }
+
     /// Sends a request; there is room for it. Returns its tag.
     pub(super) fn send(&mut self, request: &Request, work: Work, probe_size: u32) -> u64 {
         let tag = self.next_tag;

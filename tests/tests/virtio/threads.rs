@@ -1,0 +1,45 @@
+//! Requests of several threads, whose answers the device holds back.
+
+use std::thread;
+use std::time::Duration;
+
+use iopt::domain::DomainError;
+use iopt::invalidation::SyncError;
+use iopt::ioas::{Holes, Quarantined, UnmapError};
+use iopt_formats::Prot;
+
+use crate::World;
+use crate::device::{DEVICE_ERROR, Fault, MAP, UNMAP};
+
+#[test]
+fn an_address_is_not_free_while_a_request_of_another_thread_may_unmap_it() {
+    let world = World::patient(64, Duration::from_millis(200));
+    let area = world.map(0x10_0000, 0, 3, Prot::RW).expect("it is free");
+    world.domain.detach(1).expect("it is attached");
+    let fault = Fault::DoneBut(DEVICE_ERROR);
+    world.device.order(MAP, 1, fault, false);
+    world.domain.attach(1).expect_err("one mapping is in doubt");
+    world.device.order(UNMAP, 0, Fault::Silent, false);
+    thread::scope(|scope| {
+        scope.spawn(|| world.domain.refill().expect_err("there is no answer"));
+        world.device.wait_until(|state| !state.late.is_empty());
+        // The request for the whole area is answered, that for the page in its middle is not.
+        let unmapped = world.ioas.unmap(area, Holes::Refused);
+        let is_late = matches!(
+            unmapped,
+            Err(UnmapError::Quarantined {
+                error: DomainError::Sync(SyncError::TimedOut),
+                ..
+            })
+        );
+        assert!(is_late, "{unmapped:?}");
+    });
+    world.device.answer_late();
+    assert_eq!(world.ioas.retry_quarantined(), Quarantined::default());
+    world.assert_empty();
+    world
+        .map(0x10_0000, 8, 3, Prot::RW)
+        .expect("it is free now");
+    world.assert_reaches(1, 0x10_0000, 8, 3, 3);
+    world.device.assert_clean();
+}
