@@ -34,6 +34,8 @@ pub(crate) enum Fault {
     Empty,
     /// Nothing comes back before [`Device::answer_late`], which carries it out.
     Silent,
+    /// It is carried out, and the answer comes with [`Device::release`].
+    Held,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -72,6 +74,8 @@ pub(crate) struct State {
     /// What it is silent about.
     pub(crate) late: Vec<Sent>,
     answers: VecDeque<(u64, Vec<u8>)>,
+    /// Answers that are held back.
+    pub(crate) held: VecDeque<(u64, Vec<u8>)>,
     orders: Vec<Order>,
     /// Whether requests of one kick are carried out in a random order.
     pub(crate) shuffle: Option<u64>,
@@ -131,12 +135,20 @@ impl Device {
         }
     }
 
+    /// Gives the answer that it has held back for the longest time.
+    pub(crate) fn release(&self) {
+        let mut state = self.state();
+        let answer = state.held.pop_front().expect("an answer is held back");
+        state.answers.push_back(answer);
+    }
+
     /// Resets the device: everything is forgotten, answers and all.
     pub(crate) fn reset(&self) {
         let mut state = self.state();
         state.late.clear();
         state.queue.clear();
         state.answers.clear();
+        state.held.clear();
         state.orders.clear();
         state.domains.clear();
         for domain in state.endpoints.values_mut() {
@@ -386,7 +398,8 @@ impl Transport for Device {
             bytes: request.to_vec(),
             written_len,
         });
-        let under_way = state.queue.len() + state.late.len() + state.answers.len();
+        let under_way =
+            state.queue.len() + state.late.len() + state.held.len() + state.answers.len();
         state.most_under_way = state.most_under_way.max(under_way);
     }
 
@@ -414,6 +427,12 @@ impl Transport for Device {
                 }
                 Some(Fault::Empty) => state.answer(&sent, None),
                 Some(Fault::Silent) => state.late.push(sent),
+                Some(Fault::Held) => {
+                    let status = state.execute(&sent.bytes);
+                    state.answer(&sent, status);
+                    let answer = state.answers.pop_back();
+                    state.held.extend(answer);
+                }
             }
         }
     }

@@ -9,7 +9,7 @@ use iopt::ioas::{Holes, Quarantined, UnmapError};
 use iopt_formats::Prot;
 
 use crate::World;
-use crate::device::{DEVICE_ERROR, Fault, MAP, UNMAP};
+use crate::device::{DEVICE_ERROR, Fault, MAP, NO_MEMORY, UNMAP};
 
 #[test]
 fn an_address_is_not_free_while_a_request_of_another_thread_may_unmap_it() {
@@ -41,5 +41,32 @@ fn an_address_is_not_free_while_a_request_of_another_thread_may_unmap_it() {
         .map(0x10_0000, 8, 3, Prot::RW)
         .expect("it is free now");
     world.assert_reaches(1, 0x10_0000, 8, 3, 3);
+    world.device.assert_clean();
+}
+
+#[test]
+fn an_endpoint_is_attached_while_another_thread_maps_without_an_end() {
+    let world = World::patient(64, Duration::from_secs(5));
+    let lost = world.map(0x10_0000, 0, 1, Prot::RW).expect("it is free");
+    world.device.order(MAP, 0, Fault::Status(NO_MEMORY), true);
+    world.ioas.protect(lost, Prot::R).expect_err("no memory");
+    world.device.heal();
+    world.device.order(MAP, 0, Fault::Held, false);
+    world.device.order(MAP, 0, Fault::Held, false);
+    thread::scope(|scope| {
+        let attached = scope.spawn(|| world.domain.attach(2));
+        // It waits for what was lost, and a mapping comes that was not there when it began to.
+        world.device.wait_until(|state| state.held.len() == 1);
+        let mapped = scope.spawn(|| world.map(0x20_0000, 1, 1, Prot::RW));
+        world.device.wait_until(|state| state.held.len() == 2);
+        world.device.release();
+        let attached = attached.join().expect("it does not panic");
+        attached.expect("everything of before is there");
+        world.assert_reaches(2, 0x10_0000, 0, 1, 3);
+        world.device.release();
+        let mapped = mapped.join().expect("it does not panic");
+        mapped.expect("it is free");
+    });
+    world.assert_reaches(2, 0x20_0000, 1, 1, 3);
     world.device.assert_clean();
 }

@@ -78,7 +78,7 @@ impl<T: Transport> VirtioIommu<T> {
         }
     }
 
-    /// Gives the device `limit` to answer what is waited for, instead of a second.
+    /// Gives the device `limit` to answer a request that it was told of and is waited for, instead of a second.
     #[must_use]
     pub fn with_limit(self, limit: Duration) -> Self {
         Self { limit, ..self }
@@ -150,11 +150,12 @@ impl<T: Transport> VirtioIommu<T> {
         self.state.lock()
     }
 
-    /// Waits until `is_done`, which is asked after answers came in, once at least.
+    /// Waits until `is_done`, which is asked after answers came in, once at least. A device that answers is
+    /// waited for however long others keep it busy.
     ///
     /// # Errors
     ///
-    /// [`RequestError::TimedOut`]: nothing new is sent from then on.
+    /// [`RequestError::TimedOut`] if a request is late: nothing new is sent from then on.
     pub(super) fn wait_until(
         &self,
         mut is_done: impl FnMut(&mut State<T>) -> bool,
@@ -171,7 +172,7 @@ impl<T: Transport> VirtioIommu<T> {
             if is_done(&mut state) {
                 return Ok(());
             }
-            if deadline.left() == Left::Nothing {
+            if deadline.left() == Left::Nothing && state.requests.is_late(self.limit) {
                 state.is_overdue = true;
                 return Err(RequestError::TimedOut);
             }
@@ -301,11 +302,15 @@ impl<T: Transport> VirtioIommu<T> {
         })
     }
 
-    /// Waits until nothing is under way that changes mappings of `range`.
+    /// Waits until all is answered that changes mappings of `range` and is under way now. What others send
+    /// meanwhile is not waited for: there may always be something.
     pub(super) fn settle(&self, domain: u32, range: IovaRange) -> Result<(), RequestError> {
+        let mut end = None;
         self.wait_until(|state| {
+            let end = *end.get_or_insert(state.requests.next_tag());
             let is_here = |of: IovaRange, _: Option<u64>| of.overlaps(range);
-            !state.requests.has(|work| work.is_in(domain, is_here))
+            let is_own = |work: Work| work.is_in(domain, is_here);
+            !state.requests.has_before(end, is_own)
         })
     }
 }

@@ -196,7 +196,7 @@ impl<T: Transport> VirtioDomain<T> {
         // Whatever is not sent or not answered shows in the mappings.
         let _ = self.device.fill(self.number, range);
         let _ = self.device.settle(self.number, range);
-        self.first_failed(range)
+        self.first_failed(range, Some(RequestError::TimedOut))
     }
 
     /// Returns the first mapping of `range` that the device has not given up, and why.

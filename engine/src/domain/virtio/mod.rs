@@ -197,20 +197,27 @@ impl<T: Transport> VirtioDomain<T> {
     ///
     /// # Errors
     ///
-    /// [`EndpointError::Fill`] with the first mapping that the device did not take.
+    /// [`EndpointError::Fill`] with the first mapping that the device did not take, or a
+    /// [`RequestError::TimedOut`].
     pub fn refill(&self) -> Result<(), EndpointError> {
         // What is left of them is found below.
         let _ = self.withdraw_doubtful();
         let sent = self.device.fill(self.number, IovaRange::FULL);
         let settled = self.device.settle(self.number, IovaRange::FULL);
-        match self.first_failed(IovaRange::FULL) {
+        // Others map meanwhile: what the device has said nothing of is theirs.
+        match self.first_failed(IovaRange::FULL, None) {
             Some((mapping, error)) => Err(EndpointError::Fill { mapping, error }),
             None => Ok(sent.and(settled)?),
         }
     }
 
-    /// Returns the first mapping of `range` that the device should have and has not, and why.
-    fn first_failed(&self, range: IovaRange) -> Option<(IovaRange, RequestError)> {
+    /// Returns the first mapping of `range` that the device should have and has not, and why: `silence` where the
+    /// device has not said, or if there is none only those of which it has.
+    fn first_failed(
+        &self,
+        range: IovaRange,
+        silence: Option<RequestError>,
+    ) -> Option<(IovaRange, RequestError)> {
         let mut state = self.device.lock();
         let member = state.member(self.number)?;
         if member.endpoints.is_empty() {
@@ -219,7 +226,7 @@ impl<T: Transport> VirtioDomain<T> {
         let mut wanted = member.mappings.in_range(range);
         wanted.find_map(|(range, mapping)| {
             let is_there = mapping.presence == Presence::Present && mapping.error.is_none();
-            let error = mapping.error.unwrap_or(RequestError::TimedOut);
+            let error = mapping.error.or(silence)?;
             // Whoever replaces a mapping sends it.
             let is_wanted = mapping.ticket.is_none() && mapping.busy_count == 0;
             (is_wanted && !is_there).then_some((range, error))

@@ -1,11 +1,13 @@
 //! Requests under way, and what comes of them.
 
 use alloc::vec::Vec;
+use core::time::Duration;
 
 use iopt_formats::IovaRange;
 use iopt_formats::command::virtio::Request;
 
 use crate::domain::virtio::{RequestError, Transport};
+use crate::sync::now_ns;
 
 /// Why a request is under way.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -54,6 +56,8 @@ struct UnderWay {
     tag: u64,
     work: Work,
     written_len: usize,
+    /// When the device was told of it.
+    told_ns: Option<u64>,
     /// Whether mappings of the domain were dropped since, so that the answer says nothing of them.
     is_void: bool,
 }
@@ -110,6 +114,7 @@ impl<T: Transport> Requests<T> {
             tag,
             work,
             written_len,
+            told_ns: None,
             is_void: false,
         });
         let bytes = request.encode();
@@ -121,8 +126,22 @@ impl<T: Transport> Requests<T> {
     pub(super) fn kick(&mut self) {
         if self.needs_kick {
             self.needs_kick = false;
+            let now_ns = now_ns();
+            for sent in &mut self.under_way {
+                sent.told_ns.get_or_insert(now_ns);
+            }
             self.transport.kick();
         }
+    }
+
+    /// Returns whether the device has known of a request for `limit` and not answered it. Without requests, it
+    /// is late with whatever is waited for.
+    pub(super) fn is_late(&self, limit: Duration) -> bool {
+        let oldest = self.under_way.iter().filter_map(|sent| sent.told_ns).min();
+        oldest.is_none_or(|told_ns| {
+            let age_ns = now_ns().saturating_sub(told_ns);
+            u128::from(age_ns) >= limit.as_nanos()
+        })
     }
 
     /// Takes an answer, if there is one.
@@ -162,10 +181,14 @@ impl<T: Transport> Requests<T> {
     }
 
     /// Returns whether something is under way that `matches`.
-    pub(super) fn has(&self, mut matches: impl FnMut(Work) -> bool) -> bool {
-        self.under_way
-            .iter()
-            .any(|sent| !sent.is_void && matches(sent.work))
+    pub(super) fn has(&self, matches: impl FnMut(Work) -> bool) -> bool {
+        self.has_before(self.next_tag, matches)
+    }
+
+    /// As [`has`](Self::has), of the requests with lower tags than `tag`.
+    pub(super) fn has_before(&self, tag: u64, mut matches: impl FnMut(Work) -> bool) -> bool {
+        let mut sent = self.under_way.iter();
+        sent.any(|sent| sent.tag < tag && !sent.is_void && matches(sent.work))
     }
 
     /// Returns whether the request with a tag is under way.
