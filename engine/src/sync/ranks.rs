@@ -73,6 +73,8 @@ classes! {
         "removals that wait for a common flush";
     OWED = 880, Lock "owed":
         "what the hardware of a table was to be told of maps and cuts, and did not confirm";
+    ENDPOINTS = 890, Lock "endpoints":
+        "which endpoints of a virtio-iommu device are in which domain, from request to answer";
     SYNC = 900, Wait "sync":
         "invalidations that hardware has not finished";
     ACCESS_LIST = 1110, Lock "access list":

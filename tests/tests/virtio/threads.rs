@@ -1,15 +1,17 @@
 //! Requests of several threads, whose answers the device holds back.
 
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use iopt::domain::DomainError;
+use iopt::domain::virtio::VirtioDomain;
 use iopt::invalidation::SyncError;
 use iopt::ioas::{Holes, Quarantined, UnmapError};
 use iopt_formats::Prot;
 
-use crate::World;
-use crate::device::{DEVICE_ERROR, Fault, MAP, NO_MEMORY, UNMAP};
+use crate::device::{ATTACH, DETACH, DEVICE_ERROR, Fault, MAP, NO_MEMORY, UNMAP};
+use crate::{NUMBER, World};
 
 #[test]
 fn an_address_is_not_free_while_a_request_of_another_thread_may_unmap_it() {
@@ -69,4 +71,53 @@ fn an_endpoint_is_attached_while_another_thread_maps_without_an_end() {
     });
     world.assert_reaches(2, 0x20_0000, 1, 1, 3);
     world.device.assert_clean();
+}
+
+/// Runs `first`, whose request of type `kind` is carried out at once and answered late, and then `second`, which
+/// is over before that if it can be.
+fn overtake(world: &World, kind: u8, first: impl FnOnce() + Send, second: impl FnOnce() + Send) {
+    world.device.order(kind, 0, Fault::Held, false);
+    thread::scope(|scope| {
+        scope.spawn(first);
+        world.device.wait_until(|state| !state.held.is_empty());
+        let second = scope.spawn(second);
+        for _ in 0..100 {
+            if !second.is_finished() {
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+        world.device.release();
+    });
+}
+
+#[test]
+fn the_last_endpoint_leaves_before_the_next_one_joins() {
+    let world = World::patient(64, Duration::from_secs(5));
+    world.map(0x10_0000, 0, 4, Prot::RW).expect("it is free");
+    overtake(
+        &world,
+        DETACH,
+        || world.domain.detach(1).expect("it is attached"),
+        || world.domain.attach(2).expect("there is such an endpoint"),
+    );
+    assert_eq!(world.domain.endpoint_count(), 1);
+    world.assert_reaches(2, 0x10_0000, 0, 4, 3);
+    world.device.assert_clean();
+}
+
+#[test]
+fn an_endpoint_is_in_the_domain_that_got_it_last() {
+    let world = World::patient(64, Duration::from_secs(5));
+    let other = VirtioDomain::new(Arc::clone(&world.iommu), NUMBER + 1).expect("it is free");
+    overtake(
+        &world,
+        ATTACH,
+        || world.domain.attach(2).expect("there is such an endpoint"),
+        || other.attach(2).expect("there is such an endpoint"),
+    );
+    assert_eq!(
+        (world.domain.endpoint_count(), other.endpoint_count()),
+        (1, 1)
+    );
+    assert_eq!(world.device.state().endpoints[&2], Some(NUMBER + 1));
 }

@@ -21,6 +21,8 @@ pub struct VirtioIommu<T> {
     /// Bits of [`feature`].
     features: u64,
     limit: Duration,
+    /// Held by who moves an endpoint, from request to answer (V6).
+    endpoints: Mutex<()>,
     state: Mutex<State<T>>,
 }
 
@@ -46,6 +48,15 @@ pub(super) struct Member {
     pub(super) tenant: u64,
     /// Whether its maker is gone.
     pub(super) is_dropped: bool,
+}
+
+impl Member {
+    /// Notes that an endpoint is in the domain.
+    fn join(&mut self, endpoint: u32) {
+        if !self.endpoints.contains(&endpoint) {
+            self.endpoints.push(endpoint);
+        }
+    }
 }
 
 /// What a step of [`VirtioIommu::pump`] did.
@@ -74,6 +85,7 @@ impl<T: Transport> VirtioIommu<T> {
             config,
             features,
             limit: LIMIT,
+            endpoints: Mutex::new(&sync::ENDPOINTS, ()),
             state: Mutex::new(&sync::VIRTIO, state),
         }
     }
@@ -144,6 +156,11 @@ impl<T: Transport> VirtioIommu<T> {
         }
         state.tidy();
         state.requests.replace(transport)
+    }
+
+    /// Keeps others from moving endpoints until the result is dropped.
+    pub(super) fn lock_endpoints(&self) -> MutexGuard<'_, ()> {
+        self.endpoints.lock()
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State<T>> {
@@ -240,7 +257,7 @@ impl<T: Transport> VirtioIommu<T> {
                 && let Some(member) = state.member(domain)
             {
                 // It may be attached, so that whatever is removed has to be told.
-                member.endpoints.push(endpoint);
+                member.join(endpoint);
             }
         }
         let answer = answer.ok_or(RequestError::TimedOut)?;
@@ -354,10 +371,8 @@ impl<T: Transport> State<T> {
                     for other in others {
                         self.leave(other, endpoint);
                     }
-                    if let Some(member) = self.member(domain)
-                        && !member.endpoints.contains(&endpoint)
-                    {
-                        member.endpoints.push(endpoint);
+                    if let Some(member) = self.member(domain) {
+                        member.join(endpoint);
                     }
                 }
                 Err(_) => self.leave(domain, endpoint),

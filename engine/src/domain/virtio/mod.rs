@@ -48,6 +48,8 @@
 //! - **V5**: one request at a time is under way *for* a mapping, and only its answer says what became of it. An
 //!   `UNMAP` is sent for at least one mapping. What else is between its ends is of the same grant, and
 //!   whoever has that waits for the answer: an `UNMAP` without a grant is for one mapping, from end to end.
+//! - **V6**: one `ATTACH` or `DETACH` is under way at a time, so that endpoints are noted where the last one put
+//!   them. Nothing is sent behind one that is late.
 
 mod device;
 mod domain;
@@ -141,6 +143,13 @@ impl<T: Transport> VirtioDomain<T> {
     /// [`RequestError::TimedOut`], after which it may be attached.
     #[doc(alias = "VIRTIO_IOMMU_T_ATTACH")]
     pub fn attach(&self, endpoint: u32) -> Result<(), EndpointError> {
+        self.join(endpoint)?;
+        self.refill()
+    }
+
+    /// Moves an endpoint to this domain.
+    fn join(&self, endpoint: u32) -> Result<(), EndpointError> {
+        let _moving = self.device.lock_endpoints();
         let (domain, mut has_room, mut is_attached, mut is_first) =
             (self.number, true, false, true);
         if let Some(member) = self.device.lock().member(domain) {
@@ -168,7 +177,7 @@ impl<T: Transport> VirtioDomain<T> {
         };
         let work = Work::Attach { domain, endpoint };
         self.device.call(&request, work)?;
-        self.refill()
+        Ok(())
     }
 
     /// Takes an endpoint out of this domain: it faults, or passes untranslated where the device is
@@ -179,6 +188,7 @@ impl<T: Transport> VirtioDomain<T> {
     /// [`RequestError`]; the endpoint counts as attached then.
     #[doc(alias = "VIRTIO_IOMMU_T_DETACH")]
     pub fn detach(&self, endpoint: u32) -> Result<(), RequestError> {
+        let _moving = self.device.lock_endpoints();
         let domain = self.number;
         let work = Work::Detach { domain, endpoint };
         let request = Request::Detach { domain, endpoint };
