@@ -316,6 +316,13 @@ impl Flush {
         self.rest.as_ref().map_or(&[], |rest| &rest.tickets)
     }
 
+    /// Puts the tickets into rising order.
+    fn sort_tickets(&mut self) {
+        if let Some(rest) = &mut self.rest {
+            rest.tickets.sort_unstable();
+        }
+    }
+
     /// Adds what a table's operation gathered.
     fn add(&mut self, gather: Gather) {
         let refused = match &mut self.gather {

@@ -54,6 +54,8 @@ pub(crate) struct Sent {
 /// An order for the request of a type that follows so many others of it.
 struct Order {
     kind: u8,
+    /// The first address that it is for, if not for all.
+    start: Option<u64>,
     left: u64,
     fault: Fault,
     is_lasting: bool,
@@ -115,9 +117,21 @@ impl Device {
     pub(crate) fn order(&self, kind: u8, left: u64, fault: Fault, is_lasting: bool) {
         self.state().orders.push(Order {
             kind,
+            start: None,
             left,
             fault,
             is_lasting,
+        });
+    }
+
+    /// Orders the requests of a type to fail that begin at an address.
+    pub(crate) fn order_at(&self, kind: u8, start: u64, fault: Fault) {
+        self.state().orders.push(Order {
+            kind,
+            start: Some(start),
+            left: 0,
+            fault,
+            is_lasting: true,
         });
     }
 
@@ -165,12 +179,7 @@ impl Device {
 
     /// Returns the number of requests of a type.
     pub(crate) fn count(&self, kind: u8) -> usize {
-        let state = self.state();
-        state
-            .kinds
-            .iter()
-            .filter(|&&sent| sent == kind.into())
-            .count()
+        self.state().count(kind)
     }
 
     /// Returns what an endpoint reaches at an address: where, and the flags.
@@ -211,6 +220,12 @@ fn place(bytes: &[u8]) -> Option<(u32, u64, u64)> {
 }
 
 impl State {
+    /// Returns the number of requests of a type.
+    pub(crate) fn count(&self, kind: u8) -> usize {
+        let sent = self.kinds.iter().filter(|&&sent| sent == kind.into());
+        sent.count()
+    }
+
     fn execute(&mut self, bytes: &[u8]) -> Option<u8> {
         let len = match bytes[0] {
             ATTACH | DETACH => 20,
@@ -324,8 +339,12 @@ impl State {
     }
 
     /// Returns what is to go wrong with a request.
-    fn ordered(&mut self, kind: u8) -> Option<Fault> {
-        let place = self.orders.iter().position(|order| order.kind == kind)?;
+    fn ordered(&mut self, bytes: &[u8]) -> Option<Fault> {
+        let start = place(bytes).map(|(_, start, _)| start);
+        let is_for = |order: &Order| {
+            order.kind == bytes[0] && (order.start.is_none() || order.start == start)
+        };
+        let place = self.orders.iter().position(is_for)?;
         let order = &mut self.orders[place];
         if order.left > 0 {
             order.left -= 1;
@@ -412,7 +431,7 @@ impl Transport for Device {
             let place = state.random(len);
             let sent = state.queue.remove(place);
             let kind = sent.bytes[0];
-            match state.ordered(kind) {
+            match state.ordered(&sent.bytes) {
                 None => {
                     let status = state.execute(&sent.bytes);
                     if status != Some(OK) {

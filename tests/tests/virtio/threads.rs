@@ -11,7 +11,7 @@ use iopt::ioas::{Holes, Quarantined, UnmapError};
 use iopt_formats::Prot;
 
 use crate::device::{ATTACH, DETACH, DEVICE_ERROR, Fault, MAP, NO_MEMORY, UNMAP};
-use crate::{NUMBER, World};
+use crate::{NUMBER, PAGE, World, range};
 
 #[test]
 fn an_address_is_not_free_while_a_request_of_another_thread_may_unmap_it() {
@@ -120,4 +120,41 @@ fn an_endpoint_is_in_the_domain_that_got_it_last() {
         (1, 1)
     );
     assert_eq!(world.device.state().endpoints[&2], Some(NUMBER + 1));
+}
+
+#[test]
+fn a_sync_is_not_kept_from_success_by_what_others_unmapped() {
+    let world = World::patient(64, Duration::from_secs(5));
+    let areas = [0x10_0000, 0x20_0000, 0x30_0000].map(|iova| range(iova, PAGE));
+    for area in areas {
+        let mapped = world.map(area.start().get(), 0, 1, Prot::RW);
+        mapped.expect("it is free");
+    }
+    let [first, foreign, last] = areas;
+    world.device.order(MAP, 0, Fault::Status(NO_MEMORY), true);
+    world.ioas.protect(last, Prot::R).expect_err("no memory");
+    world.device.heal();
+    world.device.order(MAP, 0, Fault::Held, false);
+    let fault = Fault::Status(DEVICE_ERROR);
+    let start = foreign.start().get();
+    world.device.order_at(UNMAP, start, fault);
+    let before = world.device.count(UNMAP);
+    thread::scope(|scope| {
+        scope.spawn(|| world.domain.refill());
+        world.device.wait_until(|state| !state.held.is_empty());
+        // It has unmapped the first, and waits for the map of the last.
+        let unmapped = scope.spawn(|| world.ioas.unmap_many(&[first, last], Holes::Refused));
+        world.device.wait_until(|state| state.count(UNMAP) > before);
+        let refused = world.ioas.unmap(foreign, Holes::Refused);
+        refused.expect_err("the device does not forget it");
+        world.device.release();
+        let unmapped = unmapped.join().expect("it does not panic");
+        assert_eq!(unmapped.expect("the device forgets both"), 2 * PAGE);
+    });
+    // The one of another thread was asked for twice, by that.
+    assert_eq!(world.device.count(UNMAP), before + 4);
+    world.device.heal();
+    assert_eq!(world.ioas.retry_quarantined(), Quarantined::default());
+    world.assert_empty();
+    world.device.assert_clean();
 }

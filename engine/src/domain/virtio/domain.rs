@@ -79,7 +79,7 @@ impl<T: Transport> VirtioDomain<T> {
         if let Some(member) = state.member(self.number) {
             for op in ops {
                 all = Some(hull(all, op.range));
-                let ended = member.mappings.end(op.range, ticket);
+                let ended = member.mappings.end(op.range, ticket, |_| ());
                 cleared = ended.hull.map(|part| hull(cleared, part)).or(cleared);
             }
             // The request may not be sent.
@@ -212,24 +212,24 @@ impl<T: Transport> VirtioDomain<T> {
 
     /// Sends an `UNMAP` for each mapping that was ended with one of `tickets` and that the device may still have
     /// without being asked to forget it.
-    fn send_again(&self, tickets: (u64, u64)) -> Result<(), RequestError> {
+    fn send_again(&self, tickets: &[u64]) -> Result<(), RequestError> {
         let mut next = Some(IovaRange::FULL.start());
         self.device.pump(|state| {
             let member = state.member(self.number);
             let found = member.and_then(|member| member.mappings.first_ended(next?, tickets));
-            let Some((range, is_held)) = found else {
+            let Some((range, ticket, is_held)) = found else {
                 return Step::Done;
             };
             next = range.last().checked_add(1);
             if is_held {
-                state.clear(self.number, range, Some(tickets.0));
+                state.clear(self.number, range, Some(ticket));
             }
             Step::Sent
         })
     }
 
-    /// Waits until the device has answered what concerns unmaps with one of `tickets`.
-    fn settle_tickets(&self, tickets: (u64, u64)) -> Result<(), RequestError> {
+    /// Waits until the device has answered what concerns unmaps with one of `tickets`, which rise.
+    fn settle_tickets(&self, tickets: &[u64]) -> Result<(), RequestError> {
         self.device.wait_until(|state| {
             let number = self.number;
             let is_own = |_: IovaRange, ticket: Option<u64>| {
@@ -243,7 +243,7 @@ impl<T: Transport> VirtioDomain<T> {
                 return true;
             };
             let mut next = Some(IovaRange::FULL.start());
-            while let Some((range, is_held)) =
+            while let Some((range, _, is_held)) =
                 next.and_then(|next| member.mappings.first_ended(next, tickets))
             {
                 if !is_held {
@@ -255,8 +255,8 @@ impl<T: Transport> VirtioDomain<T> {
         })
     }
 
-    /// Waits for unmaps, and sends those again that failed.
-    fn finish(&self, tickets: (u64, u64)) -> Result<(), SyncError> {
+    /// Waits for the unmaps with one of `tickets`, which rise, and sends those again that failed.
+    fn finish(&self, tickets: &[u64]) -> Result<(), SyncError> {
         let time_out = |_: RequestError| SyncError::TimedOut;
         let has_left = || {
             let mut state = self.device.lock();
@@ -358,7 +358,8 @@ impl<T: Transport> Domain for VirtioDomain<T> {
             if must_end || !state.requests.has(has_maps) {
                 ticket = state.new_ticket();
                 let member = state.member(domain);
-                ended = member.map(|member| member.mappings.end(range, ticket));
+                let mark = |ticket| flush.mark(ticket);
+                ended = member.map(|member| member.mappings.end(range, ticket, mark));
                 return true;
             }
             false
@@ -368,14 +369,7 @@ impl<T: Transport> Domain for VirtioDomain<T> {
             // The sync looks what came of the maps.
             end(&mut self.device.lock(), true);
         }
-        let Ended {
-            bytes,
-            hull,
-            tickets,
-        } = ended.unwrap_or_default();
-        for ticket in tickets.into_iter().flat_map(<[u64; 2]>::from) {
-            flush.mark(ticket);
-        }
+        let Ended { bytes, hull } = ended.unwrap_or_default();
         if let Some(hull) = hull
             && self.device.clear(domain, hull, Some(ticket)).is_err()
         {
@@ -385,11 +379,12 @@ impl<T: Transport> Domain for VirtioDomain<T> {
         Ok(bytes)
     }
 
-    fn sync(&self, flush: Flush) -> Result<(), NotFlushed> {
-        // Numbers rise, so those between the lowest and the highest are waited for, too.
-        let tickets = flush.tickets();
-        let hull = tickets.iter().min().zip(tickets.iter().max());
-        let finished = hull.map_or(Ok(()), |(&first, &last)| self.finish((first, last)));
+    fn sync(&self, mut flush: Flush) -> Result<(), NotFlushed> {
+        flush.sort_tickets();
+        if flush.tickets().is_empty() {
+            return Ok(());
+        }
+        let finished = self.finish(flush.tickets());
         finished.map_err(|error| NotFlushed { flush, error })
     }
 

@@ -50,8 +50,6 @@ pub(super) struct Ended {
     pub(super) bytes: u64,
     /// From the first to the last mapping that the device is to forget now.
     pub(super) hull: Option<IovaRange>,
-    /// The lowest and the highest ticket of what was ended and not confirmed, now or before.
-    pub(super) tickets: Option<(u64, u64)>,
 }
 
 #[derive(Debug)]
@@ -142,8 +140,14 @@ impl Mappings {
             .map(|(range, mapping)| (range, *mapping))
     }
 
-    /// Ends the mappings of `range`, all of them inside. Those that the device does not have are gone.
-    pub(super) fn end(&mut self, range: IovaRange, ticket: u64) -> Ended {
+    /// Ends the mappings of `range`, all of them inside. Those that the device does not have are gone. Calls
+    /// `each` with the tickets of the others, be it that they were ended before.
+    pub(super) fn end(
+        &mut self,
+        range: IovaRange,
+        ticket: u64,
+        mut each: impl FnMut(u64),
+    ) -> Ended {
         let mut ended = Ended::default();
         let mut has_stuck = false;
         self.change(range, |range, mapping| {
@@ -156,11 +160,8 @@ impl Mappings {
                     // Only the answer tells whether there is something to unmap.
                     Presence::Coming | Presence::Going => has_stuck = true,
                 }
-                mapping.ticket = Some(ticket);
             }
-            let own = mapping.ticket.unwrap_or(ticket);
-            let (low, high) = ended.tickets.unwrap_or((own, own));
-            ended.tickets = Some((low.min(own), high.max(own)));
+            each(*mapping.ticket.get_or_insert(ticket));
             true
         });
         self.has_stuck |= has_stuck;
@@ -287,13 +288,13 @@ impl Mappings {
         self.has_stuck = false;
     }
 
-    /// Returns the first mapping from `start` on that was ended with one of `tickets`, and whether the
-    /// device may have it with nothing under way.
+    /// Returns the first mapping from `start` on that was ended with one of `tickets`, with its ticket
+    /// and whether the device may have it with nothing under way.
     pub(super) fn first_ended(
         &mut self,
         start: Iova,
-        tickets: (u64, u64),
-    ) -> Option<(IovaRange, bool)> {
+        tickets: &[u64],
+    ) -> Option<(IovaRange, u64, bool)> {
         if !self.has_stuck {
             return None;
         }
@@ -303,7 +304,13 @@ impl Mappings {
             has_ended |= mapping.ticket.is_some();
             mapping.ticket.is_some_and(|ticket| is_one(ticket, tickets))
         });
-        let found = found.map(|(range, mapping)| (range, mapping.presence == Presence::Present));
+        let found = found.and_then(|(range, mapping)| {
+            Some((
+                range,
+                mapping.ticket?,
+                mapping.presence == Presence::Present,
+            ))
+        });
         if start == IovaRange::FULL.start() && !has_ended {
             self.has_stuck = false;
         }
@@ -371,9 +378,9 @@ impl Mappings {
     }
 }
 
-/// Returns whether a ticket is one of those from the first to the last.
-pub(super) const fn is_one(ticket: u64, (first, last): (u64, u64)) -> bool {
-    first <= ticket && ticket <= last
+/// Returns whether a ticket is one of `tickets`, which rise.
+pub(super) fn is_one(ticket: u64, tickets: &[u64]) -> bool {
+    tickets.binary_search(&ticket).is_ok()
 }
 
 /// Returns what of `whole` is behind `part`.

@@ -29,8 +29,8 @@
 //! # When the device fails
 //!
 //! - A `MAP` that is refused ends its batch: what the device took behind it is unmapped again.
-//! - An `UNMAP` that is refused is sent once more by the sync that waits for it, and by each later one; until it
-//!   succeeds, the sync is [`NotFlushed`](crate::domain::NotFlushed) and the mapping in the way.
+//! - An `UNMAP` that is refused is sent once more by the sync that waits for it, and by each that is tried later;
+//!   until it succeeds, the sync is [`NotFlushed`](crate::domain::NotFlushed) and the mapping in the way.
 //! - A request that is not answered in time may yet be carried out. Nothing new is sent then until all
 //!   is answered or the device [was reset](VirtioIommu::was_reset); syncs of what it concerns fail.
 //!
