@@ -282,3 +282,28 @@ fn mappings_that_are_lost_are_named_and_can_be_sent_again() {
     world.ioas.unmap_all().expect("nothing is in the way");
     world.assert_empty();
 }
+
+#[test]
+fn mappings_are_not_lost_if_a_late_device_is_not_asked_to_forget_them() {
+    let world = World::new(64);
+    let area = world.map(0x10_0000, 0, 3, Prot::RW).expect("it is free");
+    let other = world.map(0x20_0000, 3, 1, Prot::RW).expect("it is free");
+    world.device.order(UNMAP, 0, Fault::Silent, false);
+    let late = world.ioas.unmap(other, Holes::Refused);
+    late.expect_err("there is no answer");
+    let protected = world.ioas.protect(area, Prot::R);
+    let is_late = matches!(
+        protected,
+        Err(ProtectError::Domain {
+            error: DomainError::Sync(SyncError::TimedOut),
+            ..
+        })
+    );
+    assert!(is_late, "{protected:?}");
+    world.assert_reaches(1, 0x10_0000, 0, 3, 3);
+    world.device.answer_late();
+    assert_eq!(world.ioas.retry_quarantined(), Quarantined::default());
+    world.ioas.protect(area, Prot::R).expect("it answers again");
+    world.assert_reaches(1, 0x10_0000, 0, 3, 1);
+    world.device.assert_clean();
+}

@@ -101,8 +101,10 @@ impl<T: Transport> VirtioDomain<T> {
         undo: impl FnOnce(&mut Member),
     ) -> Result<(), DomainError> {
         if let Err(error) = self.withdraw(range) {
-            let is_whole = error.is_without_effect();
+            let mut is_whole = error.is_without_effect();
             self.with_mappings(|member| {
+                // A device that is late was not even asked.
+                is_whole |= member.mappings.are_there(range);
                 member.mappings.set_busy(range, false);
                 if is_whole {
                     member.mappings.set_doubt(range, None);

@@ -44,6 +44,13 @@ pub(super) struct Mapping {
     pub(super) error: Option<RequestError>,
 }
 
+impl Mapping {
+    /// Returns whether the device has it for certain.
+    pub(super) fn is_there(&self) -> bool {
+        self.presence == Presence::Present && self.error.is_none()
+    }
+}
+
 /// What an unmap found.
 #[derive(Default)]
 pub(super) struct Ended {
@@ -118,6 +125,11 @@ impl Mappings {
                 _ => return,
             }
         }
+    }
+
+    /// Returns whether the device has all mappings of `range` for certain.
+    pub(super) fn are_there(&self, range: IovaRange) -> bool {
+        self.in_range(range).all(|(_, mapping)| mapping.is_there())
     }
 
     /// Returns a mapping that reaches out of `range`.

@@ -64,7 +64,6 @@ use core::fmt;
 use iopt_formats::command::virtio::Request;
 use iopt_formats::{IovaRange, PageSize};
 
-use crate::domain::virtio::mappings::Presence;
 use crate::domain::virtio::requests::Work;
 use crate::radix::FaultWindow;
 
@@ -235,11 +234,10 @@ impl<T: Transport> VirtioDomain<T> {
         }
         let mut wanted = member.mappings.in_range(range);
         wanted.find_map(|(range, mapping)| {
-            let is_there = mapping.presence == Presence::Present && mapping.error.is_none();
             let error = mapping.error.or(silence)?;
             // Whoever replaces a mapping sends it.
             let is_wanted = mapping.ticket.is_none() && mapping.busy_count == 0;
-            (is_wanted && !is_there).then_some((range, error))
+            (is_wanted && !mapping.is_there()).then_some((range, error))
         })
     }
 
