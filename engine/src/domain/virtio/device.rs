@@ -150,6 +150,7 @@ impl<T: Transport> VirtioIommu<T> {
     pub fn was_reset(&self, transport: T) -> T {
         let mut state = self.state.lock();
         state.is_overdue = false;
+        state.awaited.clear();
         for member in &mut state.domains {
             member.endpoints.clear();
             member.mappings.dropped();
@@ -175,8 +176,18 @@ impl<T: Transport> VirtioIommu<T> {
     /// [`RequestError::TimedOut`] if a request is late: nothing new is sent from then on.
     pub(super) fn wait_until(
         &self,
-        mut is_done: impl FnMut(&mut State<T>) -> bool,
+        is_done: impl FnMut(&mut State<T>) -> bool,
     ) -> Result<(), RequestError> {
+        self.wait_or_lock(is_done)
+            .map_err(|_state| RequestError::TimedOut)
+    }
+
+    /// As [`wait_until`](Self::wait_until), but if a request is late, the lock is held since the last look: nobody
+    /// has taken an answer meanwhile.
+    fn wait_or_lock(
+        &self,
+        mut is_done: impl FnMut(&mut State<T>) -> bool,
+    ) -> Result<(), MutexGuard<'_, State<T>>> {
         let _waiting = SYNC.waiting();
         let mut deadline = Deadline::after(self.limit);
         let mut turn = 0;
@@ -191,7 +202,7 @@ impl<T: Transport> VirtioIommu<T> {
             }
             if deadline.left() == Left::Nothing && state.requests.is_late(self.limit) {
                 state.is_overdue = true;
-                return Err(RequestError::TimedOut);
+                return Err(state);
             }
             drop(state);
             pause(turn);
@@ -242,18 +253,15 @@ impl<T: Transport> VirtioIommu<T> {
         })?;
         let tag = tag.ok_or(RequestError::TimedOut)?;
         let mut answer = None;
-        let waited = self.wait_until(|state| {
+        let waited = self.wait_or_lock(|state| {
             let place = state.answers.iter().position(|answer| answer.tag == tag);
             answer = place.map(|place| state.answers.swap_remove(place));
             // After a reset there is neither.
             answer.is_some() || !state.requests.has_tag(tag)
         });
-        if answer.is_none() {
-            let mut state = self.state.lock();
+        if let Err(mut state) = waited {
             state.awaited.retain(|&awaited| awaited != tag);
-            if waited.is_err()
-                && state.requests.has_tag(tag)
-                && let Work::Attach { domain, endpoint } = work
+            if let Work::Attach { domain, endpoint } = work
                 && let Some(member) = state.member(domain)
             {
                 // It may be attached, so that whatever is removed has to be told.
