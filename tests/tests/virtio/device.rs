@@ -76,6 +76,8 @@ pub(crate) struct State {
     /// What it is silent about.
     pub(crate) late: Vec<Sent>,
     answers: VecDeque<(u64, Vec<u8>)>,
+    /// How many answers to nothing come behind the others.
+    pub(crate) stray_count: u64,
     /// Answers that are held back.
     pub(crate) held: VecDeque<(u64, Vec<u8>)>,
     orders: Vec<Order>,
@@ -457,7 +459,13 @@ impl Transport for Device {
     }
 
     fn collect(&mut self, answer: &mut dyn FnMut(u64, &[u8])) -> bool {
-        let next = self.state().answers.pop_front();
+        let mut state = self.state();
+        let mut next = state.answers.pop_front();
+        if next.is_none() && state.stray_count > 0 {
+            state.stray_count -= 1;
+            next = Some((u64::MAX, Vec::new()));
+        }
+        drop(state);
         next.is_some_and(|(tag, bytes)| {
             answer(tag, &bytes);
             true

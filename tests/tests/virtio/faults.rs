@@ -307,3 +307,13 @@ fn mappings_are_not_lost_if_a_late_device_is_not_asked_to_forget_them() {
     world.assert_reaches(1, 0x10_0000, 0, 3, 1);
     world.device.assert_clean();
 }
+
+#[test]
+fn answers_to_nothing_do_not_keep_anybody() {
+    let world = World::new(4);
+    world.device.state().stray_count = 1000;
+    world.map(0x10_0000, 0, 1, Prot::RW).expect("it is free");
+    world.ioas.unmap_all().expect("nothing is in the way");
+    assert!(world.device.state().stray_count > 0);
+    world.assert_empty();
+}

@@ -144,14 +144,15 @@ impl<T: Transport> Requests<T> {
         })
     }
 
-    /// Takes an answer, if there is one.
+    /// Takes an answer, if there is one. What answers no request is passed over, though not for ever: a lock is
+    /// held.
     pub(super) fn collect(&mut self) -> Option<Answer> {
         let Self {
             transport,
             under_way,
             ..
         } = self;
-        loop {
+        for _ in 0..transport.capacity().max(1) {
             let mut found = None;
             let has_answer = transport.collect(&mut |tag, bytes| {
                 // An answer to nothing is the transport's mistake, and harmless.
@@ -178,6 +179,7 @@ impl<T: Transport> Requests<T> {
                 return found;
             }
         }
+        None
     }
 
     /// Returns whether something is under way that `matches`.
