@@ -329,7 +329,7 @@ impl Mappings {
         found
     }
 
-    /// Divides a mapping at multiples of `size` from `from` to `to`. `None` means that there is no memory:
+    /// Divides the mapping `range` at `borders`, which rise and lie behind its start and inside. `None` means that there is no memory:
     /// the mapping is whole then.
     pub(super) fn divide(
         &mut self,
