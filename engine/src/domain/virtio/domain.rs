@@ -215,17 +215,18 @@ impl<T: Transport> VirtioDomain<T> {
     /// Sends an `UNMAP` for each mapping that was ended with one of `tickets` and that the device may still have
     /// without being asked to forget it.
     fn send_again(&self, tickets: &[u64]) -> Result<(), RequestError> {
-        let mut next = Some(IovaRange::FULL.start());
+        let mut rest = Some(IovaRange::FULL);
         self.device.pump(|state| {
-            let member = state.member(self.number);
-            let found = member.and_then(|member| member.mappings.first_ended(next?, tickets));
-            let Some((range, ticket, is_held)) = found else {
+            let found = state.member(self.number).and_then(|member| {
+                let mut ended = member.mappings.ended(rest?, tickets);
+                let held = ended.find(|(_, mapping)| mapping.presence == Presence::Present);
+                held.map(|(range, mapping)| (range, mapping.ticket))
+            });
+            let Some((range, ticket)) = found else {
                 return Step::Done;
             };
-            next = range.last().checked_add(1);
-            if is_held {
-                state.clear(self.number, range, Some(ticket));
-            }
+            rest = rest.and_then(|rest| behind(range, rest));
+            state.clear(self.number, range, ticket);
             Step::Sent
         })
     }
@@ -244,16 +245,8 @@ impl<T: Transport> VirtioDomain<T> {
             let Some(member) = state.member(number) else {
                 return true;
             };
-            let mut next = Some(IovaRange::FULL.start());
-            while let Some((range, _, is_held)) =
-                next.and_then(|next| member.mappings.first_ended(next, tickets))
-            {
-                if !is_held {
-                    return false;
-                }
-                next = range.last().checked_add(1);
-            }
-            true
+            let mut ended = member.mappings.ended(IovaRange::FULL, tickets);
+            ended.all(|(_, mapping)| mapping.presence == Presence::Present)
         })
     }
 
@@ -262,9 +255,8 @@ impl<T: Transport> VirtioDomain<T> {
         let time_out = |_: RequestError| SyncError::TimedOut;
         let has_left = || {
             let mut state = self.device.lock();
-            let start = IovaRange::FULL.start();
             let member = state.member(self.number);
-            member.is_some_and(|member| member.mappings.first_ended(start, tickets).is_some())
+            member.is_some_and(|member| member.mappings.has_ended(tickets))
         };
         self.settle_tickets(tickets).map_err(time_out)?;
         if has_left() {

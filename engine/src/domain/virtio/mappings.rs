@@ -300,37 +300,34 @@ impl Mappings {
         self.has_stuck = false;
     }
 
-    /// Returns the first mapping from `start` on that was ended with one of `tickets`, with its ticket
-    /// and whether the device may have it with nothing under way.
-    pub(super) fn first_ended(
-        &mut self,
-        start: Iova,
+    /// Returns the mappings of `range` that were ended with one of `tickets`, which rise, and may have no `UNMAP`
+    /// under way, in rising order.
+    pub(super) fn ended(
+        &self,
+        range: IovaRange,
         tickets: &[u64],
-    ) -> Option<(IovaRange, u64, bool)> {
-        if !self.has_stuck {
-            return None;
-        }
-        let rest = IovaRange::new(start, IovaRange::FULL.last())?;
-        let mut has_ended = false;
-        let found = self.in_range(rest).find(|(_, mapping)| {
-            has_ended |= mapping.ticket.is_some();
-            mapping.ticket.is_some_and(|ticket| is_one(ticket, tickets))
-        });
-        let found = found.and_then(|(range, mapping)| {
-            Some((
-                range,
-                mapping.ticket?,
-                mapping.presence == Presence::Present,
-            ))
-        });
-        if start == IovaRange::FULL.start() && !has_ended {
-            self.has_stuck = false;
-        }
-        found
+    ) -> impl Iterator<Item = (IovaRange, &Mapping)> {
+        let looked_at = self.has_stuck.then(|| self.in_range(range));
+        let all = looked_at.into_iter().flatten();
+        all.filter(|(_, mapping)| {
+            let ticket = mapping.ticket;
+            ticket.is_some_and(|ticket| is_one(ticket, tickets))
+        })
     }
 
-    /// Divides the mapping `range` at `borders`, which rise and lie behind its start and inside. `None` means that there is no memory:
-    /// the mapping is whole then.
+    /// Returns whether any of them is left, and notes if nothing at all is that was ended.
+    pub(super) fn has_ended(&mut self, tickets: &[u64]) -> bool {
+        let has_ended = self.ended(IovaRange::FULL, tickets).next().is_some();
+        if self.has_stuck && !has_ended {
+            let is_ended = |(_, mapping): (_, &Mapping)| mapping.ticket.is_some();
+            let has_others = self.in_range(IovaRange::FULL).any(is_ended);
+            self.has_stuck = has_others;
+        }
+        has_ended
+    }
+
+    /// Divides the mapping `range` at `borders`, which rise and lie behind its start and inside. `None` means that
+    /// there is no memory: the mapping is whole then.
     pub(super) fn divide(
         &mut self,
         range: IovaRange,
