@@ -64,6 +64,7 @@
 //! A module may use the modules below it, never those above:
 //!
 //! ```text
+//! device         devices, the instances that serve them, groups that are attached together
 //! ioas           one address space over many domains: areas, pages, accesses
 //! domain         a table with its hardware, or a sink that keeps translations elsewhere
 //! iova           which IOVA drivers get, and when it is free again
@@ -115,6 +116,8 @@ extern crate alloc;
 compile_error!("addresses are 64 bits wide, and so must pointers be");
 
 pub mod claim;
+#[cfg(feature = "std")]
+pub mod device;
 #[cfg(feature = "std")]
 pub mod domain;
 pub mod firmware;

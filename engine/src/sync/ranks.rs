@@ -53,10 +53,20 @@ macro_rules! describe {
 classes! {
     EPOCH = 100, Wait "epoch":
         "grace periods: readers run in it, and may do so around anything";
+    FINALIZE = 120, Wait "finalize":
+        "callbacks that tell drivers of default domains";
+    DEVICE_GUARD = 150, Lock "device guard":
+        "the binding of a driver to a device, and the device's removal";
     BUS_WALK = 200, Wait "bus_walk":
         "walks over a bus that probe devices";
     ACCESS_UNMAP = 300, Wait "access_unmap":
         "callbacks into accesses whose pages are unmapped";
+    REGISTRY = 400, Lock "registry":
+        "which devices and IOMMU instances there are, and how each stands";
+    GROUP = 500, Lock "group":
+        "what the devices of a group are attached to";
+    IDS = 600, Lock "ids":
+        "which ASIDs, VMIDs, DIDs and PASIDs are in use";
     ATTACH = 700, Lock "attach":
         "the change of an address space's set of domains, from beginning to end";
     DOMAIN = 800, Lock "domain":

@@ -1,0 +1,276 @@
+//! Attaching domains to groups, for requests with a PASID and for those without.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use iopt_formats::command::Pasid;
+
+use crate::device::group::{Inner, Old, Unfit};
+use crate::device::{
+    AttachError, DefaultKind, DeviceAddress, DeviceGuard, GroupDomainError, Hwpt, Ownership,
+    Registry, UnknownDevice,
+};
+use crate::sync::{MutexGuard, lockdep};
+
+/// By what right something is attached.
+#[derive(Clone, Copy, Debug)]
+pub enum By<'a> {
+    /// As the driver of the device, which uses the default domain, in a group that nobody owns. Other than
+    /// for a PASID, the device must be the only one of its group.
+    Driver,
+    /// As the owner of the group.
+    Owner(&'a Ownership),
+}
+
+impl Registry {
+    /// Attaches a domain to the group of a device, for requests without a PASID, in place of what is
+    /// attached.
+    ///
+    /// # Errors
+    ///
+    /// [`AttachError`], with nothing changed.
+    pub fn attach(
+        &self,
+        address: DeviceAddress,
+        by: By<'_>,
+        domain: &Arc<dyn Hwpt>,
+    ) -> Result<(), AttachError> {
+        let (_, mut group) = self.enter(address, by, true)?;
+        if group.is_resetting() {
+            return Err(AttachError::Resetting);
+        }
+        let attached = group.attach(domain);
+        self.leave(group, attached)
+    }
+
+    /// Ends what [`attach`](Self::attach) began: an owned group is blocked afterwards, another one in its
+    /// default domain.
+    ///
+    /// # Errors
+    ///
+    /// [`AttachError`] if the caller has no right to.
+    pub fn detach(&self, address: DeviceAddress, by: By<'_>) -> Result<(), AttachError> {
+        let (_, mut group) = self.enter(address, by, true)?;
+        let default = match by {
+            By::Owner(_) => None,
+            By::Driver => group.default.clone(),
+        };
+        let (old, unfit) = match default.map(|default| group.attach(&default)) {
+            None => (group.block(), None),
+            Some(Ok(old)) => (old, None),
+            Some(Err(unfit)) => (group.block(), Some(unfit)),
+        };
+        drop(group);
+        drop(old);
+        self.tell_unfit(unfit);
+        Ok(())
+    }
+
+    /// Attaches a domain for requests with a PASID, to all members of the group that have any.
+    ///
+    /// # Errors
+    ///
+    /// [`AttachError`], with nothing changed.
+    pub fn attach_pasid(
+        &self,
+        address: DeviceAddress,
+        by: By<'_>,
+        pasid: Pasid,
+        domain: &Arc<dyn Hwpt>,
+    ) -> Result<(), AttachError> {
+        self.change_pasid(address, by, pasid, domain, false)
+    }
+
+    /// Attaches another domain for requests with a PASID. The old one stays if that fails.
+    ///
+    /// # Errors
+    ///
+    /// [`AttachError`], with nothing changed.
+    pub fn replace_pasid(
+        &self,
+        address: DeviceAddress,
+        by: By<'_>,
+        pasid: Pasid,
+        domain: &Arc<dyn Hwpt>,
+    ) -> Result<(), AttachError> {
+        self.change_pasid(address, by, pasid, domain, true)
+    }
+
+    fn change_pasid(
+        &self,
+        address: DeviceAddress,
+        by: By<'_>,
+        pasid: Pasid,
+        domain: &Arc<dyn Hwpt>,
+        is_replacement: bool,
+    ) -> Result<(), AttachError> {
+        let (_, mut group) = self.enter(address, by, false)?;
+        if group.is_resetting() {
+            return Err(AttachError::Resetting);
+        }
+        let limit = group.pasid_limit();
+        if pasid.get() == 0 || pasid.get() >= limit {
+            return Err(AttachError::NoPasid { pasid, limit });
+        }
+        match (group.pasids.contains_key(&pasid), is_replacement) {
+            (true, false) => return Err(AttachError::Attached { pasid }),
+            (false, true) => return Err(AttachError::Detached { pasid }),
+            _ => {}
+        }
+        let attached = group.attach_pasid(pasid, domain);
+        self.leave(group, attached)
+    }
+
+    /// Blocks requests with a PASID, to which something is attached.
+    ///
+    /// # Errors
+    ///
+    /// [`AttachError`] if nothing is, or the caller has no right to.
+    pub fn detach_pasid(
+        &self,
+        address: DeviceAddress,
+        by: By<'_>,
+        pasid: Pasid,
+    ) -> Result<(), AttachError> {
+        let (_, mut group) = self.enter(address, by, false)?;
+        if !group.pasids.contains_key(&pasid) {
+            return Err(AttachError::Detached { pasid });
+        }
+        let old = group.block_pasid(pasid);
+        drop(group);
+        drop(old);
+        Ok(())
+    }
+
+    /// Returns what is attached to the group of a device, for requests with a PASID or without one; `None`
+    /// if they are blocked.
+    pub fn attached(&self, address: DeviceAddress, pasid: Option<Pasid>) -> Option<Arc<dyn Hwpt>> {
+        let number = self.machine.number_of(address)?;
+        let group = self.groups[self.machine.group_of(number)].lock();
+        match pasid {
+            None => group.current.clone(),
+            Some(pasid) => group.pasids.get(&pasid).cloned(),
+        }
+    }
+
+    /// Makes a domain that fits the group of a device.
+    ///
+    /// # Errors
+    ///
+    /// [`GroupDomainError`].
+    pub fn new_domain(
+        &self,
+        address: DeviceAddress,
+        kind: DefaultKind,
+    ) -> Result<Arc<dyn Hwpt>, GroupDomainError> {
+        let number = self.number_of(address)?;
+        let (driver, endpoints) = {
+            let group = self.groups[self.machine.group_of(number)].lock();
+            let Some(member) = group.members.get(&number) else {
+                return Err(GroupDomainError::NoIommu { address });
+            };
+            let members = group.members.values();
+            let endpoints = members.map(|member| Arc::clone(&member.endpoint));
+            let endpoints: Vec<_> = endpoints.collect();
+            (Arc::clone(&member.driver), endpoints)
+        };
+        lockdep::assert_none_held();
+        Ok(driver.new_domain(kind, &endpoints)?)
+    }
+
+    /// Checks that a device's group is ready and the caller may change what is attached.
+    fn enter(
+        &self,
+        address: DeviceAddress,
+        by: By<'_>,
+        needs_whole: bool,
+    ) -> Result<(usize, MutexGuard<'_, Inner>), AttachError> {
+        let number = self.number_of(address)?;
+        let index = self.machine.group_of(number);
+        let state = self.lock();
+        let device = state.device(number).ok_or(UnknownDevice { address })?;
+        let Some(probed) = device.probed() else {
+            return Err(AttachError::NoIommu { address });
+        };
+        let group = self.groups[index].lock();
+        let is_allowed = match by {
+            By::Owner(ownership) => ownership.is_of(self, index),
+            By::Driver => {
+                let is_claim = device.bound.as_ref().is_some_and(|bound| bound.is_claim);
+                is_claim && (!needs_whole || self.machine.members_of(index).len() == 1)
+            }
+        };
+        if !is_allowed {
+            return Err(AttachError::NotOwner);
+        }
+        if !probed.is_settled {
+            return Err(AttachError::NoIommu { address });
+        }
+        Ok((number, group))
+    }
+
+    fn leave(
+        &self,
+        group: MutexGuard<'_, Inner>,
+        attached: Result<Old, Unfit>,
+    ) -> Result<(), AttachError> {
+        drop(group);
+        attached
+            .map(drop::<Old>)
+            .map_err(|unfit| AttachError::Failed {
+                device: self.machine.address(unfit.number),
+                error: unfit.error,
+            })
+    }
+}
+
+impl DeviceGuard<'_> {
+    /// Begins a reset of a device: it is blocked, and nothing can be attached to its group until the reset
+    /// [ends](Self::end_reset). Does nothing for a device without an IOMMU.
+    pub fn begin_reset(&mut self) {
+        let (registry, number) = self.place();
+        let mut group = registry.groups[registry.machine.group_of(number)].lock();
+        group.part(number);
+        if let Some(member) = group.members.get_mut(&number) {
+            member.is_resetting = true;
+        }
+    }
+
+    /// Ends a reset: the device is attached to what its group is attached to by now; if it cannot be, it
+    /// stays blocked, as a [report](crate::device::Report::LeftBlocked) says.
+    pub fn end_reset(&mut self) {
+        let (registry, number) = self.place();
+        let unfit = {
+            let mut group = registry.groups[registry.machine.group_of(number)].lock();
+            let member = group.members.get_mut(&number);
+            let Some(member) = member.filter(|member| member.is_resetting) else {
+                return;
+            };
+            member.is_resetting = false;
+            if member.has_joined {
+                group.rejoin(number)
+            } else {
+                None
+            }
+        };
+        registry.tell_unfit(unfit);
+    }
+}
+
+impl Inner {
+    /// Returns the smallest number of PASIDs of members that have any; 0 if none has.
+    fn pasid_limit(&self) -> u32 {
+        let members = self.members.values();
+        let counts = members.map(|member| member.endpoint.max_pasids());
+        counts.filter(|&count| count > 0).min().unwrap_or(0)
+    }
+
+    /// Attaches a member again that was being reset, or leaves it out.
+    fn rejoin(&mut self, number: usize) -> Option<Unfit> {
+        let unfit = self.reattach(number).err()?;
+        if let Some(member) = self.members.get_mut(&number) {
+            member.has_joined = false;
+        }
+        Some(unfit)
+    }
+}

@@ -1,0 +1,232 @@
+//! Binding drivers to devices: it only asks, and counts.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use crate::device::registry::{Bound, Device, State, Status};
+use crate::device::{BindError, DeviceAddress, Hwpt, NoIommu, Registry, Report, UnknownDevice};
+use crate::sync::MutexGuard;
+
+/// The right to bind, unbind or remove one device: its lock.
+///
+/// Whoever has it hands it on; nothing in the engine takes it a second time. It must not be taken inside a
+/// driver's [`probe`](crate::device::Driver::probe).
+#[derive(Debug)]
+pub struct DeviceGuard<'a> {
+    registry: &'a Registry,
+    number: usize,
+    _lock: MutexGuard<'a, ()>,
+}
+
+impl<'a> DeviceGuard<'a> {
+    /// Returns which device it is.
+    pub fn address(&self) -> DeviceAddress {
+        self.registry.machine.address(self.number)
+    }
+
+    /// Returns the registry and the device's number.
+    pub(super) const fn place(&self) -> (&'a Registry, usize) {
+        (self.registry, self.number)
+    }
+
+    /// Binds a driver: asks whether what the device needs is ready, and counts the driver among the users
+    /// of the default domain. Probes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`BindError`], with nothing changed.
+    pub fn bind(&mut self, usage: Use) -> Result<Binding, BindError> {
+        let (registry, number) = (self.registry, self.number);
+        let address = self.address();
+        let mut state = registry.lock();
+        let device = present(&state, number).ok_or(UnknownDevice { address })?;
+        if device.bound.is_some() {
+            return Err(BindError::Bound);
+        }
+        let (binding, is_claim) = match &device.status {
+            Status::Waiting | Status::Probing => return Err(BindError::Defer),
+            Status::NoIommu(NoIommu::TimedOut) if registry.is_changing(&state, number) => {
+                return Err(BindError::Defer);
+            }
+            Status::NoIommu(why) => (Binding::Untranslated(*why), false),
+            Status::Probed(probed) => {
+                if !probed.is_settled || registry.is_changing(&state, number) {
+                    return Err(BindError::Defer);
+                }
+                let mut group = registry.groups[registry.machine.group_of(number)].lock();
+                let is_claim = usage == Use::DefaultDomain;
+                if is_claim {
+                    if group.owner.is_some() {
+                        return Err(BindError::Owned);
+                    }
+                    group.driver_count += 1;
+                }
+                let member = group.members.get(&number);
+                let has_joined = member.is_some_and(|member| member.has_joined);
+                let default = group.default.clone().filter(|_| has_joined);
+                let untranslated = Binding::Untranslated(NoIommu::NoDomain);
+                (default.map_or(untranslated, Binding::Translated), is_claim)
+            }
+        };
+        if let Some(device) = state.device_mut(number) {
+            device.bound = Some(Bound {
+                is_claim,
+                is_translated: matches!(device.status, Status::Probed(_)),
+            });
+        }
+        Ok(binding)
+    }
+
+    /// Unbinds the driver, if one is bound. When the last one of a group goes, the group is in its default
+    /// domain and has no PASID attached.
+    pub fn unbind(&mut self) {
+        let (registry, number) = (self.registry, self.number);
+        let bound = {
+            let mut state = registry.lock();
+            let device = state.device_mut(number);
+            device.and_then(|device| device.bound.take())
+        };
+        if bound.is_some_and(|bound| bound.is_claim) {
+            let (old, unfit) = {
+                let mut group = registry.groups[registry.machine.group_of(number)].lock();
+                group.driver_count -= 1;
+                if group.driver_count == 0 {
+                    group.restore()
+                } else {
+                    Default::default()
+                }
+            };
+            drop(old);
+            registry.tell_unfit(unfit);
+        }
+    }
+}
+
+/// What a driver does with its device's DMA.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Use {
+    /// It relies on the group's default domain, and so keeps others from owning the group.
+    DefaultDomain,
+    /// It arranges for itself, or does none: it claims nothing.
+    DriverManaged,
+}
+
+/// What a bound driver has to know.
+#[derive(Clone, Debug)]
+#[must_use = "a device that is not translated may need other treatment"]
+pub enum Binding {
+    /// An IOMMU translates the device's requests; this is its group's default domain.
+    Translated(Arc<dyn Hwpt>),
+    /// None does.
+    Untranslated(NoIommu),
+}
+
+impl Registry {
+    /// Waits for the right to a device.
+    ///
+    /// # Errors
+    ///
+    /// [`UnknownDevice`] if the machine does not have it.
+    ///
+    /// # Panics
+    ///
+    /// Debug builds panic if the thread has such a right, or runs in a driver's probe.
+    #[cfg_attr(debug_assertions, track_caller)]
+    pub fn lock_device(&self, address: DeviceAddress) -> Result<DeviceGuard<'_>, UnknownDevice> {
+        let number = self.number_of(address)?;
+        Ok(DeviceGuard {
+            registry: self,
+            number,
+            _lock: self.guards[number].lock(),
+        })
+    }
+
+    /// Takes the right to a device and [binds](DeviceGuard::bind) a driver, after a look at the
+    /// [clock](Self::tick).
+    ///
+    /// # Errors
+    ///
+    /// As for [`DeviceGuard::bind`].
+    pub fn bind_device(&self, address: DeviceAddress, usage: Use) -> Result<Binding, BindError> {
+        self.tick();
+        self.lock_device(address)?.bind(usage)
+    }
+
+    /// Takes the right to a device and [unbinds](DeviceGuard::unbind) its driver.
+    ///
+    /// # Errors
+    ///
+    /// [`UnknownDevice`] if the machine does not have it.
+    pub fn unbind_device(&self, address: DeviceAddress) -> Result<(), UnknownDevice> {
+        self.lock_device(address)?.unbind();
+        Ok(())
+    }
+
+    /// Says that all devices were added that there are from the start, and all drivers have registered what
+    /// they drive, but for those that are loaded later: from now on who waits does so for the
+    /// [patience](crate::device::Config::patience) that is configured, and no group waits for a device
+    /// that was not added.
+    pub fn finish_initialization(&self) {
+        let now = self.config.clock.now();
+        {
+            let mut state = self.lock();
+            if state.is_initialised {
+                return;
+            }
+            state.armed_at = now;
+            state.end_initialisation(&self.machine);
+        }
+        for group in 0..self.groups.len() {
+            self.settle(group);
+        }
+        self.tick();
+    }
+
+    /// Looks at the clock: if time is over, devices whose instances are missing are taken for such that
+    /// have none, and their groups go on without them. Probes nothing.
+    pub fn tick(&self) {
+        let now = self.config.clock.now();
+        let late: Vec<_> = {
+            let mut state = self.lock();
+            let is_over =
+                state.is_initialised && now.saturating_sub(state.armed_at) >= self.config.patience;
+            if !is_over || state.waiting.is_empty() {
+                return;
+            }
+            let is_missing = |number: &usize| {
+                let mut needs = self.machine.needs(*number);
+                needs.any(|identity| state.serving(identity).is_none())
+            };
+            let late: Vec<_> = state.waiting.iter().copied().filter(is_missing).collect();
+            for &number in &late {
+                state.change(&self.machine, number, |device| {
+                    if let Some(device) = device {
+                        device.status = Status::NoIommu(NoIommu::TimedOut);
+                    }
+                });
+            }
+            late
+        };
+        if !late.is_empty() {
+            let devices = late.iter().map(|&number| self.machine.address(number));
+            let devices = devices.collect();
+            self.tell([Report::TimedOut { devices }]);
+            for &number in &late {
+                self.settle(self.machine.group_of(number));
+            }
+        }
+    }
+
+    /// Returns whether an instance of a device comes or goes at this moment.
+    pub(super) fn is_changing(&self, state: &State, number: usize) -> bool {
+        self.machine.needs(number).any(|identity| {
+            let instance = state.instances.get(&identity);
+            instance.is_some_and(|instance| instance.is_walking || instance.is_dying)
+        })
+    }
+}
+
+fn present(state: &State, number: usize) -> Option<&Device> {
+    let device = state.device(number)?;
+    (!device.is_removed && !device.is_leaving).then_some(device)
+}

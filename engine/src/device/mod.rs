@@ -1,0 +1,92 @@
+//! Devices, the IOMMU instances that serve them, and groups that are attached together.
+//!
+//! # Four steps, and no replay
+//!
+//! | step | what | when |
+//! |---|---|---|
+//! | describe | [`Description`](crate::firmware::Description) | once, from firmware |
+//! | resolve | [`Machine`]: which device is known to which instance, and the groups | once, before anything comes |
+//! | probe | an instance's driver takes a device in | when a device is [added](Registry::add_device) or an instance [registered](Registry::register), whichever is later; nothing else probes |
+//! | bind | a device's driver [asks](DeviceGuard::bind) whether all is ready | as often as it likes |
+//!
+//! ```text
+//! Machine -> Registry: add_device, register -> Driver::probe -> Endpoint, blocked
+//!                                           -> group complete: default domain, all members at once
+//!            lock_device -> DeviceGuard: bind, unbind, remove, begin_reset
+//!            claim_owner -> Ownership: attach, attach_pasid
+//! ```
+//!
+//! The groups are the machine's, and the default domain is chosen when it is known of every member of a
+//! group what becomes of it. So the order in which devices, instances and drivers come decides nothing:
+//! in the end the [`Snapshot`] is the same.
+//!
+//! # A device, from its arrival
+//!
+//! ```text
+//! Waiting --all instances there--> Probing --driver takes it in--> Probed: blocked, in its group
+//!    |                                |                               | no member of the group is awaited
+//!    +--time over, disabled, ..--> NoIommu <--driver does not         v
+//!                                                                  in the default domain, told, ready
+//! ```
+//!
+//! # Invariants
+//!
+//! Of probing B1 to B4 ([`walk`](self::walk)), of groups P1 to P3 (`group`). For all of it:
+//!
+//! - **L4** (order decides nothing): what is entered is a function of the machine, of what was added and
+//!   registered, and of what drivers answer; of the clock only once time is over.
+//! - **L5** (no lock around strangers): drivers, clocks and reports are called with no lock held, other than
+//!   the parts of an [`Endpoint`] that say so.
+//! - **L6** (no wait without end): nobody waits for a probe; binding defers. Who removes or unregisters
+//!   waits for callbacks, some seconds at most.
+//!
+//! # Locks
+//!
+//! [`DEVICE_GUARD`](crate::sync::DEVICE_GUARD) of one device, then [`REGISTRY`](crate::sync::REGISTRY), then
+//! [`GROUP`](crate::sync::GROUP). Probes run in [`BUS_WALK`](crate::sync::BUS_WALK), which ranks above the
+//! guards: a probe must not take one, and who holds one may wait for a probe. What is told of a default
+//! domain runs in [`FINALIZE`](crate::sync::FINALIZE), which ranks below them: it may take guards, and may
+//! be waited for without one only.
+
+mod address;
+mod attach;
+mod bind;
+mod defer;
+mod driver;
+mod error;
+mod group;
+mod leave;
+mod machine;
+#[cfg(all(test, loom))]
+mod models;
+mod owner;
+mod registry;
+mod report;
+mod settle;
+mod snapshot;
+#[cfg(all(test, not(loom)))]
+mod tests;
+mod walk;
+
+pub use crate::device::address::DeviceAddress;
+pub use crate::device::attach::By;
+pub use crate::device::bind::{Binding, DeviceGuard, Use};
+pub use crate::device::defer::{Clock, Config, SystemClock};
+pub use crate::device::driver::{
+    AttachFailure, DefaultKind, DirectRegion, DomainKind, Driver, Endpoint, Hwpt, NewDomainError,
+    Prepared, ProbeError, ProbeRequest,
+};
+pub use crate::device::error::{
+    AddError, AttachError, BindError, GroupDomainError, MachineError, OwnError, RegisterError,
+    UnknownDevice, UnregisterError,
+};
+pub use crate::device::leave::Removal;
+pub use crate::device::machine::{
+    DeviceReach, DeviceRegion, Identity, InstanceFacts, Machine, MachineParts, Resolved, Stream,
+    SupplierEdge,
+};
+pub use crate::device::owner::{Owner, Ownership};
+pub use crate::device::registry::{NoIommu, Registry};
+pub use crate::device::report::{NoDefaultDomain, Report, Reports};
+pub use crate::device::snapshot::{DeviceSnapshot, GroupSnapshot, Snapshot, Standing};
+pub use crate::device::walk::Registration;
