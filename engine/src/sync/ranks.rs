@@ -45,6 +45,9 @@ macro_rules! describe {
     (Indexed) => {
         "locks by index"
     };
+    (Lent) => {
+        "lock that users hold"
+    };
     (Wait) => {
         "pseudo-lock"
     };
@@ -55,7 +58,7 @@ classes! {
         "grace periods: readers run in it, and may do so around anything";
     FINALIZE = 120, Wait "finalize":
         "callbacks that tell drivers of default domains";
-    DEVICE_GUARD = 150, Lock "device guard":
+    DEVICE_GUARD = 150, Lent "device guard":
         "the binding of a driver to a device, and the device's removal";
     BUS_WALK = 200, Wait "bus_walk":
         "walks over a bus that probe devices";

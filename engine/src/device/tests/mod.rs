@@ -14,6 +14,7 @@ use iopt_formats::command::Pasid;
 use crate::device::*;
 use crate::domain::DomainError;
 use crate::firmware::{InstanceIndex, NodeIndex};
+use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Class, Mutex};
 
 mod attach;
@@ -194,6 +195,44 @@ impl Driver for Toy {
 
     fn tells_devices_apart(&self) -> bool {
         self.tells_devices_apart
+    }
+}
+
+/// Where a callback stops until the test lets it go on.
+pub(super) struct Gate {
+    stopped: AtomicUsize,
+    released: AtomicUsize,
+}
+
+impl Gate {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            stopped: AtomicUsize::new(0),
+            released: AtomicUsize::new(0),
+        })
+    }
+
+    fn wait(counter: &AtomicUsize, count: usize) {
+        let mut turn = 0;
+        while counter.load(Ordering::Acquire) < count {
+            crate::sync::pause(turn);
+            turn = turn.saturating_add(1);
+        }
+    }
+
+    /// Called inside.
+    pub(super) fn stop(&self) {
+        let count = self.stopped.fetch_add(1, Ordering::AcqRel) + 1;
+        Self::wait(&self.released, count);
+    }
+
+    /// Waits until one more callback than were let go on has stopped.
+    pub(super) fn await_stop(&self) {
+        Self::wait(&self.stopped, self.released.load(Ordering::Acquire) + 1);
+    }
+
+    pub(super) fn go_on(&self) {
+        self.released.fetch_add(1, Ordering::AcqRel);
     }
 }
 

@@ -1,1 +1,153 @@
-//! To come.
+//! A1.2: random traces, on one thread against what the machine says, and on several.
+
+use super::*;
+use crate::intervals::random::Random;
+use crate::sync::lockdep;
+
+const DEVICE_COUNT: usize = 64;
+const INSTANCE_COUNT: usize = 8;
+
+/// How many traces: some thousands as a test, more if `IOPT_DEVICE_TRACES` says so.
+fn trace_count(usual: usize) -> usize {
+    let wanted = std::env::var("IOPT_DEVICE_TRACES").ok();
+    let wanted = wanted.and_then(|count| count.parse().ok());
+    wanted.unwrap_or(if cfg!(miri) { 2 } else { usual })
+}
+
+fn machine(random: &mut Random) -> MachineParts {
+    let device_count = 1 + random.index(DEVICE_COUNT);
+    let instance_count = 1 + random.index(INSTANCE_COUNT);
+    let group_count = 1 + random.index(device_count);
+    let mut devices = Vec::new();
+    for number in 0..device_count {
+        let mut instances = BTreeSet::from([random.index(instance_count)]);
+        match random.below(8) {
+            0 => instances.clear(),
+            1 => drop(instances.insert(random.index(instance_count))),
+            _ => {}
+        }
+        let instances: Vec<_> = instances.into_iter().collect();
+        devices.push(behind(number, random.index(group_count), &instances));
+    }
+    let fact = |tells_devices_apart| InstanceFacts {
+        tells_devices_apart,
+        ..InstanceFacts::default()
+    };
+    MachineParts {
+        devices,
+        instances: (0..instance_count)
+            .map(|_| fact(!random.one_in(8)))
+            .collect(),
+        ..MachineParts::default()
+    }
+}
+
+/// Chooses what devices want, which is as settled as the machine.
+fn wishes(random: &mut Random, rig: &Rig) {
+    for device in rig.registry.machine().devices() {
+        let kind = match random.below(6) {
+            0 => DefaultKind::Identity,
+            1 => DefaultKind::Paging,
+            _ => continue,
+        };
+        rig.world
+            .with(|world| world.kinds.insert(device.address, kind));
+    }
+}
+
+/// One event. Bound drivers that an unregistration meets are no failure.
+fn step(random: &mut Random, rig: &Rig) {
+    let registry = &rig.registry;
+    let devices = registry.machine().devices();
+    let device = devices[random.index(devices.len())].address;
+    let instance = described(random.index(registry.machine().instances().len()));
+    match random.below(12) {
+        0..4 => drop(registry.add_device(device)),
+        4..7 => drop(registry.register(rig.registration(instance))),
+        7..9 => drop(registry.bind_device(device, Use::DefaultDomain)),
+        9 => registry.unbind_device(device).expect("it is there"),
+        10 => {
+            let guard = registry.lock_device(device).expect("it is there");
+            assert_ne!(guard.remove(), Removal::Pending, "no callback is long");
+        }
+        _ => {
+            let unregistered = registry.unregister(instance);
+            assert!(!matches!(unregistered, Err(UnregisterError::Stuck)));
+        }
+    }
+    lockdep::assert_none_held();
+}
+
+/// Lets everything come that has not, and compares with a registry where all came in one order.
+fn check_end(parts: MachineParts, rig: &Rig) {
+    let settle = |rig: &Rig| {
+        rig.add_all();
+        for number in 0..rig.registry.machine().instances().len() {
+            let registered = rig.registry.register(rig.registration(described(number)));
+            let is_there = matches!(registered, Err(RegisterError::Twice { .. }));
+            assert!(registered.is_ok() || is_there, "{registered:?}");
+        }
+        for device in rig.registry.machine().devices() {
+            rig.registry
+                .unbind_device(device.address)
+                .expect("it is there");
+        }
+        rig.check();
+    };
+    settle(rig);
+    let fresh = Rig::of(parts);
+    let kinds = rig.world.with(|world| world.kinds.clone());
+    fresh.world.with(|world| world.kinds = kinds);
+    settle(&fresh);
+    assert_eq!(rig.registry.snapshot(), fresh.registry.snapshot());
+    let finalized = rig.world.with(|world| world.finalized.clone());
+    for device in rig.registry.machine().devices() {
+        let probe_count = rig
+            .world
+            .with(|world| world.probe_counts.get(&device.address).copied());
+        let told = finalized.iter().filter(|&&told| told == device.address);
+        assert!(
+            told.count() <= probe_count.unwrap_or(0),
+            "told once for each probe"
+        );
+    }
+}
+
+#[test]
+fn random_traces_end_where_an_orderly_one_does() {
+    for seed in 1..=trace_count(400) {
+        let mut random = Random::new(seed as u64);
+        let parts = machine(&mut random);
+        let rig = Rig::of(parts.clone());
+        wishes(&mut random, &rig);
+        for _ in 0..random.below(200) {
+            step(&mut random, &rig);
+            if random.one_in(16) {
+                rig.check();
+            }
+        }
+        check_end(parts, &rig);
+    }
+}
+
+#[test]
+fn threads_that_do_random_things_end_where_an_orderly_trace_does() {
+    for seed in 1..=trace_count(60) {
+        let mut random = Random::new(1000 + seed as u64);
+        let parts = machine(&mut random);
+        let rig = Rig::of(parts.clone());
+        wishes(&mut random, &rig);
+        std::thread::scope(|scope| {
+            for thread in 0..3 {
+                let rig = &rig;
+                let mut random = Random::new((seed * 3 + thread + 1) as u64);
+                scope.spawn(move || {
+                    for _ in 0..80 {
+                        step(&mut random, rig);
+                    }
+                });
+            }
+        });
+        check_end(parts, &rig);
+    }
+}

@@ -1,1 +1,149 @@
-//! To come.
+//! Several threads at once, stopped inside of callbacks where it matters.
+
+use super::*;
+use crate::sync::lockdep::IS_CHECKED;
+
+/// A registry whose probes stop, with one device added.
+fn stopping() -> (Rig, Arc<Gate>) {
+    let rig = Rig::new(Vec::from([behind(0, 0, &[0])]));
+    rig.add(0);
+    let gate = Gate::new();
+    let inside = Arc::clone(&gate);
+    rig.driver.on_probe(move |_| inside.stop());
+    (rig, gate)
+}
+
+#[test]
+fn a_device_removed_while_its_driver_is_asked_is_released() {
+    let (rig, gate) = stopping();
+    std::thread::scope(|scope| {
+        let walk = scope.spawn(|| rig.register(0));
+        gate.await_stop();
+        let removal = scope.spawn(|| rig.remove(0));
+        // Until the driver has answered the device can be neither bound nor added.
+        let leaving = Err(AddError::Leaving { address: node(0) });
+        while rig.registry.add_device(node(0)) != leaving {
+            std::thread::yield_now();
+        }
+        gate.go_on();
+        assert_eq!(removal.join().expect("it does not panic"), Removal::Done);
+        walk.join().expect("it does not panic");
+    });
+    rig.check();
+    assert_eq!(rig.group_count(), 0);
+    rig.world.with(|world| {
+        assert_eq!(world.probe_counts.get(&node(0)), Some(&1));
+        assert!(world.live.is_empty() && world.finalized.is_empty());
+    });
+    *rig.driver.on_probe.lock() = None;
+    rig.add(0);
+    assert_eq!(rig.group_count(), 1);
+}
+
+#[test]
+fn a_driver_that_does_not_answer_delays_a_removal_for_some_time_only() {
+    let (rig, gate) = stopping();
+    std::thread::scope(|scope| {
+        let walk = scope.spawn(|| rig.register(0));
+        gate.await_stop();
+        assert_eq!(rig.remove(0), Removal::Pending);
+        assert!(rig.registry.snapshot().devices.is_empty());
+        gate.go_on();
+        walk.join().expect("it does not panic");
+    });
+    rig.check();
+    assert!(rig.world.with(|world| world.live.is_empty()));
+    *rig.driver.on_probe.lock() = None;
+    rig.add(0);
+    assert_eq!(rig.group_count(), 1);
+}
+
+/// The probe is another thread's; what it finds is released, and the device is as before.
+#[test]
+fn an_instance_that_cannot_be_unregistered_serves_as_before() {
+    let (rig, gate) = stopping();
+    rig.remove(0);
+    *rig.driver.on_probe.lock() = None;
+    rig.register(0);
+    let inside = Arc::clone(&gate);
+    rig.driver.on_probe(move |_| inside.stop());
+    std::thread::scope(|scope| {
+        let add = scope.spawn(|| rig.add(0));
+        gate.await_stop();
+        let stuck = rig.registry.unregister(described(0));
+        assert_eq!(stuck, Err(UnregisterError::Stuck));
+        gate.go_on();
+        add.join().expect("it does not panic");
+    });
+    assert!(matches!(rig.bind(0), Ok(Binding::Translated(_))));
+    rig.check();
+}
+
+#[test]
+fn an_instance_unregistered_while_a_device_is_asked_about_takes_it_along() {
+    let (rig, gate) = stopping();
+    rig.remove(0);
+    *rig.driver.on_probe.lock() = None;
+    rig.register(0);
+    let inside = Arc::clone(&gate);
+    rig.driver.on_probe(move |_| inside.stop());
+    std::thread::scope(|scope| {
+        let add = scope.spawn(|| rig.add(0));
+        gate.await_stop();
+        let unregister = scope.spawn(|| rig.registry.unregister(described(0)));
+        let unknown = Err(UnregisterError::Unknown {
+            identity: described(0),
+        });
+        while rig.registry.unregister(described(0)) != unknown {
+            std::thread::yield_now();
+        }
+        gate.go_on();
+        add.join().expect("it does not panic");
+        assert_eq!(unregister.join().expect("it does not panic"), Ok(()));
+    });
+    assert_eq!(rig.standing(0), Standing::Waiting);
+    assert!(rig.world.with(|world| world.live.is_empty()));
+    rig.check();
+}
+
+/// Who tells the driver of the default domain releases what was removed meanwhile.
+#[test]
+fn a_device_removed_while_its_driver_is_told_is_released_afterwards() {
+    let rig = Rig::new(Vec::from([behind(0, 0, &[0])]));
+    rig.add(0);
+    let gate = Gate::new();
+    let inside = Arc::clone(&gate);
+    rig.driver.on_finalize(move |_| inside.stop());
+    std::thread::scope(|scope| {
+        let walk = scope.spawn(|| rig.register(0));
+        gate.await_stop();
+        assert_eq!(rig.bind(0).err(), Some(BindError::Defer));
+        assert_eq!(rig.remove(0), Removal::Pending);
+        rig.world.with(|world| {
+            assert_eq!(world.live.get(&node(0)), Some(&1), "not yet");
+            assert!(world.attached.is_empty(), "but it is blocked");
+        });
+        gate.go_on();
+        walk.join().expect("it does not panic");
+    });
+    assert!(rig.world.with(|world| world.live.is_empty()));
+    rig.check();
+}
+
+#[test]
+fn who_unregisters_with_a_guard_in_hand_is_reported() {
+    if !IS_CHECKED {
+        return;
+    }
+    let rig = Rig::new(Vec::from([behind(0, 0, &[0])]));
+    rig.register(0);
+    let _guard = rig.guard(0);
+    let unregister = || rig.registry.unregister(described(0));
+    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(unregister));
+    let panic = panic.expect_err("it is reported");
+    let text = panic.downcast_ref::<String>().expect("it is a text");
+    assert!(
+        text.contains("finalize") && text.contains("device guard"),
+        "{text}"
+    );
+}

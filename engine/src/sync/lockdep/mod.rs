@@ -92,6 +92,9 @@ pub(crate) enum Kind {
     Lock,
     /// Locks of which a thread may hold several, taken in rising order of an index.
     Indexed,
+    /// A lock of the engine that its users take and hold around calls, of which a thread holds one at a
+    /// time.
+    Lent,
     /// Something that is waited for.
     Wait,
     /// A lock outside the engine.
@@ -204,7 +207,7 @@ impl fmt::Display for Class {
 
 /// Checks that this thread holds no lock of the engine, as before it calls a stranger.
 ///
-/// Pseudo-locks and locks of the engine's users may be held.
+/// Pseudo-locks and locks that the engine's users hold, their own or lent ones, may be held.
 ///
 /// # Panics
 ///
