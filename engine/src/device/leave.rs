@@ -43,10 +43,11 @@ impl DeviceGuard<'_> {
             return Removal::Absent;
         };
         device.is_removed = true;
+        let generation = device.generation;
         if device.is_leaving {
             drop(state);
             drop(self);
-            return registry.await_removal(number);
+            return registry.await_removal(number, generation);
         }
         let endpoint = state.change(&registry.machine, number, |slot| {
             let device = slot.as_mut()?;
@@ -71,7 +72,7 @@ impl DeviceGuard<'_> {
         drop(self);
         // This one may be what others waited for.
         registry.settle(registry.machine.group_of(number));
-        registry.await_removal(number)
+        registry.await_removal(number, generation)
     }
 }
 
@@ -250,41 +251,45 @@ impl Registry {
     }
 
     /// Waits until a removed device is gone, if somebody else lets it go.
-    fn await_removal(&self, number: usize) -> Removal {
-        let is_of_device = |callback: &Callback| {
-            [About::Probe(number), About::Release(number)].contains(&callback.about)
+    fn await_removal(&self, number: usize, generation: u64) -> Removal {
+        // A fresh one may be there by then.
+        let has_ended = |state: &State| {
+            let device = state.device(number);
+            device.is_none_or(|device| device.generation != generation)
         };
         {
             let state = self.lock();
-            let Some(device) = state.device(number) else {
+            if has_ended(&state) {
                 return Removal::Done;
-            };
+            }
             let me = thread_index();
             let mut callbacks = state.callbacks.iter();
-            // Inside of a probe nobody may wait for one.
-            let is_inside = callbacks.any(|callback| {
-                callback.thread == me && !matches!(callback.about, About::Settle(..))
-            });
-            if is_inside || device.is_handed_over {
+            let is_inside = callbacks.any(|callback| callback.thread == me);
+            let is_told = state
+                .device(number)
+                .is_some_and(|device| device.is_handed_over);
+            if is_inside || is_told {
                 return Removal::Pending;
             }
         }
         let _waiting = BUS_WALK.waiting();
-        self.await_callbacks(is_of_device);
-        let state = self.lock();
-        let is_here = state.device(number).is_some();
-        if is_here {
-            Removal::Pending
-        } else {
+        if self.await_state(has_ended) {
             Removal::Done
+        } else {
+            Removal::Pending
         }
     }
 
     /// Waits until none of some callbacks runs. Returns false if they do not end.
     fn await_callbacks(&self, is_meant: impl Fn(&Callback) -> bool) -> bool {
+        self.await_state(|state| !state.callbacks.iter().any(&is_meant))
+    }
+
+    /// Waits for something that is noted under the lock, some seconds at most. Returns whether it came.
+    fn await_state(&self, has_come: impl Fn(&State) -> bool) -> bool {
         let mut deadline = Deadline::after(PATIENCE);
         let mut turn = 0;
-        while self.lock().callbacks.iter().any(&is_meant) {
+        while !has_come(&self.lock()) {
             if deadline.left() == Left::Nothing {
                 return false;
             }
