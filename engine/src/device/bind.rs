@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use crate::device::registry::{Bound, Device, State, Status};
+use crate::device::registry::{Bound, State, Status};
 use crate::device::{BindError, DeviceAddress, Hwpt, NoIommu, Registry, Report, UnknownDevice};
 use crate::sync::MutexGuard;
 
@@ -39,7 +39,11 @@ impl<'a> DeviceGuard<'a> {
         let (registry, number) = (self.registry, self.number);
         let address = self.address();
         let mut state = registry.lock();
-        let device = present(&state, number).ok_or(UnknownDevice { address })?;
+        let device = state.device(number).filter(|device| !device.is_removed);
+        let device = device.ok_or(UnknownDevice { address })?;
+        if device.is_leaving {
+            return Err(BindError::Defer);
+        }
         if device.bound.is_some() {
             return Err(BindError::Bound);
         }
@@ -224,9 +228,4 @@ impl Registry {
             instance.is_some_and(|instance| instance.is_walking || instance.is_dying)
         })
     }
-}
-
-fn present(state: &State, number: usize) -> Option<&Device> {
-    let device = state.device(number)?;
-    (!device.is_removed && !device.is_leaving).then_some(device)
 }

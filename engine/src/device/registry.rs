@@ -168,11 +168,11 @@ impl Registry {
         };
         let guard = |_| Mutex::new(&DEVICE_GUARD, ());
         Self {
+            machine,
+            config,
             guards: (0..device_count).map(guard).collect(),
             groups: (0..group_count).map(|_| Group::new()).collect(),
             state: Mutex::new(&REGISTRY, state),
-            machine,
-            config,
         }
     }
 

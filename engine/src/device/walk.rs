@@ -204,7 +204,7 @@ impl Registry {
         // What was probed in vain is tried again, as somebody may have left it to this thread meanwhile.
         while let Some(job) = self.begin_probe(number) {
             let answer = self.ask(&job);
-            if let Some(result) = self.end_probe(job, answer) {
+            if let Some(result) = self.end_probe(&job, answer) {
                 return result;
             }
         }
@@ -343,18 +343,18 @@ impl Registry {
     /// the device may be looked at anew.
     fn end_probe(
         &self,
-        job: Job<'_>,
+        job: &Job<'_>,
         answer: Result<Probed, ProbeError>,
     ) -> Option<Result<(), Fatal>> {
         let number = job.number;
         let device = self.machine.address(number);
         let mut state = self.lock();
-        if !state.still_holds(&job) {
+        if !state.still_holds(job) {
             drop(state);
             if let Ok(probed) = answer {
                 release(&probed.endpoint);
             }
-            self.give_up_probe(&job);
+            self.give_up_probe(job);
             return None;
         }
         let (status, error) = match answer {

@@ -411,8 +411,8 @@ pub(super) fn parts(devices: Vec<Resolved>) -> MachineParts {
 
 /// A registry with its driver.
 pub(super) struct Rig {
-    pub(super) world: Arc<World>,
     pub(super) driver: Arc<Toy>,
+    pub(super) world: Arc<World>,
     pub(super) registry: Arc<Registry>,
 }
 
@@ -436,8 +436,8 @@ impl Rig {
         configure(&mut config);
         Self {
             driver: Toy::new(&world),
-            registry: Arc::new(Registry::new(Arc::new(machine), config)),
             world,
+            registry: Arc::new(Registry::new(Arc::new(machine), config)),
         }
     }
 

@@ -366,7 +366,7 @@ fn each_device_finds_its_own_of_two_instances_of_one_parent() {
     let rig = Rig::new(Vec::from([behind(0, 0, &[1]), behind(1, 1, &[0])]));
     rig.add_all();
     rig.driver.on_probe(|request| {
-        let own = if request.address() == node(0) { 1 } else { 0 };
+        let own = usize::from(request.address() == node(0));
         assert_eq!(request.identity(0), Some(described(own)));
         assert_eq!(
             request.instance::<Identity>(0).as_deref(),
@@ -542,10 +542,10 @@ fn an_instance_that_cannot_tell_its_devices_apart_has_one_group() {
 
     let rig = Rig::new(devices);
     let driver = Toy {
-        tells_devices_apart: false,
         world: Arc::clone(&rig.world),
         on_probe: Mutex::new(&LOG, None),
         on_finalize: Mutex::new(&LOG, None),
+        tells_devices_apart: false,
     };
     let registration = Registration {
         driver: Arc::new(driver),
