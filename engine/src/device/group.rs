@@ -109,6 +109,11 @@ impl Inner {
         members.filter(|(_, member)| member.is_attached())
     }
 
+    fn is_current(&self, domain: &Arc<dyn Hwpt>) -> bool {
+        let current = self.current.as_ref();
+        current.is_some_and(|current| core::ptr::addr_eq(Arc::as_ptr(current), Arc::as_ptr(domain)))
+    }
+
     /// Attaches all members to `domain`, or none of them.
     pub(super) fn attach(&mut self, domain: &Arc<dyn Hwpt>) -> Result<Old, Unfit> {
         commit_all(prepare_all(self.attached(), None, domain)?);
@@ -158,6 +163,8 @@ impl Inner {
         }
         let attached = match self.default.clone() {
             None => Ok(self.block()),
+            // Nothing that could fail is done for nothing.
+            Some(default) if self.is_current(&default) => Ok(Old::new()),
             Some(default) => self.attach(&default),
         };
         match attached {

@@ -31,7 +31,7 @@
 //!
 //! # Invariants
 //!
-//! Of probing B1 to B4 ([`walk`](self::walk)), of groups P1 to P3 (`group`). For all of it:
+//! Of probing B1 to B4 (in `walk`), of groups P1 to P3 (in `group`). For all of it:
 //!
 //! - **L4** (order decides nothing): what is entered is a function of the machine, of what was added and
 //!   registered, and of what drivers answer; of the clock only once time is over.

@@ -208,6 +208,16 @@ fn only_the_owner_or_the_one_driver_of_a_group_attaches() {
         .detach(node(0), By::Driver)
         .expect("it is alone");
     assert_eq!(attached(&rig), default);
+    // A driver that changed nothing leaves nothing to change, so that nothing can fail.
+    rig.world
+        .with(|world| world.failing_prepares.insert((node(0), None)));
+    rig.unbind(0);
+    assert_eq!(
+        (rig.world.report_count(""), attached(&rig)),
+        (0, default.clone())
+    );
+    rig.world.with(|world| world.failing_prepares.clear());
+    assert!(rig.bind(0).is_ok());
     // What a driver leaves behind goes with it.
     rig.registry
         .attach(node(0), By::Driver, &paging)

@@ -19,6 +19,8 @@ use crate::sync::{Class, Mutex};
 
 mod attach;
 mod bind;
+mod default;
+mod identity;
 mod machine;
 mod order;
 mod random;
