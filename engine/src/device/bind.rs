@@ -41,9 +41,6 @@ impl<'a> DeviceGuard<'a> {
         let mut state = registry.lock();
         let device = state.device(number).filter(|device| !device.is_removed);
         let device = device.ok_or(UnknownDevice { address })?;
-        if device.is_leaving {
-            return Err(BindError::Defer);
-        }
         if device.bound.is_some() {
             return Err(BindError::Bound);
         }
@@ -54,6 +51,7 @@ impl<'a> DeviceGuard<'a> {
             }
             Status::NoIommu(why) => (Binding::Untranslated(*why), false),
             Status::Probed(probed) => {
+                // So is what leaves with its instance.
                 if !probed.is_settled || registry.is_changing(&state, number) {
                     return Err(BindError::Defer);
                 }

@@ -243,7 +243,9 @@ impl Scene {
             }
         );
         let snapshot = self.registry.snapshot();
-        assert!(snapshot.groups[0].members.contains(&node(number)));
+        let group = &snapshot.groups[0];
+        assert!(group.members.contains(&node(number)));
+        assert_eq!(group.current, DomainKind::Paging);
     }
 
     /// Checks that nothing of a device is left.
@@ -321,11 +323,18 @@ fn a_device_added_beside_the_unregistration_of_its_instance_is_released_or_keeps
         scene.register();
         let (added, unregistered) = scene.beside(
             |scene| scene.add(0),
-            |scene| scene.registry.unregister(INSTANCE),
+            |scene| {
+                let unregistered = scene.registry.unregister(INSTANCE);
+                (unregistered, scene.world.device(0))
+            },
         );
         added.expect("it is there");
+        let (unregistered, device) = unregistered;
         match unregistered {
-            Ok(()) => scene.check_gone(),
+            Ok(()) => {
+                assert_eq!(device.probe_count, device.release_count, "at once");
+                scene.check_gone();
+            }
             // Time may pass while somebody probes, of which the model lets pass little.
             Err(error) => {
                 assert_eq!(error, UnregisterError::Stuck);
