@@ -145,3 +145,64 @@ fn a_group_that_cannot_be_attached_together_is_not_attached_in_part() {
     assert_eq!(rig.world.with(|world| world.attached.len()), 3);
     assert_eq!(rig.world.with(|world| world.finalized.len()), 3);
 }
+
+/// The default domain comes when the group has been given away.
+#[test]
+fn a_default_domain_that_comes_late_is_not_attached_over_the_owners() {
+    let rig = Rig::new((0..2).map(|number| behind(number, 0, &[0])).collect());
+    let failing = BTreeSet::from([DefaultKind::Paging]);
+    rig.world.with(|world| world.failing_kinds = failing);
+    rig.add(0);
+    rig.register(0);
+    rig.registry.finish_initialization();
+    let owner = Owner::new("owner");
+    let ownership = rig
+        .registry
+        .claim_owner(node(0), &owner)
+        .expect("nobody uses it");
+    let paging = domain(&rig.world, DomainKind::Paging);
+    let attached = rig.registry.attach(node(0), By::Owner(&ownership), &paging);
+    attached.expect("it fits");
+    rig.world.with(|world| world.failing_kinds.clear());
+    rig.add(1);
+    let owners = Some(number_of(&paging));
+    assert!((0..2).all(|number| rig.world.domain_of(node(number), None) == owners));
+    drop(ownership);
+    rig.check();
+    assert!(rig.world.domain_of(node(0), None) > owners);
+}
+
+/// It is noted as a newcomer twice, while an instance of its group is being registered.
+#[test]
+fn a_device_that_comes_twice_before_it_is_seen_to_is_told_once() {
+    let rig = Rig::new(Vec::from([
+        behind(0, 0, &[0]),
+        behind(1, 0, &[1]),
+        behind(2, 0, &[0]),
+    ]));
+    rig.registry.finish_initialization();
+    rig.add(0);
+    rig.register(0);
+    rig.add(1);
+    let gate = Gate::new();
+    let inside = Arc::clone(&gate);
+    rig.driver.on_probe(move |request| {
+        if request.address() == node(1) {
+            inside.stop();
+        }
+    });
+    std::thread::scope(|scope| {
+        let walk = scope.spawn(|| rig.register(1));
+        gate.await_stop();
+        rig.add(2);
+        assert_eq!(rig.remove(2), Removal::Done);
+        rig.add(2);
+        assert_eq!(rig.bind(2).err(), Some(BindError::Defer));
+        gate.go_on();
+        walk.join().expect("it does not panic");
+    });
+    let mut finalized = rig.world.with(|world| world.finalized.clone());
+    finalized.sort_unstable();
+    assert_eq!(finalized, [node(0), node(1), node(2)]);
+    rig.check();
+}

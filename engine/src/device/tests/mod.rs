@@ -340,9 +340,9 @@ impl Endpoint for Leg {
         self.world.with(|world| {
             let live = world.live.remove(&self.address);
             assert_eq!(live, Some(1), "what is released was probed");
-            let mut attached = world.attached.keys();
-            let is_attached = attached.any(|(address, _)| *address == self.address);
-            assert!(!is_attached, "what is released is blocked");
+            let places = (self.address, None)..=(self.address, Some(Pasid::MAX));
+            let attached = world.attached.range(places).next();
+            assert_eq!(attached, None, "what is released is blocked");
         });
     }
 }
