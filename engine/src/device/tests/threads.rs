@@ -144,3 +144,76 @@ fn who_unregisters_with_a_guard_in_hand_is_reported() {
         "{text}"
     );
 }
+
+/// A driver that stops in the probes of some devices, each at a gate of its own.
+fn stop_at(rig: &Rig, numbers: &[usize]) -> BTreeMap<DeviceAddress, Arc<Gate>> {
+    let gates = numbers.iter().map(|&number| (node(number), Gate::new()));
+    let gates: BTreeMap<_, _> = gates.collect();
+    let inside = gates.clone();
+    rig.driver.on_probe(move |request| {
+        if let Some(gate) = inside.get(&request.address()) {
+            gate.stop();
+        }
+    });
+    gates
+}
+
+/// Of two probes one ends while the instance leaves, in vain, and the other keeps it from leaving.
+#[test]
+fn what_was_probed_in_vain_is_probed_again_when_the_instance_stays() {
+    let rig = Rig::new((0..2).map(|number| behind(number, number, &[0])).collect());
+    rig.register(0);
+    let gates = stop_at(&rig, &[0, 1]);
+    std::thread::scope(|scope| {
+        let adds = [0, 1].map(|number| {
+            let rig = &rig;
+            scope.spawn(move || rig.add(number))
+        });
+        for gate in gates.values() {
+            gate.await_stop();
+        }
+        let unregister = scope.spawn(|| rig.registry.unregister(described(0)));
+        while rig.registry.lock().serving(described(0)).is_some() {
+            std::thread::yield_now();
+        }
+        // Once before it leaves, and once when it stays.
+        gates[&node(0)].go_on();
+        gates[&node(0)].await_stop();
+        gates[&node(0)].go_on();
+        let stuck = unregister.join().expect("it does not panic");
+        assert_eq!(stuck, Err(UnregisterError::Stuck));
+        gates[&node(1)].go_on();
+        for add in adds {
+            add.join().expect("it does not panic");
+        }
+    });
+    assert_eq!(rig.group_count(), 2);
+    rig.check();
+}
+
+#[test]
+fn who_comes_while_an_instance_of_the_group_leaves_is_seen_to_afterwards() {
+    let rig = Rig::new(Vec::from([
+        behind(0, 0, &[0]),
+        behind(1, 0, &[1]),
+        behind(2, 1, &[0]),
+    ]));
+    rig.registry.finish_initialization();
+    rig.register(0);
+    rig.register(1);
+    let gates = stop_at(&rig, &[2]);
+    std::thread::scope(|scope| {
+        let add = scope.spawn(|| rig.add(2));
+        gates[&node(2)].await_stop();
+        let unregister = scope.spawn(|| rig.registry.unregister(described(0)));
+        while rig.registry.lock().serving(described(0)).is_some() {
+            std::thread::yield_now();
+        }
+        rig.add(1);
+        gates[&node(2)].go_on();
+        add.join().expect("it does not panic");
+        assert_eq!(unregister.join().expect("it does not panic"), Ok(()));
+    });
+    assert!(matches!(rig.bind(1), Ok(Binding::Translated(_))));
+    rig.check();
+}
