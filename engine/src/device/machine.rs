@@ -392,10 +392,10 @@ fn partition(
 }
 
 /// Disjoint sets of numbers, each named by its smallest.
-struct Sets(Vec<usize>);
+pub(super) struct Sets(Vec<usize>);
 
 impl Sets {
-    fn new(count: usize) -> Self {
+    pub(super) fn new(count: usize) -> Self {
         Self((0..count).collect())
     }
 
@@ -409,7 +409,7 @@ impl Sets {
     }
 
     /// Joins neighbours with equal keys.
-    fn join_equal<K: Eq>(&mut self, sorted: &[(K, usize)]) {
+    pub(super) fn join_equal<K: Eq>(&mut self, sorted: &[(K, usize)]) {
         for pair in sorted.windows(2) {
             if let [(one_key, one), (other_key, other)] = pair
                 && one_key == other_key
@@ -424,7 +424,7 @@ impl Sets {
         }
     }
 
-    fn numbered(mut self) -> Vec<usize> {
+    pub(super) fn numbered(mut self) -> Vec<usize> {
         let mut numbers = Vec::with_capacity(self.0.len());
         let mut next = 0;
         for number in 0..self.0.len() {

@@ -62,6 +62,7 @@ mod models;
 mod owner;
 mod registry;
 mod report;
+mod resolve;
 mod settle;
 mod snapshot;
 #[cfg(all(test, not(loom)))]
@@ -88,5 +89,6 @@ pub use crate::device::machine::{
 pub use crate::device::owner::{Owner, Ownership};
 pub use crate::device::registry::{NoIommu, Registry};
 pub use crate::device::report::{NoDefaultDomain, Report, Reports};
+pub use crate::device::resolve::{Besides, Resolution, ResolveError, Untranslated};
 pub use crate::device::snapshot::{DeviceSnapshot, GroupSnapshot, Snapshot, Standing};
 pub use crate::device::walk::Registration;

@@ -177,7 +177,7 @@ impl Description {
 
     /// As what the instance of a rule sees an input; `None` if it has none that may be used, or if there
     /// is no such ID.
-    fn seen<'a>(&'a self, rule: &'a Rule, input: u32) -> Option<Seen<'a>> {
+    pub(crate) fn seen<'a>(&'a self, rule: &'a Rule, input: u32) -> Option<Seen<'a>> {
         let instance = rule.instance?;
         if !self.instances.get(instance.0)?.is_enabled {
             return None;
