@@ -11,12 +11,13 @@ use iopt_formats::catalog::Options;
 use crate::explain::ExplainArgs;
 use crate::formats::FormatsArgs;
 use crate::replay::ReplayArgs;
+use crate::topology::TopologyArgs;
 use crate::walk::WalkArgs;
 
 const EXIT_STATUS: &str = "Exit status: 0 fine; 1 a check found a mismatch or a loop; \
                            2 bad input or usage, with one line on standard error.";
 
-/// Replays DMA traces, walks and explains IO page tables.
+/// Replays DMA traces, walks and explains IO page tables, shows who is behind which IOMMU.
 #[derive(Debug, Parser)]
 #[command(name = "iopt", version, after_help = EXIT_STATUS)]
 struct Cli {
@@ -30,6 +31,7 @@ enum Command {
     Walk(WalkArgs),
     Explain(ExplainArgs),
     Formats(FormatsArgs),
+    Topology(TopologyArgs),
 }
 
 /// What a command that ran to its end found.
@@ -148,6 +150,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Walk(args) => args.run(),
         Command::Explain(args) => args.run(),
         Command::Formats(args) => args.run(),
+        Command::Topology(args) => args.run(),
     };
     match result {
         Ok(Outcome::Fine) => ExitCode::SUCCESS,
@@ -186,7 +189,7 @@ fn usage(error: &clap::Error) -> ExitCode {
 
 /// Returns the subcommand that was typed, followed by a space, or nothing.
 fn subcommand() -> String {
-    let known = ["replay", "walk", "explain", "formats"];
+    let known = ["replay", "walk", "explain", "formats", "topology"];
     let typed = std::env::args_os()
         .nth(1)
         .and_then(|argument: OsString| argument.into_string().ok());

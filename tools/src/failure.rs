@@ -10,6 +10,7 @@ use iopt_tools::flush::FlushFileError;
 use iopt_tools::trace::TraceFileError;
 
 use crate::replay::{ReplayError, SimulateError};
+use crate::topology::TopologyError;
 use crate::walk::WalkError;
 
 /// Bad input or usage: one line on standard error, nothing on standard output, exit status 2.
@@ -61,6 +62,9 @@ pub(crate) enum Failure {
     /// A walk cannot go on.
     #[error(transparent)]
     Walk(#[from] WalkError),
+    /// A machine cannot be shown.
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
     /// The answer cannot be written.
     #[error("standard output: {0}")]
     Output(#[source] io::Error),

@@ -7,6 +7,7 @@ mod formats;
 mod output;
 mod reference;
 mod replay;
+mod topology;
 mod walk;
 
 use std::process::ExitCode;

@@ -7,7 +7,7 @@ use crate::common::{command, fixture, iopt, json, refused};
 
 #[test]
 fn help_has_examples_and_no_colour_outside_a_terminal() {
-    for subcommand in ["replay", "walk", "explain", "formats"] {
+    for subcommand in ["replay", "walk", "explain", "formats", "topology"] {
         let output = iopt([subcommand, "--help"]);
         assert_eq!((output.status, output.stderr.as_str()), (0, ""));
         let example = format!("iopt {subcommand} ");
