@@ -203,6 +203,7 @@ fn every_function_is_in_one_group_or_behind_no_iommu() {
         let report = machine.report(&[]);
         let mut members = BTreeMap::new();
         for (place, group) in list(&report["groups"]).iter().enumerate() {
+            assert!(!list(group).is_empty(), "{} {place}", machine.name);
             for member in list(group) {
                 assert_eq!(members.insert(text(member), place), None, "{member}");
             }
