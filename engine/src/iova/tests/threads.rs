@@ -57,7 +57,7 @@ fn threads_that_free_what_others_allocated_never_share_a_page_and_lose_none() {
             let refused_count = &refused_count;
             scope.spawn(move || {
                 let mut random = Random::new(seed);
-                for _ in 0..if cfg!(miri) { 40 } else { 30_000 } {
+                for _ in 0..if cfg!(miri) { 12 } else { 30_000 } {
                     let page_count = match random.below(20) {
                         0..15 => 1 + random.below(4),
                         15..18 => 1 + random.below(200),
