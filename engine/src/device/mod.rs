@@ -51,10 +51,13 @@
 mod address;
 mod attach;
 mod bind;
+pub mod context;
+mod control;
 mod defer;
 mod driver;
 mod error;
 mod group;
+pub mod ids;
 mod leave;
 mod machine;
 #[cfg(all(test, loom))]
@@ -66,12 +69,15 @@ mod resolve;
 mod settle;
 mod snapshot;
 #[cfg(all(test, not(loom)))]
+mod testing;
+#[cfg(all(test, not(loom)))]
 mod tests;
 mod walk;
 
 pub use crate::device::address::DeviceAddress;
 pub use crate::device::attach::By;
 pub use crate::device::bind::{Binding, DeviceGuard, Use};
+pub use crate::device::control::{DeviceControl, PlainDevices};
 pub use crate::device::defer::{Clock, Config, SystemClock};
 pub use crate::device::driver::{
     AttachFailure, DefaultKind, DirectRegion, DomainKind, Driver, Endpoint, Hwpt, NewDomainError,

@@ -75,6 +75,26 @@ where
         Ok(())
     }
 
+    /// Carries out commands, in their order, and waits for them: those that make it forget parts of a
+    /// device's context.
+    ///
+    /// # Errors
+    ///
+    /// [`SyncError`] if the hardware fails or does not answer.
+    pub fn execute(&self, commands: impl IntoIterator<Item = P::Command>) -> Result<(), SyncError> {
+        let _waiting = SYNC.waiting();
+        let mut list = List {
+            queue: &self.queue,
+            sync: WithSync::Now,
+            entries: SmallVec::new(),
+            ticket: Ok(Ticket::NOTHING),
+        };
+        for command in commands {
+            list.push(command.entry());
+        }
+        self.queue.wait(list.finish()?)
+    }
+
     /// Sends the commands that make the places of one phase forget `changes`, and a SYNC.
     pub(super) fn send<'t>(
         &self,

@@ -34,6 +34,8 @@ pub mod queue;
 #[cfg(feature = "std")]
 mod set;
 
+use alloc::sync::Arc;
+
 pub use crate::invalidation::callback::Callback;
 pub use crate::invalidation::changes::{Changes, Kind, TableId};
 pub use crate::invalidation::gather::{Flushed, Gather, JoinError, MapSync, Pending, Quarantined};
@@ -76,6 +78,22 @@ pub trait Invalidate {
 }
 
 impl<I: Invalidate + ?Sized> Invalidate for &I {
+    type Ticket = I::Ticket;
+
+    fn submit(&self, changes: &Changes) -> Result<Self::Ticket, SyncError> {
+        (**self).submit(changes)
+    }
+
+    fn wait(&self, ticket: Self::Ticket) -> Result<(), SyncError> {
+        (**self).wait(ticket)
+    }
+
+    fn is_done(&self, ticket: &mut Self::Ticket) -> bool {
+        (**self).is_done(ticket)
+    }
+}
+
+impl<I: Invalidate + ?Sized> Invalidate for Arc<I> {
     type Ticket = I::Ticket;
 
     fn submit(&self, changes: &Changes) -> Result<Self::Ticket, SyncError> {

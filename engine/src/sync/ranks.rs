@@ -68,6 +68,12 @@ classes! {
         "which devices and IOMMU instances there are, and how each stands";
     GROUP = 500, Lock "group":
         "what the devices of a group are attached to";
+    ENDPOINT = 520, Lock "endpoint":
+        "what a device is attached to, as its driver knows it";
+    DOMAIN_IDS = 540, Lock "domain IDs":
+        "by which IDs IOMMU instances know a domain";
+    CONTEXTS = 560, Lock "contexts":
+        "the context tables of an IOMMU instance";
     IDS = 600, Lock "ids":
         "which ASIDs, VMIDs, DIDs and PASIDs are in use";
     ATTACH = 700, Lock "attach":

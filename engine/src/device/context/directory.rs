@@ -1,0 +1,207 @@
+//! Tables of entries by number: all in one piece, or in pieces that a first level points to.
+
+use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
+use core::fmt;
+
+use iopt_formats::Oa;
+use iopt_formats::context::update::Rules;
+
+use crate::device::context::{EntryTable, Unwritten};
+use crate::invalidation::SyncError;
+use crate::mem::{OutOfMemory, TableMemory};
+
+/// Entries of `N` words that hardware finds by a number. Pieces of the second level come when they are
+/// needed and stay as long as the directory: hardware may have cached the way to them.
+pub struct Directory<M: TableMemory, const N: usize> {
+    memory: Arc<M>,
+    initial: [u64; N],
+    levels: Levels<M, N>,
+}
+
+enum Levels<M: TableMemory, const N: usize> {
+    One(EntryTable<M, N>),
+    Two {
+        first: EntryTable<M, 1>,
+        /// The base-2 logarithm of the entries of a piece.
+        split: u8,
+        pieces: BTreeMap<usize, Piece<M, N>>,
+    },
+}
+
+struct Piece<M: TableMemory, const N: usize> {
+    table: EntryTable<M, N>,
+    /// Whether hardware has forgotten that it was not there.
+    is_announced: bool,
+}
+
+/// Why there is no entry of a number.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LinkError {
+    /// The number is beyond the last one.
+    #[error("number {index} is beyond the end of the table")]
+    Absent {
+        /// The number.
+        index: usize,
+    },
+    /// No memory for a piece.
+    #[error(transparent)]
+    Memory(#[from] OutOfMemory),
+    /// A piece is at an address that a first level cannot hold.
+    #[error("the first level cannot point to {address}")]
+    Address {
+        /// The address.
+        address: Oa,
+    },
+    /// Hardware did not confirm that it knows the piece; to be tried again.
+    #[error(transparent)]
+    Sync(#[from] SyncError),
+}
+
+impl<M: TableMemory, const N: usize> Directory<M, N> {
+    /// Creates one of `2^count_lg2` entries in one piece, all of them `initial`.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`], also for more than 1 MiB.
+    pub fn linear(memory: &Arc<M>, count_lg2: u8, initial: [u64; N]) -> Result<Self, OutOfMemory> {
+        let table = EntryTable::new(memory, 1 << count_lg2, &initial)?;
+        Ok(Self {
+            memory: Arc::clone(memory),
+            initial,
+            levels: Levels::One(table),
+        })
+    }
+
+    /// Creates one of `2^count_lg2` entries in pieces of `2^split`, none of which is there. All entries of a
+    /// piece are `initial` when it comes.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`], also if the first level has more than 1 MiB.
+    pub fn two_level(
+        memory: &Arc<M>,
+        count_lg2: u8,
+        split: u8,
+        initial: [u64; N],
+    ) -> Result<Self, OutOfMemory> {
+        let first = EntryTable::new(memory, 1 << count_lg2.saturating_sub(split), &[0])?;
+        Ok(Self {
+            memory: Arc::clone(memory),
+            initial,
+            levels: Levels::Two {
+                first,
+                split,
+                pieces: BTreeMap::new(),
+            },
+        })
+    }
+
+    /// Returns where hardware finds the only table, or the first level.
+    pub const fn base(&self) -> Oa {
+        match &self.levels {
+            Levels::One(table) => table.oa(),
+            Levels::Two { first, .. } => first.oa(),
+        }
+    }
+
+    /// Sees to it that there is an entry `index`. `describe` returns the word of the first level for a piece,
+    /// or `None` if there is none for that address; `announce` makes hardware forget that it was not there.
+    ///
+    /// # Errors
+    ///
+    /// [`LinkError`]. After [`LinkError::Sync`] the piece is there, and hardware may not know.
+    pub fn link(
+        &mut self,
+        index: usize,
+        describe: impl FnOnce(Oa) -> Option<u64>,
+        announce: impl FnOnce() -> Result<(), SyncError>,
+    ) -> Result<(), LinkError> {
+        let (first, split, pieces) = match &mut self.levels {
+            Levels::One(table) if index < table.len() => return Ok(()),
+            Levels::One(_) => return Err(LinkError::Absent { index }),
+            Levels::Two {
+                first,
+                split,
+                pieces,
+            } => (first, *split, pieces),
+        };
+        let number = index >> split;
+        if number >= first.len() {
+            return Err(LinkError::Absent { index });
+        }
+        if !pieces.contains_key(&number) {
+            let table = EntryTable::new(&self.memory, 1 << split, &self.initial)?;
+            let address = table.oa();
+            let word = describe(address).ok_or(LinkError::Address { address })?;
+            first.publish(number, word);
+            let piece = Piece {
+                table,
+                is_announced: false,
+            };
+            pieces.insert(number, piece);
+        }
+        if let Some(piece) = pieces.get_mut(&number)
+            && !piece.is_announced
+        {
+            announce()?;
+            piece.is_announced = true;
+        }
+        Ok(())
+    }
+
+    /// Returns the table that holds an entry, and the entry's place there.
+    fn find(&self, index: usize) -> Option<(&EntryTable<M, N>, usize)> {
+        match &self.levels {
+            Levels::One(table) => Some((table, index)),
+            Levels::Two { split, pieces, .. } => {
+                let piece = pieces.get(&(index >> split))?;
+                Some((&piece.table, index & ((1 << split) - 1)))
+            }
+        }
+    }
+
+    /// Returns an entry as it was written last, if it is there.
+    pub fn get(&self, index: usize) -> Option<[u64; N]> {
+        let (table, index) = self.find(index)?;
+        table.get(index)
+    }
+
+    /// Returns whether hardware may use another entry there than the one that was written last.
+    pub fn is_quarantined(&self, index: usize) -> bool {
+        self.find(index)
+            .is_some_and(|(table, index)| table.is_quarantined(index))
+    }
+
+    /// Makes an entry, which is there, `target`; see [`EntryTable::write`].
+    ///
+    /// # Errors
+    ///
+    /// [`Unwritten`].
+    pub fn write<R: Rules<N> + ?Sized>(
+        &mut self,
+        rules: &R,
+        index: usize,
+        target: &[u64; N],
+        sync: impl FnMut() -> Result<(), SyncError>,
+    ) -> Result<usize, Unwritten> {
+        let (table, inner) = match &mut self.levels {
+            Levels::One(table) => (table, index),
+            Levels::Two { split, pieces, .. } => {
+                let piece = pieces.get_mut(&(index >> *split));
+                let piece = piece.ok_or(Unwritten::Absent { index })?;
+                (&mut piece.table, index & ((1 << *split) - 1))
+            }
+        };
+        table.write(rules, inner, target, sync)
+    }
+}
+
+impl<M: TableMemory, const N: usize> fmt::Debug for Directory<M, N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Directory")
+            .field("base", &self.base())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,31 @@
+//! What only the owner of a device's configuration space can switch.
+
+use core::fmt;
+
+use crate::device::DeviceAddress;
+
+/// Capabilities of devices that translation depends on. Called with locks held: it must not call the
+/// registry.
+pub trait DeviceControl: Send + Sync + fmt::Debug {
+    /// Returns whether a device can cache translations (ATS) and should; always the same.
+    fn has_ats(&self, device: DeviceAddress) -> bool {
+        let _ = device;
+        false
+    }
+
+    /// Lets a device ask for translations, or forbids it: when this returns it has none left.
+    fn set_ats(&self, device: DeviceAddress, is_enabled: bool) {
+        let _ = (device, is_enabled);
+    }
+
+    /// Lets a device send PASIDs, or forbids it. Changes while ATS is off only.
+    fn set_pasids(&self, device: DeviceAddress, are_enabled: bool) {
+        let _ = (device, are_enabled);
+    }
+}
+
+/// Devices that cache nothing, and whose PASIDs somebody else switches.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PlainDevices;
+
+impl DeviceControl for PlainDevices {}

@@ -1,0 +1,137 @@
+//! A command queue that carries everything out at once, or nothing, and writes down what.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use iopt_formats::command::smmuv3::Command;
+
+use crate::invalidation::Instance;
+use crate::invalidation::plan::smmuv3::Smmuv3 as Planner;
+use crate::invalidation::queue::{Completion, Device, Fault, Head, Queue, Shape};
+use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use crate::sync::{Class, Mutex};
+
+/// Of the tests' own locks: held for a moment, and around nothing.
+static LOG: Class = Class::unranked("log of a test");
+
+const LG2_ENTRIES: u8 = 8;
+
+/// An SMMU's queue.
+pub(super) struct Recorder {
+    ring: Vec<AtomicU64>,
+    tail: AtomicU32,
+    head: AtomicU32,
+    /// Whether nothing is carried out.
+    is_silent: AtomicBool,
+    /// SYNCs until it falls silent.
+    left: AtomicU32,
+    now: AtomicU64,
+    commands: Mutex<Vec<Command>>,
+}
+
+impl Recorder {
+    /// Creates the queue of an instance, and the instance.
+    pub(super) fn instance() -> Arc<Instance<Planner, Self>> {
+        let words = 2 << LG2_ENTRIES;
+        let recorder = Self {
+            ring: (0..words).map(|_| AtomicU64::new(0)).collect(),
+            tail: AtomicU32::new(0),
+            head: AtomicU32::new(0),
+            is_silent: AtomicBool::new(false),
+            left: AtomicU32::new(u32::MAX),
+            now: AtomicU64::new(0),
+            commands: Mutex::new(&LOG, Vec::new()),
+        };
+        let queue = Queue::new(recorder).expect("the shape is sound");
+        let queue = queue.with_limit(Duration::from_nanos(1000));
+        Arc::new(Instance::new(Planner::default(), queue))
+    }
+
+    /// Carries nothing out from now on, or all that waits.
+    pub(super) fn set_silent(&self, is_silent: bool) {
+        self.is_silent.store(is_silent, Ordering::SeqCst);
+        self.left.store(u32::MAX, Ordering::SeqCst);
+        self.consume();
+    }
+
+    /// Falls silent after `count` SYNCs.
+    pub(super) fn fall_silent_after(&self, count: u32) {
+        self.left.store(count, Ordering::SeqCst);
+    }
+
+    /// Returns what was carried out since the last call, SYNCs left out.
+    pub(super) fn take(&self) -> Vec<Command> {
+        core::mem::take(&mut *self.commands.lock())
+    }
+
+    fn consume(&self) {
+        let mut commands = self.commands.lock();
+        let mask = (2 << LG2_ENTRIES) - 1;
+        let tail = self.tail.load(Ordering::SeqCst);
+        let mut head = self.head.load(Ordering::SeqCst);
+        while head != tail && !self.is_silent.load(Ordering::SeqCst) {
+            let at = (head as usize & ((1 << LG2_ENTRIES) - 1)) * 2;
+            let word = |index: usize| u64::from_le(self.ring[at + index].load(Ordering::SeqCst));
+            match Command::decode([word(0), word(1)]).expect("the engine writes legal commands") {
+                Command::Sync { .. } => {
+                    let left = self.left.load(Ordering::SeqCst);
+                    if left == 0 {
+                        self.is_silent.store(true, Ordering::SeqCst);
+                        break;
+                    }
+                    self.left.store(left - 1, Ordering::SeqCst);
+                }
+                command => commands.push(command),
+            }
+            head = (head + 1) & mask;
+        }
+        self.head.store(head, Ordering::SeqCst);
+    }
+}
+
+impl Device for Recorder {
+    type Entry = [u64; 2];
+
+    fn shape(&self) -> Shape {
+        Shape {
+            lg2_entries: LG2_ENTRIES,
+            least_lg2_entries: 1,
+            has_wrap_bit: true,
+            completion: Completion::Head,
+        }
+    }
+
+    fn ring(&self) -> &[AtomicU64] {
+        &self.ring
+    }
+
+    fn write_tail(&self, index: u32) {
+        self.tail.store(index, Ordering::SeqCst);
+        self.consume();
+    }
+
+    fn head(&self) -> Head {
+        Head {
+            index: self.head.load(Ordering::SeqCst),
+            fault: None,
+        }
+    }
+
+    fn sync_entry(&self, _number: u32) -> [u64; 2] {
+        use iopt_formats::command::smmuv3::{Msi, Signal};
+        let signal = Signal::None;
+        let msi = Msi::NONE;
+        Command::Sync { signal, msi }.encode()
+    }
+
+    fn acknowledge(&self, _fault: Fault) {}
+
+    fn now_ns(&self) -> u64 {
+        self.now.load(Ordering::SeqCst)
+    }
+
+    fn pause(&self, _turn: u32) {
+        self.now.fetch_add(100, Ordering::SeqCst);
+    }
+}
