@@ -67,6 +67,7 @@ mod registry;
 mod report;
 mod resolve;
 mod settle;
+pub mod smmuv3;
 mod snapshot;
 #[cfg(all(test, not(loom)))]
 mod testing;

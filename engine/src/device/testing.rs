@@ -44,7 +44,7 @@ impl Recorder {
             commands: Mutex::new(&LOG, Vec::new()),
         };
         let queue = Queue::new(recorder).expect("the shape is sound");
-        let queue = queue.with_limit(Duration::from_nanos(1000));
+        let queue = queue.with_limit(Duration::from_micros(1));
         Arc::new(Instance::new(Planner::default(), queue))
     }
 

@@ -1,6 +1,7 @@
 //! Tables of entries by number: all in one piece, or in pieces that a first level points to.
 
 use alloc::collections::BTreeMap;
+use alloc::collections::btree_map::Entry;
 use alloc::sync::Arc;
 use core::fmt;
 
@@ -131,7 +132,7 @@ impl<M: TableMemory, const N: usize> Directory<M, N> {
         if number >= first.len() {
             return Err(LinkError::Absent { index });
         }
-        if !pieces.contains_key(&number) {
+        if let Entry::Vacant(vacant) = pieces.entry(number) {
             let table = EntryTable::new(&self.memory, 1 << split, &self.initial)?;
             let address = table.oa();
             let word = describe(address).ok_or(LinkError::Address { address })?;
@@ -140,7 +141,7 @@ impl<M: TableMemory, const N: usize> Directory<M, N> {
                 table,
                 is_announced: false,
             };
-            pieces.insert(number, piece);
+            vacant.insert(piece);
         }
         if let Some(piece) = pieces.get_mut(&number)
             && !piece.is_announced

@@ -276,7 +276,7 @@ fn a_domain_has_one_id_at_an_instance_until_its_last_device_left() {
         (other_ids.used_count(), other_ids.quarantined_count()),
         (0, 0)
     );
-    let none = Ids::new(1..=0);
+    let none = Ids::of_width(0);
     assert!(users.join(&one, &none, with(1)).is_err());
     assert_eq!(set.users(&one, ats(1)), 0);
 }

@@ -218,20 +218,6 @@ where
         }
     }
 
-    /// Makes the device forget what it caches of the domain.
-    ///
-    /// # Errors
-    ///
-    /// [`SyncError`] if it does not answer.
-    pub fn forget_device_tlb(&self) -> Result<(), SyncError> {
-        let tags = self.tags.iter();
-        let tags: Tags<P> = tags
-            .filter(|tag| P::phase(tag) == Phase::DeviceTlb)
-            .copied()
-            .collect();
-        self.instance.forget(&tags)
-    }
-
     /// Leaves the places in the set for ever, and the ID taken, as hardware may still use the domain.
     pub fn abandon(self) {
         core::mem::forget(self);

@@ -1,0 +1,99 @@
+//! What an SMMU can do, from its ID registers.
+
+use iopt_formats::armv8::{Granule, HardwareUpdates};
+
+/// What of an SMMU decides how its tables are made.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a field of an ID register"
+)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Features {
+    /// Bits of a stream number (`IDR1.SIDSIZE`), 32 at most.
+    pub stream_bits: u8,
+    /// Bits of a substream number (`IDR1.SSIDSIZE`), 20 at most; 0 without substreams.
+    pub substream_bits: u8,
+    /// Stream tables may have two levels (`IDR0.ST_LEVEL`).
+    pub has_two_level_streams: bool,
+    /// Tables of CDs may have two levels (`IDR0.CD2L`).
+    pub has_two_level_cds: bool,
+    /// There is a stage 1 (`IDR0.S1P`).
+    pub has_stage1: bool,
+    /// There is a stage 2 (`IDR0.S2P`).
+    pub has_stage2: bool,
+    /// ATS requests are understood (`IDR0.ATS`).
+    pub has_ats: bool,
+    /// Faults may stall (`IDR0.STALL_MODEL` is 0, or 2: they must).
+    pub has_stalls: bool,
+    /// ASIDs have 16 bits, not 8 (`IDR0.ASID16`).
+    pub has_wide_asids: bool,
+    /// VMIDs have 16 bits, not 8 (`IDR0.VMID16`).
+    pub has_wide_vmids: bool,
+    /// Incoming attributes can be replaced (`IDR1.ATTR_TYPES_OVR`).
+    pub has_attribute_overrides: bool,
+    /// Which flags of leaves hardware updates (`IDR0.HTTU`).
+    pub updates: HardwareUpdates,
+    /// Bits of an output address (`IDR5.OAS`): 32, 36, 40, 42, 44, 48 or 52.
+    pub oa_bits: u8,
+    /// Tables of 4 KiB (`IDR5.GRAN4K`).
+    pub has_4k: bool,
+    /// Tables of 16 KiB (`IDR5.GRAN16K`).
+    pub has_16k: bool,
+    /// Tables of 64 KiB (`IDR5.GRAN64K`).
+    pub has_64k: bool,
+}
+
+impl Features {
+    /// Decodes `SMMU_IDR0`, `SMMU_IDR1` and `SMMU_IDR5` (sections 6.3.1, 6.3.2 and 6.3.6). A reserved `OAS` acts
+    /// as 48 bits.
+    pub const fn from_registers(idr0: u32, idr1: u32, idr5: u32) -> Self {
+        const fn has(register: u32, bit: u32) -> bool {
+            register >> bit & 1 != 0
+        }
+        let stream_bits = (idr1 & 0x3f) as u8;
+        let substream_bits = (idr1 >> 6 & 0x1f) as u8;
+        Self {
+            stream_bits: if stream_bits < 32 { stream_bits } else { 32 },
+            substream_bits: if substream_bits < 20 {
+                substream_bits
+            } else {
+                20
+            },
+            has_two_level_streams: idr0 >> 27 & 3 == 1,
+            has_two_level_cds: has(idr0, 19),
+            has_stage1: has(idr0, 1),
+            has_stage2: has(idr0, 0),
+            has_ats: has(idr0, 10),
+            has_stalls: matches!(idr0 >> 24 & 3, 0 | 2),
+            has_wide_asids: has(idr0, 12),
+            has_wide_vmids: has(idr0, 18),
+            has_attribute_overrides: has(idr1, 27),
+            updates: match idr0 >> 6 & 3 {
+                0 => HardwareUpdates::None,
+                1 => HardwareUpdates::Accessed,
+                _ => HardwareUpdates::Dirty,
+            },
+            oa_bits: match idr5 & 7 {
+                0 => 32,
+                1 => 36,
+                2 => 40,
+                3 => 42,
+                4 => 44,
+                6 => 52,
+                _ => 48,
+            },
+            has_4k: has(idr5, 4),
+            has_16k: has(idr5, 5),
+            has_64k: has(idr5, 6),
+        }
+    }
+
+    /// Returns whether tables of `granule` can be walked.
+    pub const fn has_granule(&self, granule: Granule) -> bool {
+        match granule {
+            Granule::Kib4 => self.has_4k,
+            Granule::Kib16 => self.has_16k,
+            Granule::Kib64 => self.has_64k,
+        }
+    }
+}
