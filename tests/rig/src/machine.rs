@@ -11,7 +11,7 @@ use iopt::invalidation::queue::{Entry as _, Queue, WithSync};
 use iopt::sync::SYNC;
 use iopt_formats::PageSize;
 use iopt_sim::{
-    Clock, Config, ContextTable, Iommu, Latencies, Ledger, Outcome, Rights, StaleAccess,
+    Clock, Config, ContextTable, Contexts, Iommu, Latencies, Ledger, Outcome, Rights, StaleAccess,
 };
 
 use crate::behaviour::{Behaviour, EntryOf};
@@ -84,8 +84,33 @@ impl<B: Behaviour> Machine<B> {
     ///
     /// [`RigError`] if the system has no memory, or the queue cannot be as large.
     pub fn new(behaviour: B, config: MachineConfig) -> Result<Arc<Self>, RigError> {
+        let table = Arc::new(ContextTable::new());
+        let contexts = Arc::<ContextTable>::clone(&table);
+        Self::build(behaviour, config, table, contexts)
+    }
+
+    /// Creates a machine whose IOMMU finds its devices' contexts by `contexts`. It has no use for
+    /// [`attach`](Self::attach) and [`detach`](Self::detach).
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn with_contexts(
+        behaviour: B,
+        config: MachineConfig,
+        contexts: Arc<dyn Contexts>,
+    ) -> Result<Arc<Self>, RigError> {
+        Self::build(behaviour, config, Arc::default(), contexts)
+    }
+
+    fn build(
+        behaviour: B,
+        config: MachineConfig,
+        contexts: Arc<ContextTable>,
+        found_by: Arc<dyn Contexts>,
+    ) -> Result<Arc<Self>, RigError> {
         let memory = Arc::new(Physical::new(config.memory_len)?);
-        let (ledger, contexts) = (Arc::new(Ledger::new()), Arc::new(ContextTable::new()));
+        let ledger = Arc::new(Ledger::new());
         let clock = Clock::new(config.step_ns);
         let simulated = Config {
             latencies: config.latencies,
@@ -95,7 +120,7 @@ impl<B: Behaviour> Machine<B> {
         let iommu = Iommu::new(
             simulated,
             Arc::<Physical>::clone(&memory),
-            Arc::<ContextTable>::clone(&contexts),
+            found_by,
             Arc::clone(&ledger),
             &clock,
         );
