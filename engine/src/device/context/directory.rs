@@ -26,14 +26,8 @@ enum Levels<M: TableMemory, const N: usize> {
         first: EntryTable<M, 1>,
         /// The base-2 logarithm of the entries of a piece.
         split: u8,
-        pieces: BTreeMap<usize, Piece<M, N>>,
+        pieces: BTreeMap<usize, EntryTable<M, N>>,
     },
-}
-
-struct Piece<M: TableMemory, const N: usize> {
-    table: EntryTable<M, N>,
-    /// Whether hardware has forgotten that it was not there.
-    is_announced: bool,
 }
 
 /// Why there is no entry of a number.
@@ -55,7 +49,7 @@ pub enum LinkError {
         /// The address.
         address: Oa,
     },
-    /// Hardware did not confirm that it knows the piece; to be tried again.
+    /// Hardware did not confirm that it knows the entry; to be tried again.
     #[error(transparent)]
     Sync(#[from] SyncError),
 }
@@ -107,12 +101,15 @@ impl<M: TableMemory, const N: usize> Directory<M, N> {
         }
     }
 
-    /// Sees to it that there is an entry `index`. `describe` returns the word of the first level for a piece,
-    /// or `None` if there is none for that address; `announce` makes hardware forget that it was not there.
+    /// Sees to it that there is an entry `index`, before it is written for the first time. `describe` returns
+    /// the word of the first level for a piece, or `None` if there is none for that address.
+    ///
+    /// `announce` makes hardware forget what the first level said of this number. It is called in pieces that were
+    /// there, too: hardware may have looked this number up before they were, and remember that by number.
     ///
     /// # Errors
     ///
-    /// [`LinkError`]. After [`LinkError::Sync`] the piece is there, and hardware may not know.
+    /// [`LinkError`]. After [`LinkError::Sync`] the entry is there, and hardware may not know.
     pub fn link(
         &mut self,
         index: usize,
@@ -137,19 +134,9 @@ impl<M: TableMemory, const N: usize> Directory<M, N> {
             let address = table.oa();
             let word = describe(address).ok_or(LinkError::Address { address })?;
             first.publish(number, word);
-            let piece = Piece {
-                table,
-                is_announced: false,
-            };
-            vacant.insert(piece);
+            vacant.insert(table);
         }
-        if let Some(piece) = pieces.get_mut(&number)
-            && !piece.is_announced
-        {
-            announce()?;
-            piece.is_announced = true;
-        }
-        Ok(())
+        Ok(announce()?)
     }
 
     /// Returns the table that holds an entry, and the entry's place there.
@@ -158,7 +145,7 @@ impl<M: TableMemory, const N: usize> Directory<M, N> {
             Levels::One(table) => Some((table, index)),
             Levels::Two { split, pieces, .. } => {
                 let piece = pieces.get(&(index >> split))?;
-                Some((&piece.table, index & ((1 << split) - 1)))
+                Some((piece, index & ((1 << split) - 1)))
             }
         }
     }
@@ -192,7 +179,7 @@ impl<M: TableMemory, const N: usize> Directory<M, N> {
             Levels::Two { split, pieces, .. } => {
                 let piece = pieces.get_mut(&(index >> *split));
                 let piece = piece.ok_or(Unwritten::Absent { index })?;
-                (&mut piece.table, index & ((1 << *split) - 1))
+                (piece, index & ((1 << *split) - 1))
             }
         };
         table.write(rules, inner, target, sync)

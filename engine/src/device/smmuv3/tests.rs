@@ -163,15 +163,16 @@ fn a_stream_is_linked_and_announced_before_it_is_used() {
     let world = World::new(FEATURES);
     assert_eq!(world.smmu.ste(0x123), None);
     world.smmu.link(0x123).expect("hardware answers");
-    let announced = Command::CfgiSte {
-        stream: 0x123,
+    let announced = |stream| Command::CfgiSte {
+        stream,
         is_secure: false,
         is_leaf: false,
     };
-    assert_eq!(world.commands(), [announced]);
-    // The whole piece is there, blocked, and known.
+    assert_eq!(world.commands(), [announced(0x123)]);
+    // The whole piece is there, blocked; others may have looked for it before.
+    assert_eq!(world.ste(0x1ff).config(), StreamConfig::Abort);
     world.smmu.link(0x1ff).expect("it is there");
-    assert_eq!(world.commands(), []);
+    assert_eq!(world.commands(), [announced(0x1ff)]);
     assert_eq!(world.ste(0x1ff).config(), StreamConfig::Abort);
     assert!(world.smmu.link(0x1_0000).is_err());
     let linear = Features {
