@@ -463,6 +463,9 @@ fn what_hardware_does_not_confirm_stays_told_until_it_does() {
         let device = world.device(&[8], true, 4);
         let place = has_pasid.then(|| pasid(7));
         let (old, new) = (stage1(), stage1());
+        // Another device has the old one too, so that leaving it takes no command.
+        let other = world.device(&[9], true, 4);
+        attach(&other, place, &old).expect("it fits");
         attach(&device, place, &old).expect("it fits");
         let shared: Arc<dyn Hwpt> = Arc::clone(&new) as _;
         let prepared = device.prepare(place, &shared).expect("it fits");
@@ -490,6 +493,7 @@ fn what_hardware_does_not_confirm_stays_told_until_it_does() {
         assert!(cd.is_valid());
         device.block(place);
         assert_eq!(counts(), [0, 0]);
+        other.block(place);
         assert_eq!(world.smmu.asids().used_count(), 0);
         assert_eq!(world.smmu.asids().quarantined_count(), 0);
     }
