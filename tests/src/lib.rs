@@ -7,6 +7,7 @@
 pub mod check;
 pub mod configuration;
 pub mod differential;
+pub mod fuzz;
 pub mod hardware;
 pub mod memory;
 pub mod model;

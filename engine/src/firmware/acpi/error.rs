@@ -8,7 +8,7 @@ use crate::firmware::acpi::table::Signature;
 pub struct AcpiError {
     /// Which table.
     pub table: Signature,
-    /// Where in it: the first byte of what is wrong.
+    /// Where in it: the first byte of what is wrong, behind its end if a reference leads there.
     pub offset: usize,
     /// What is there.
     pub what: &'static str,
