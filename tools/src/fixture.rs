@@ -267,17 +267,36 @@ impl Fixture {
     ///
     /// [`FixtureError`] names the file.
     pub fn open(path: &Path) -> Result<Self, FixtureError> {
+        let sidecar = input::open(path, MAX_SIDECAR_LEN).map_err(|error| FixtureError {
+            path: path.into(),
+            fault: error.into(),
+        })?;
+        Self::read(path, sidecar, |path| input::open(path, MAX_PAGES_LEN))
+    }
+
+    /// Reads a sidecar that stands at `path`, and the pages file beside it, which `open_pages` opens.
+    ///
+    /// # Errors
+    ///
+    /// [`FixtureError`] names the file.
+    pub fn read<R: Read>(
+        path: &Path,
+        sidecar: impl Read,
+        open_pages: impl FnOnce(&Path) -> io::Result<R>,
+    ) -> Result<Self, FixtureError> {
         let error = |fault| FixtureError {
             path: path.into(),
             fault,
         };
-        let sidecar = read_sidecar(path).map_err(error)?;
+        let sidecar = read_sidecar(sidecar).map_err(error)?;
         // A sidecar from elsewhere must not make us read files of its choice.
         if Path::new(&sidecar.pages_file).file_name() != Some(sidecar.pages_file.as_ref()) {
             return Err(error(FixtureFault::PagesName(sidecar.pages_file)));
         }
         let pages_path = path.with_file_name(&sidecar.pages_file);
-        let pages = read_pages(&pages_path, sidecar.pages).map_err(|fault| FixtureError {
+        let pages = open_pages(&pages_path).map_err(FixtureFault::from);
+        let pages = pages.and_then(|pages| read_pages(pages, sidecar.pages));
+        let pages = pages.map_err(|fault| FixtureError {
             path: pages_path.clone(),
             fault,
         })?;
@@ -305,14 +324,14 @@ impl Fixture {
     }
 }
 
-fn read_sidecar(path: &Path) -> Result<Sidecar, FixtureFault> {
+fn read_sidecar(mut reader: impl Read) -> Result<Sidecar, FixtureFault> {
     let mut json = Vec::new();
-    input::open(path, MAX_SIDECAR_LEN)?.read_to_end(&mut json)?;
+    reader.read_to_end(&mut json)?;
     Ok(serde_json::from_slice(&json)?)
 }
 
-fn read_pages(path: &Path, expected: usize) -> Result<Pages, FixtureFault> {
-    let pages = Pages::read(input::open(path, MAX_PAGES_LEN)?)?;
+fn read_pages(reader: impl Read, expected: usize) -> Result<Pages, FixtureFault> {
+    let pages = Pages::read(reader)?;
     let found = pages.count();
     if found == expected {
         Ok(pages)

@@ -5,6 +5,10 @@
 //! returns whether the bytes were accepted. The same targets run under libFuzzer (`tests/fuzz`), which
 //! follows coverage, and under [`search`](Target::search), which needs nothing, starts from good inputs and
 //! keeps what is accepted, so that damage adds up.
+//!
+//! Of [`search_all`], `IOPT_FUZZ_RUNS` says how many inputs each target gets, `IOPT_FUZZ_SECONDS` ends each
+//! search early, `IOPT_FUZZ_SEED` draws others, `IOPT_FUZZ_ONLY` picks targets by a part of their names, and
+//! `IOPT_FUZZ_CORPUS` is a folder for the inputs that searches start from.
 
 pub mod commands;
 pub mod contexts;
@@ -16,9 +20,12 @@ pub mod topology;
 
 mod tree_blob;
 
+use std::env;
 use std::fs;
+use std::io;
+use std::mem;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::fuzz::mutate::Mutator;
 use crate::space::random::Random;
@@ -59,6 +66,48 @@ pub const TARGETS: &[Target] = &[
 
 const fn target(name: &'static str, run: fn(&[u8]) -> bool, seeds: fn() -> Vec<Vec<u8>>) -> Target {
     Target { name, run, seeds }
+}
+
+/// Inputs of each target, unless said otherwise.
+const RUNS: u64 = 5000;
+
+/// Searches with each target, as the environment says.
+///
+/// # Panics
+///
+/// As [`Target::search`]; also if a search looked at little, because nearly all inputs were refused or hardly
+/// any.
+pub fn search_all(targets: &[Target]) {
+    let run_count = setting("IOPT_FUZZ_RUNS").unwrap_or(RUNS);
+    let seconds = setting("IOPT_FUZZ_SECONDS").map(Duration::from_secs);
+    let seed = setting("IOPT_FUZZ_SEED").unwrap_or(1);
+    let part = env::var("IOPT_FUZZ_ONLY").unwrap_or_default();
+    for target in targets.iter().filter(|target| target.name.contains(&part)) {
+        if let Some(corpus) = env::var_os("IOPT_FUZZ_CORPUS") {
+            let written = target.write_seeds(Path::new(&corpus));
+            written.expect("the folder of IOPT_FUZZ_CORPUS can be written");
+        }
+        let start = Instant::now();
+        let figures = target.search(run_count, seed, seconds.map(|seconds| start + seconds));
+        let Figures {
+            run_count: run,
+            accepted_count: accepted,
+        } = figures;
+        let seconds = start.elapsed().as_secs_f64();
+        let name = target.name;
+        eprintln!("{name:16} {run:>9} runs, {accepted:>9} accepted, {seconds:.1} s");
+        let few = run / 100;
+        assert!(
+            accepted >= few && accepted <= run - few,
+            "{name}: {figures:?}"
+        );
+    }
+}
+
+fn setting(name: &str) -> Option<u64> {
+    let text = env::var(name).ok()?;
+    let number = text.parse();
+    Some(number.unwrap_or_else(|_| panic!("{name}={text} is no number")))
 }
 
 /// What a search did.
@@ -129,16 +178,12 @@ impl Target {
     fn run_one(&self, bytes: &[u8]) -> bool {
         let told = Told(self.name, bytes);
         let is_accepted = (self.run)(bytes);
-        std::mem::forget(told);
+        mem::forget(told);
         is_accepted
     }
 
-    /// Writes the seeds into a folder of the target's name in `corpus`, for other fuzzers.
-    ///
-    /// # Errors
-    ///
-    /// What the system says.
-    pub fn write_seeds(&self, corpus: &Path) -> std::io::Result<()> {
+    /// Writes the seeds into a folder of the target's name, for other fuzzers.
+    fn write_seeds(&self, corpus: &Path) -> io::Result<()> {
         let folder = corpus.join(self.name);
         fs::create_dir_all(&folder)?;
         for (number, bytes) in (self.seeds)().iter().enumerate() {

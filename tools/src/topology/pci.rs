@@ -246,10 +246,13 @@ impl Functions {
             path: path.into(),
             reason,
         };
-        let file: File =
-            serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
+        Ok(Self::parse(&bytes, access).map_err(wrong)?)
+    }
+
+    fn parse(bytes: &[u8], access: Option<Access>) -> Result<Self, String> {
+        let file: File = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
         let functions = file.devices.iter().map(|device| device.function(access));
-        let functions = functions.collect::<Result<Vec<_>, _>>().map_err(wrong)?;
+        let functions = functions.collect::<Result<Vec<_>, _>>()?;
         let roots: Vec<_> = file
             .root_buses
             .iter()
@@ -261,10 +264,10 @@ impl Functions {
                 Bus::Named(BusName(root)) => *root,
             })
             .collect();
-        let tree = PciTree::new(&roots, functions).map_err(|error| wrong(error.to_string()))?;
+        let tree = PciTree::new(&roots, functions).map_err(|error| error.to_string())?;
         let groups = |key: &str, groups: Option<Vec<Vec<Address>>>| {
             let groups = groups.map(|groups| partition(&tree, key, &groups));
-            groups.transpose().map_err(wrong)
+            groups.transpose()
         };
         let expected = groups("expected_groups", file.expected_groups)?;
         let reachable = groups("reachability_groups", file.reachability_groups)?;
@@ -331,4 +334,56 @@ fn partition(tree: &PciTree, key: &str, groups: &[Vec<Address>]) -> Result<Group
         partition.insert(members);
     }
     Ok(partition)
+}
+
+#[cfg(test)]
+mod tests {
+    use iopt_tests::fuzz::{Target, search_all};
+
+    use super::*;
+
+    /// Reads a file, and compares its groups with each other.
+    fn parse(bytes: &[u8]) -> bool {
+        let read = |access| Functions::parse(bytes, access);
+        let Ok(functions) = read(None) else {
+            assert!(read(Some(Access::On)).is_err());
+            return false;
+        };
+        let turned_off = read(Some(Access::Off)).expect("access control changes values alone");
+        assert_eq!(
+            turned_off.tree.functions().len(),
+            functions.tree.functions().len()
+        );
+        for (rule, groups) in [
+            (Rule::Linux, &functions.expected),
+            (Rule::Reachability, &functions.reachable),
+        ] {
+            let found: Vec<_> = groups.iter().flatten().cloned().collect();
+            let comparison = functions.compare(rule, &found);
+            assert_eq!(comparison.is_some(), groups.is_some());
+            assert!(comparison.is_none_or(|comparison| comparison.left_out.is_empty()));
+        }
+        true
+    }
+
+    /// A small machine with all that a file can have.
+    fn seeds() -> Vec<Vec<u8>> {
+        let text = r#"{"root_buses": [0, "0001:00"], "devices": [
+{"bdf": "0000:00:01.0", "type": "root-port", "secondary_bus": [1, 1], "acs_capable": ["SV", "RR"], "acs_enabled": ["SV"]},
+{"bdf": "0000:01:00.0", "type": "endpoint", "multifunction": true, "aliases": ["0000:01:00.1"]},
+{"bdf": "0000:01:00.2", "type": "endpoint", "physical": "0000:01:00.0", "isolated": true},
+{"bdf": "0001:00:02.0", "type": "conventional"}],
+"expected_groups": [["0000:00:01.0", "0000:01:00.0"], ["0001:00:02.0"]],
+"reachability_groups": [["0000:01:00.2"]], "ungrouped": [{"bdf": "0000:01:00.2"}]}"#;
+        [text.into()].to_vec()
+    }
+
+    #[test]
+    fn no_damage_to_a_list_of_functions_breaks_its_reader() {
+        search_all(&[Target {
+            name: "pci",
+            run: parse,
+            seeds,
+        }]);
+    }
 }
