@@ -52,6 +52,10 @@ const PACKAGES: &[(&str, &[&str])] = &[
             "iopt-tests",
         ],
     ),
+    (
+        "iopt-fuzz",
+        &["iopt-formats", "iopt", "iopt-tests", "iopt-tools"],
+    ),
 ];
 
 /// Packages whose code depends on nothing at all, the project's or foreign; their tests may read

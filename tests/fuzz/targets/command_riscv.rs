@@ -1,0 +1,5 @@
+//! The target `command_riscv` for libFuzzer.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| iopt_fuzz::run("command_riscv", bytes));

@@ -1,0 +1,5 @@
+//! The target `device_tree` for libFuzzer.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| iopt_fuzz::run("device_tree", bytes));

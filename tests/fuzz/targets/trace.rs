@@ -1,0 +1,5 @@
+//! The target `trace` for libFuzzer.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| iopt_fuzz::run("trace", bytes));
