@@ -136,27 +136,33 @@ fn check_device(
     assert_eq!(told, regions, "{}", device.address);
 }
 
-/// Where a function is in a tree; a virtual one is where its physical one is.
+/// Where a function is in a tree; a virtual one is also where its physical one is.
 #[derive(Debug)]
 struct Place<'a>(&'a PciTree, PciAddress);
 
 impl Place<'_> {
-    fn at(&self, path: &PciPath) -> topology::Position {
-        let Self(tree, mut address) = *self;
+    fn any_at(&self, path: &PciPath, fits: impl Fn(topology::Position) -> bool) -> bool {
+        let Self(tree, address) = *self;
         let function = tree.get(address).expect("it is there");
-        address.requester = function.physical.unwrap_or(address.requester);
-        let steps = path.steps.iter().map(|step| (step.device, step.function));
-        tree.position(address, path.segment, path.start_bus, steps)
+        let physical = function.physical.unwrap_or(address.requester);
+        [address.requester, physical].into_iter().any(|requester| {
+            let address = PciAddress {
+                requester,
+                ..address
+            };
+            let steps = path.steps.iter().map(|step| (step.device, step.function));
+            fits(tree.position(address, path.segment, path.start_bus, steps))
+        })
     }
 }
 
 impl Position for Place<'_> {
     fn is_at(&self, path: &PciPath) -> bool {
-        self.at(path) == topology::Position::At
+        self.any_at(path, |position| position == topology::Position::At)
     }
 
     fn is_below(&self, path: &PciPath) -> bool {
-        self.at(path) != topology::Position::Elsewhere
+        self.any_at(path, |position| position != topology::Position::Elsewhere)
     }
 }
 
