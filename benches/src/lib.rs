@@ -9,6 +9,7 @@
 //! | How close to the bare loop is a map of 12 TiB? | `cargo bench -p iopt-benches --bench large` |
 //! | How long does a map, an unmap, a lookup take? | `cargo bench -p iopt-benches --bench operations` |
 //! | What does a call of a whole IO address space cost? | `cargo bench -p iopt-benches --bench ioas` |
+//! | How long until a large machine's devices are grouped and probed? | `cargo bench -p iopt-benches --bench machine` |
 //! | What does it cost to get an IOVA and to give it back, and what after a long time? | `cargo bench -p iopt-benches --bench iova` |
 //! | Does a driver lose anything by flushing before memory is used again? | `cargo bench -p iopt-benches --bench invalidation` |
 //! | How many instructions do they take? | `cargo run --release -p iopt-benches --bin count`, or with `gungraun`: `cargo bench -p iopt-benches --features instructions --bench instructions` |
@@ -58,6 +59,7 @@ pub mod iova;
 pub mod large;
 pub mod locks;
 pub mod loops;
+pub mod machine;
 pub mod paired;
 pub mod peers;
 pub mod pool;
