@@ -145,8 +145,8 @@ impl Registry {
     /// Returns what is attached to the group of a device, for requests with a PASID or without one; `None`
     /// if they are blocked.
     pub fn attached(&self, address: DeviceAddress, pasid: Option<Pasid>) -> Option<Arc<dyn Hwpt>> {
-        let number = self.machine.number_of(address)?;
-        let group = self.groups[self.machine.group_of(number)].lock();
+        let number = self.machine().number_of(address)?;
+        let group = self.groups[self.machine().group_of(number)].lock();
         match pasid {
             None => group.current.clone(),
             Some(pasid) => group.pasids.get(&pasid).cloned(),
@@ -165,7 +165,7 @@ impl Registry {
     ) -> Result<Arc<dyn Hwpt>, GroupDomainError> {
         let number = self.number_of(address)?;
         let (driver, endpoints) = {
-            let group = self.groups[self.machine.group_of(number)].lock();
+            let group = self.groups[self.machine().group_of(number)].lock();
             let Some(member) = group.members.get(&number) else {
                 return Err(GroupDomainError::NoIommu { address });
             };
@@ -186,7 +186,7 @@ impl Registry {
         needs_whole: bool,
     ) -> Result<(usize, MutexGuard<'_, Inner>), AttachError> {
         let number = self.number_of(address)?;
-        let index = self.machine.group_of(number);
+        let index = self.machine().group_of(number);
         let state = self.lock();
         let device = state.device(number).ok_or(UnknownDevice { address })?;
         let Some(probed) = device.probed() else {
@@ -197,7 +197,7 @@ impl Registry {
             By::Owner(ownership) => ownership.is_of(self, index),
             By::Driver => {
                 let is_claim = device.bound.as_ref().is_some_and(|bound| bound.is_claim);
-                is_claim && (!needs_whole || self.machine.members_of(index).len() == 1)
+                is_claim && (!needs_whole || self.machine().members_of(index).len() == 1)
             }
         };
         if !is_allowed {
@@ -218,7 +218,7 @@ impl Registry {
         attached
             .map(drop::<Old>)
             .map_err(|unfit| AttachError::Failed {
-                device: self.machine.address(unfit.number),
+                device: self.machine().address(unfit.number),
                 error: unfit.error,
             })
     }
@@ -229,7 +229,7 @@ impl DeviceGuard<'_> {
     /// [ends](Self::end_reset). Does nothing for a device without an IOMMU.
     pub fn begin_reset(&mut self) {
         let (registry, number) = self.place();
-        let mut group = registry.groups[registry.machine.group_of(number)].lock();
+        let mut group = registry.groups[registry.machine().group_of(number)].lock();
         group.part(number);
         if let Some(member) = group.members.get_mut(&number) {
             member.is_resetting = true;
@@ -241,7 +241,7 @@ impl DeviceGuard<'_> {
     pub fn end_reset(&mut self) {
         let (registry, number) = self.place();
         let unfit = {
-            let mut group = registry.groups[registry.machine.group_of(number)].lock();
+            let mut group = registry.groups[registry.machine().group_of(number)].lock();
             let member = group.members.get_mut(&number);
             let Some(member) = member.filter(|member| member.is_resetting) else {
                 return;

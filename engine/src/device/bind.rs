@@ -21,7 +21,7 @@ pub struct DeviceGuard<'a> {
 impl<'a> DeviceGuard<'a> {
     /// Returns which device it is.
     pub fn address(&self) -> DeviceAddress {
-        self.registry.machine.address(self.number)
+        self.registry.machine().address(self.number)
     }
 
     /// Returns the registry and the device's number.
@@ -55,7 +55,7 @@ impl<'a> DeviceGuard<'a> {
                 if !probed.is_settled || registry.is_changing(&state, number) {
                     return Err(BindError::Defer);
                 }
-                let mut group = registry.groups[registry.machine.group_of(number)].lock();
+                let mut group = registry.groups[registry.machine().group_of(number)].lock();
                 let is_claim = usage == Use::DefaultDomain;
                 if is_claim {
                     if group.owner.is_some() {
@@ -90,7 +90,7 @@ impl<'a> DeviceGuard<'a> {
         };
         if bound.is_some_and(|bound| bound.is_claim) {
             let (old, unfit) = {
-                let mut group = registry.groups[registry.machine.group_of(number)].lock();
+                let mut group = registry.groups[registry.machine().group_of(number)].lock();
                 group.driver_count -= 1;
                 if group.driver_count == 0 {
                     group.restore()
@@ -176,9 +176,10 @@ impl Registry {
                 return;
             }
             state.armed_at = now;
-            state.end_initialisation(&self.machine);
+            state.end_initialisation(&self.machine());
         }
-        for group in 0..self.groups.len() {
+        // Groups that come later wait for nobody.
+        for group in 0..self.machine().group_count() {
             self.settle(group);
         }
         self.tick();
@@ -195,13 +196,14 @@ impl Registry {
             if !is_over || state.waiting.is_empty() {
                 return;
             }
+            let machine = self.machine();
             let is_missing = |number: &usize| {
-                let mut needs = self.machine.needs(*number);
+                let mut needs = machine.needs(*number);
                 needs.any(|identity| state.serving(identity).is_none())
             };
             let late: Vec<_> = state.waiting.iter().copied().filter(is_missing).collect();
             for &number in &late {
-                state.change(&self.machine, number, |device| {
+                state.change(&machine, number, |device| {
                     if let Some(device) = device {
                         device.status = Status::NoIommu(NoIommu::TimedOut);
                     }
@@ -210,18 +212,19 @@ impl Registry {
             late
         };
         if !late.is_empty() {
-            let devices = late.iter().map(|&number| self.machine.address(number));
+            let machine = self.machine();
+            let devices = late.iter().map(|&number| machine.address(number));
             let devices = devices.collect();
             self.tell([Report::TimedOut { devices }]);
             for &number in &late {
-                self.settle(self.machine.group_of(number));
+                self.settle(machine.group_of(number));
             }
         }
     }
 
     /// Returns whether an instance of a device comes or goes at this moment.
     pub(super) fn is_changing(&self, state: &State, number: usize) -> bool {
-        self.machine.needs(number).any(|identity| {
+        self.machine().needs(number).any(|identity| {
             let instance = state.instances.get(&identity);
             instance.is_some_and(|instance| instance.is_walking || instance.is_dying)
         })

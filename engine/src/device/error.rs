@@ -45,6 +45,48 @@ pub enum MachineError {
     },
 }
 
+/// Why a machine does not grow; it is as before then.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum GrowError {
+    /// A device that was known is missing. One that was taken out stays known: it may come back.
+    #[error("{address} was known, and is missing")]
+    Gone {
+        /// The device.
+        address: DeviceAddress,
+    },
+    /// Something else is said of a device that was known.
+    #[error("{address} was known otherwise")]
+    Changed {
+        /// The device.
+        address: DeviceAddress,
+    },
+    /// Instances that were known are missing, or others, or there are other anonymous ones.
+    #[error("the instances are others")]
+    Instances,
+    /// What is new would join two groups, each of which may be in use.
+    #[error("the groups of {address} and {other} would be joined")]
+    Joined {
+        /// A device of one.
+        address: DeviceAddress,
+        /// A device of the other.
+        other: DeviceAddress,
+    },
+    /// Devices of one group would be parted.
+    #[error("the group of {address} would be parted")]
+    Parted {
+        /// One of them.
+        address: DeviceAddress,
+    },
+    /// A device comes behind an instance that has one already and cannot tell them apart, which the machine
+    /// does not know.
+    #[error("{identity} cannot tell its devices apart, which the machine does not know")]
+    Apart {
+        /// The instance.
+        identity: Identity,
+    },
+}
+
 /// A device that the machine does not have, or that was not added.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("there is no {address}")]

@@ -49,7 +49,7 @@ impl DeviceGuard<'_> {
             drop(self);
             return registry.await_removal(number, generation);
         }
-        let endpoint = state.change(&registry.machine, number, |slot| {
+        let endpoint = state.change(&registry.machine(), number, |slot| {
             let device = slot.as_mut()?;
             device.is_leaving = true;
             match &device.status {
@@ -71,7 +71,7 @@ impl DeviceGuard<'_> {
         }
         drop(self);
         // This one may be what others waited for.
-        registry.settle(registry.machine.group_of(number));
+        registry.settle(registry.machine().group_of(number));
         registry.await_removal(number, generation)
     }
 }
@@ -138,12 +138,13 @@ impl Registry {
         if let Some(instance) = state.instances.get_mut(&identity) {
             instance.is_dying = true;
         }
+        let machine = self.machine();
         let mut leaving = Vec::new();
-        for &number in self.machine.devices_of(identity) {
+        for &number in machine.devices_of(identity) {
             let device = state.device(number);
             let probed = device.and_then(|device| device.probed());
             if probed.is_some_and(|probed| probed.identities.contains(&identity)) {
-                state.change(&self.machine, number, |slot| {
+                state.change(&machine, number, |slot| {
                     if let Some(device) = slot {
                         device.is_leaving = true;
                     }
@@ -159,12 +160,13 @@ impl Registry {
         for &number in leaving {
             self.release_leaving(number);
         }
-        let numbers = self.machine.devices_of(identity);
+        let machine = self.machine();
+        let numbers = machine.devices_of(identity);
         {
             let mut state = self.lock();
             state.instances.remove(&identity);
             for &number in numbers {
-                state.change(&self.machine, number, |slot| {
+                state.change(&machine, number, |slot| {
                     if let Some(device) = slot
                         && device.bound.is_none()
                         && let Status::NoIommu(
@@ -188,7 +190,7 @@ impl Registry {
                 instance.is_dying = false;
             }
             for &number in leaving {
-                let is_removed = state.change(&self.machine, number, |slot| {
+                let is_removed = state.change(&self.machine(), number, |slot| {
                     let Some(device) = slot else { return false };
                     device.is_leaving = device.is_removed;
                     device.is_removed
@@ -202,7 +204,7 @@ impl Registry {
             self.release_leaving(number);
         }
         self.walk_again(identity);
-        self.settle_groups_of(self.machine.devices_of(identity));
+        self.settle_groups_of(self.machine().devices_of(identity));
     }
 
     fn release_leaving(&self, number: usize) {
@@ -221,7 +223,7 @@ impl Registry {
     /// Takes a device that leaves out of its group and releases it, or leaves that to who tells its driver
     /// of it.
     fn take_out(&self, number: usize, endpoint: &Arc<dyn Endpoint>) {
-        let group = self.machine.group_of(number);
+        let group = self.machine().group_of(number);
         let member = {
             let mut inner = self.groups[group].lock();
             inner.part(number);
@@ -246,7 +248,7 @@ impl Registry {
         drop(old);
         if !is_handed_over {
             release(endpoint);
-            self.lock().end_leaving(&self.machine, number);
+            self.lock().end_leaving(&self.machine(), number);
         }
     }
 
@@ -301,11 +303,13 @@ impl Registry {
 
     fn concerns(&self, callback: &Callback, identity: Identity) -> bool {
         match callback.about {
-            About::Probe(number) | About::Release(number) => {
-                self.machine.needs(number).any(|needed| needed == identity)
-            }
+            About::Probe(number) | About::Release(number) => self
+                .machine()
+                .needs(number)
+                .any(|needed| needed == identity),
             About::Settle(group, _) => {
-                let identities = self.machine.instances_of(group);
+                let machine = self.machine();
+                let identities = machine.instances_of(group);
                 identities.binary_search(&identity).is_ok()
             }
         }
@@ -313,8 +317,9 @@ impl Registry {
 
     /// Returns the devices on account of which an instance has to stay.
     fn users(&self, state: &State, identity: Identity) -> Vec<DeviceAddress> {
+        let machine = self.machine();
         let mut users = BTreeSet::new();
-        for &number in self.machine.devices_of(identity) {
+        for &number in machine.devices_of(identity) {
             let Some(device) = state.device(number) else {
                 continue;
             };
@@ -326,16 +331,16 @@ impl Registry {
                 .as_ref()
                 .is_some_and(|bound| bound.is_translated);
             let is_owned = || {
-                let group = self.machine.group_of(number);
+                let group = machine.group_of(number);
                 self.groups[group].lock().owner.is_some()
             };
             if probed.identities.contains(&identity) && (is_bound || is_owned()) {
-                users.insert(self.machine.address(number));
+                users.insert(machine.address(number));
             }
         }
         if let Identity::Described(index) = identity {
-            for address in self.machine.consumers(index) {
-                let device = self.machine.number_of(address);
+            for address in machine.consumers(index) {
+                let device = machine.number_of(address);
                 let device = device.and_then(|number| state.device(number));
                 if device.is_some_and(|device| device.bound.is_some()) {
                     users.insert(address);

@@ -2,6 +2,8 @@
 //!
 //! All of it is settled before anything is probed, so nothing here depends on who comes first.
 
+mod grow;
+
 use alloc::vec::Vec;
 use core::cmp::Ordering;
 use core::fmt;
@@ -140,17 +142,20 @@ pub struct MachineParts {
     pub suppliers: Vec<SupplierEdge>,
 }
 
-/// Devices, instances and groups, resolved once and for good.
+/// Devices, instances and groups, resolved before anything is probed. What is known never changes; more can
+/// become known ([`Registry::grow`](crate::device::Registry::grow)).
 #[derive(Debug)]
 pub struct Machine {
-    /// In rising order of address.
+    /// By number. Numbers rise with addresses, but those of a machine that grew with its age.
     devices: Vec<Resolved>,
+    /// Numbers, in rising order of address.
+    sorted: Vec<usize>,
     instances: Vec<InstanceFacts>,
     anonymous_count: u32,
     suppliers: Vec<SupplierEdge>,
     /// The group of each device, numbered by its first member.
     group_of: Vec<usize>,
-    /// Devices by group, rising in each.
+    /// Devices by group, in each in rising order of address.
     members: Vec<Vec<usize>>,
     /// Instances by group, rising in each.
     group_instances: Vec<Vec<Identity>>,
@@ -184,30 +189,13 @@ impl Machine {
                 });
             }
         }
-        let mut devices_of: Vec<Vec<usize>> = instances.iter().map(|_| Vec::new()).collect();
-        let mut unnamed = Vec::new();
-        for (number, device) in devices.iter_mut().enumerate() {
-            let address = device.address;
-            if device.pasid_bits > MAX_PASID_BITS {
-                let bits = device.pasid_bits;
-                return Err(MachineError::PasidBits { address, bits });
-            }
+        for device in &mut devices {
             device.streams.sort_by_key(|stream| stream.instance);
             for stream in &mut device.streams {
                 stream.ids.sort_unstable();
                 stream.ids.dedup();
-                let instance = stream.instance;
-                let Some(of) = devices_of.get_mut(instance.0) else {
-                    return Err(MachineError::UnknownInstance { address, instance });
-                };
-                if of.last() == Some(&number) {
-                    return Err(MachineError::StreamTwice { address, instance });
-                }
-                of.push(number);
             }
-            if device.streams.is_empty() {
-                unnamed.push(number);
-            }
+            check(device, instances.len())?;
         }
         if let Some(edge) = suppliers
             .iter()
@@ -218,10 +206,41 @@ impl Machine {
                 instance: edge.instance,
             });
         }
+        let parts = MachineParts {
+            devices,
+            instances,
+            anonymous_count,
+            suppliers,
+        };
+        Ok(Self::assemble(parts))
+    }
+
+    /// Puts sound parts together. Devices get numbers in their order.
+    fn assemble(parts: MachineParts) -> Self {
+        let MachineParts {
+            devices,
+            instances,
+            anonymous_count,
+            suppliers,
+        } = parts;
+        let mut sorted: Vec<_> = (0..devices.len()).collect();
+        sorted.sort_unstable_by_key(|&number| devices[number].address);
+        let mut devices_of: Vec<Vec<usize>> = instances.iter().map(|_| Vec::new()).collect();
+        let mut unnamed = Vec::new();
+        for &number in &sorted {
+            let device = &devices[number];
+            for stream in &device.streams {
+                devices_of[stream.instance.0].push(number);
+            }
+            if device.streams.is_empty() {
+                unnamed.push(number);
+            }
+        }
         let group_of = partition(&devices, &instances, &devices_of);
         let group_count = group_of.iter().max().map_or(0, |&last| last + 1);
         let mut machine = Self {
             devices,
+            sorted,
             instances,
             anonymous_count,
             suppliers,
@@ -231,7 +250,8 @@ impl Machine {
             devices_of,
             unnamed,
         };
-        for (number, &group) in machine.group_of.iter().enumerate() {
+        for &number in &machine.sorted {
+            let group = machine.group_of[number];
             machine.members[group].push(number);
             let needs: Vec<_> = machine.needs(number).collect();
             machine.group_instances[group].extend(needs);
@@ -240,7 +260,17 @@ impl Machine {
             identities.sort_unstable();
             identities.dedup();
         }
-        Ok(machine)
+        machine
+    }
+
+    /// Returns the numbers of all devices, in rising order of address.
+    pub(super) fn numbers(&self) -> impl Iterator<Item = usize> + '_ {
+        self.sorted.iter().copied()
+    }
+
+    /// Returns how many devices there are.
+    pub(super) fn len(&self) -> usize {
+        self.devices.len()
     }
 
     /// Returns what is known of a device.
@@ -249,8 +279,8 @@ impl Machine {
     }
 
     /// Returns all devices, in rising order of address.
-    pub fn devices(&self) -> &[Resolved] {
-        &self.devices
+    pub fn devices(&self) -> impl ExactSizeIterator<Item = &Resolved> {
+        self.sorted.iter().map(|&number| self.resolved(number))
     }
 
     /// Returns the instances that firmware describes.
@@ -284,7 +314,7 @@ impl Machine {
             state: self.devices.iter().map(|_| Visit::New).collect(),
             sorted: Vec::with_capacity(self.devices.len()),
         };
-        for number in 0..self.devices.len() {
+        for &number in &self.sorted {
             order.visit(number);
         }
         let sorted = order.sorted.into_iter();
@@ -302,8 +332,9 @@ impl Machine {
     }
 
     pub(super) fn number_of(&self, address: DeviceAddress) -> Option<usize> {
-        let by = |device: &Resolved| device.address.cmp(&address);
-        self.devices.binary_search_by(by).ok()
+        let by = |&number: &usize| self.address(number).cmp(&address);
+        let place = self.sorted.binary_search_by(by).ok()?;
+        Some(self.sorted[place])
     }
 
     pub(super) fn resolved(&self, number: usize) -> &Resolved {
@@ -320,6 +351,11 @@ impl Machine {
 
     pub(super) fn members_of(&self, group: usize) -> &[usize] {
         &self.members[group]
+    }
+
+    /// Returns the device of a group with the lowest address.
+    pub(super) fn first_of(&self, group: usize) -> DeviceAddress {
+        self.address(self.members[group][0])
     }
 
     pub(super) fn instances_of(&self, group: usize) -> &[Identity] {
@@ -361,6 +397,30 @@ impl Machine {
             Identity::Anonymous(_) => InstanceFacts::default(),
         }
     }
+}
+
+/// Checks what can be said of one device.
+fn check(device: &Resolved, instance_count: usize) -> Result<(), MachineError> {
+    let address = device.address;
+    if device.pasid_bits > MAX_PASID_BITS {
+        let bits = device.pasid_bits;
+        return Err(MachineError::PasidBits { address, bits });
+    }
+    for stream in &device.streams {
+        let instance = stream.instance;
+        if instance.0 >= instance_count {
+            return Err(MachineError::UnknownInstance { address, instance });
+        }
+    }
+    for pair in device.streams.windows(2) {
+        if let [one, other] = pair
+            && one.instance == other.instance
+        {
+            let instance = one.instance;
+            return Err(MachineError::StreamTwice { address, instance });
+        }
+    }
+    Ok(())
 }
 
 /// Returns the group of each device, numbered in the order of their first members.

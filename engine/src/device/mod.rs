@@ -5,7 +5,7 @@
 //! | step | what | when |
 //! |---|---|---|
 //! | describe | [`Description`](crate::firmware::Description) | once, from firmware |
-//! | resolve | [`Machine`]: which device is known to which instance, and the groups | once, before anything comes |
+//! | resolve | [`Machine`]: which device is known to which instance, and the groups | before anything comes, and again when [more is known](Registry::grow) |
 //! | probe | an instance's driver takes a device in | when a device is [added](Registry::add_device) or an instance [registered](Registry::register), whichever is later; nothing else probes |
 //! | bind | a device's driver [asks](DeviceGuard::bind) whether all is ready | as often as it likes |
 //!
@@ -18,7 +18,8 @@
 //!
 //! The groups are the machine's, and the default domain is chosen when it is known of every member of a
 //! group what becomes of it. So the order in which devices, instances and drivers come decides nothing:
-//! in the end the [`Snapshot`] is the same.
+//! in the end the [`Snapshot`] is the same. A machine that grows keeps its groups: what would join two of them is
+//! refused.
 //!
 //! # A device, from its arrival
 //!
@@ -85,8 +86,8 @@ pub use crate::device::driver::{
     Prepared, ProbeError, ProbeRequest,
 };
 pub use crate::device::error::{
-    AddError, AttachError, BindError, GroupDomainError, MachineError, OwnError, RegisterError,
-    UnknownDevice, UnregisterError,
+    AddError, AttachError, BindError, GroupDomainError, GrowError, MachineError, OwnError,
+    RegisterError, UnknownDevice, UnregisterError,
 };
 pub use crate::device::leave::Removal;
 pub use crate::device::machine::{

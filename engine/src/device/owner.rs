@@ -89,7 +89,7 @@ impl Registry {
         owner: &Arc<Owner>,
     ) -> Result<Ownership, OwnError> {
         let number = self.number_of(address)?;
-        let group = self.machine.group_of(number);
+        let group = self.machine().group_of(number);
         let state = self.lock();
         let device = state.device(number).ok_or(UnknownDevice { address })?;
         let is_settled = device.probed().is_some_and(|probed| probed.is_settled);
@@ -127,8 +127,8 @@ impl Registry {
 
     /// Returns who owns the group of a device.
     pub fn owner(&self, address: DeviceAddress) -> Option<Arc<Owner>> {
-        let number = self.machine.number_of(address)?;
-        let group = self.groups[self.machine.group_of(number)].lock();
+        let number = self.machine().number_of(address)?;
+        let group = self.groups[self.machine().group_of(number)].lock();
         let claim = group.owner.as_ref()?;
         Some(Arc::clone(&claim.owner))
     }
@@ -136,7 +136,7 @@ impl Registry {
     pub(super) fn tell_unfit(&self, unfit: impl IntoIterator<Item = Unfit>) {
         let unfit = unfit.into_iter();
         self.tell(unfit.map(|unfit| Report::LeftBlocked {
-            device: self.machine.address(unfit.number),
+            device: self.machine().address(unfit.number),
             error: unfit.error,
         }));
     }

@@ -1,6 +1,5 @@
 //! What is registered and added, and how each device stands.
 
-use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -13,18 +12,21 @@ use smallvec::SmallVec;
 use crate::device::driver::Published;
 use crate::device::group::Group;
 use crate::device::{
-    Config, DeviceAddress, Driver, Endpoint, Identity, Machine, Report, UnknownDevice,
+    Config, DeviceAddress, Driver, Endpoint, GrowError, Identity, Machine, Report, UnknownDevice,
 };
-use crate::sync::{DEVICE_GUARD, Mutex, MutexGuard, REGISTRY, thread_index};
+use crate::sync::{DEVICE_GUARD, Latest, Mutex, MutexGuard, REGISTRY, thread_index};
 
 /// The devices of a machine, the instances that serve them, and their groups.
+///
+/// A machine can [grow](Self::grow); what grows with it is never moved.
 pub struct Registry {
-    pub(super) machine: Arc<Machine>,
+    /// Replaced under the registry's lock, when all else has grown.
+    machine: Latest<Machine>,
     pub(super) config: Config,
-    /// Of each device of the machine.
-    pub(super) guards: Box<[Mutex<()>]>,
-    /// Of the machine.
-    pub(super) groups: Box<[Group]>,
+    /// Of each device of the machine, and of more at most.
+    pub(super) guards: boxcar::Vec<Mutex<()>>,
+    /// Of the machine, and more at most.
+    pub(super) groups: boxcar::Vec<Group>,
     state: Mutex<State>,
 }
 
@@ -32,8 +34,8 @@ pub struct Registry {
 pub(super) struct State {
     pub(super) instances: BTreeMap<Identity, Instance>,
     /// By number; `None` is not added.
-    devices: Box<[Option<Device>]>,
-    pub(super) slots: Box<[Slot]>,
+    devices: Vec<Option<Device>>,
+    pub(super) slots: Vec<Slot>,
     /// Calls of drivers, and what is done around them, that others may have to wait for.
     pub(super) callbacks: Vec<Callback>,
     /// Devices that wait for an instance.
@@ -48,6 +50,8 @@ pub(super) struct State {
 pub(super) struct Instance {
     pub(super) published: Published,
     pub(super) driver: Arc<dyn Driver>,
+    /// What its driver says of it.
+    pub(super) tells_devices_apart: bool,
     /// Its devices are being probed.
     pub(super) is_walking: bool,
     /// It serves nobody any more.
@@ -150,35 +154,57 @@ pub(super) enum About {
 impl Registry {
     /// Creates the registry of a machine, with no device added and no instance registered.
     pub fn new(machine: Arc<Machine>, config: Config) -> Self {
-        let device_count = machine.devices().len();
-        let group_count = machine.group_count();
-        let slots = (0..group_count).map(|group| Slot {
-            unsettled_count: machine.members_of(group).len(),
-            ..Slot::default()
-        });
-        let state = State {
+        let mut state = State {
             instances: BTreeMap::new(),
-            devices: (0..device_count).map(|_| None).collect(),
-            slots: slots.collect(),
+            devices: Vec::new(),
+            slots: Vec::new(),
             callbacks: Vec::new(),
             waiting: BTreeSet::new(),
             is_initialised: false,
             armed_at: config.clock.now(),
             next_number: 0,
         };
-        let guard = |_| Mutex::new(&DEVICE_GUARD, ());
+        state.grow(&machine);
+        let (guards, groups) = (boxcar::Vec::new(), boxcar::Vec::new());
+        grow_all(&guards, &groups, &machine);
         Self {
-            machine,
+            machine: Latest::new(machine),
             config,
-            guards: (0..device_count).map(guard).collect(),
-            groups: (0..group_count).map(|_| Group::new()).collect(),
+            guards,
+            groups,
             state: Mutex::new(&REGISTRY, state),
         }
     }
 
-    /// Returns the machine.
-    pub const fn machine(&self) -> &Arc<Machine> {
-        &self.machine
+    /// Returns the machine, as far as it is known by now.
+    pub fn machine(&self) -> Arc<Machine> {
+        self.machine.get()
+    }
+
+    /// Makes more of the machine known: `machine` is all of it, resolved again with devices that came since,
+    /// and with instances behind the known ones. New devices come into groups of their own or into one that
+    /// is there. They are [added](Self::add_device) afterwards, as others are.
+    ///
+    /// Takes as long as all of the machine is large.
+    ///
+    /// # Errors
+    ///
+    /// [`GrowError`]; everything is as before then.
+    pub fn grow(&self, machine: Machine) -> Result<(), GrowError> {
+        let mut state = self.lock();
+        let grown = machine.grown_from(&self.machine())?;
+        for (&identity, instance) in &state.instances {
+            if grown.facts(identity).tells_devices_apart
+                && !instance.tells_devices_apart
+                && grown.devices_of(identity).len() > 1
+            {
+                return Err(GrowError::Apart { identity });
+            }
+        }
+        state.grow(&grown);
+        grow_all(&self.guards, &self.groups, &grown);
+        self.machine.set(Arc::new(grown));
+        Ok(())
     }
 
     /// Returns what an instance was registered with; `None` also if that is no `T`. It can be found from
@@ -193,7 +219,7 @@ impl Registry {
 
     /// Returns the device as its driver knows it; `None` if none has taken it in.
     pub fn endpoint(&self, address: DeviceAddress) -> Option<Arc<dyn Endpoint>> {
-        let number = self.machine.number_of(address)?;
+        let number = self.machine().number_of(address)?;
         let state = self.lock();
         let probed = state.device(number)?.probed()?;
         Some(Arc::clone(&probed.endpoint))
@@ -205,7 +231,7 @@ impl Registry {
     }
 
     pub(super) fn number_of(&self, address: DeviceAddress) -> Result<usize, UnknownDevice> {
-        let number = self.machine.number_of(address);
+        let number = self.machine().number_of(address);
         number.ok_or(UnknownDevice { address })
     }
 
@@ -228,6 +254,16 @@ impl Registry {
             registry: self,
             number,
         }
+    }
+}
+
+/// Makes what devices and groups have for themselves, as far as it is not there.
+fn grow_all(guards: &boxcar::Vec<Mutex<()>>, groups: &boxcar::Vec<Group>, machine: &Machine) {
+    while guards.count() < machine.len() {
+        guards.push(Mutex::new(&DEVICE_GUARD, ()));
+    }
+    while groups.count() < machine.group_count() {
+        groups.push(Group::new());
     }
 }
 
@@ -271,6 +307,18 @@ impl State {
     /// Returns a device for changes other than of its status, which only [`change`](Self::change) may.
     pub(super) fn device_mut(&mut self, number: usize) -> Option<&mut Device> {
         self.devices[number].as_mut()
+    }
+
+    /// Makes room for devices and groups that become known.
+    fn grow(&mut self, machine: &Machine) {
+        let known = self.devices.len();
+        self.devices.resize_with(machine.len(), || None);
+        self.slots.resize_with(machine.group_count(), Slot::default);
+        for number in known..machine.len() {
+            if !self.standing(number).is_settled {
+                self.slots[machine.group_of(number)].unsettled_count += 1;
+            }
+        }
     }
 
     /// Changes a device, and the counts that depend on it.

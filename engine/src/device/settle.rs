@@ -15,7 +15,8 @@ use crate::device::group::{Inner, Member, Old};
 use crate::device::registry::{About, Running, State};
 use crate::device::walk::{is_same, release};
 use crate::device::{
-    DefaultKind, DirectRegion, Driver, Endpoint, Hwpt, NoDefaultDomain, Registry, Report,
+    DefaultKind, DirectRegion, DomainKind, Driver, Endpoint, Hwpt, NoDefaultDomain, Registry,
+    Report,
 };
 use crate::firmware::RegionKind;
 use crate::sync::{FINALIZE, MutexGuard, lockdep};
@@ -47,7 +48,8 @@ impl Registry {
 
     fn begin_settling(&self, group: usize) -> Option<Running<'_>> {
         let mut state = self.lock();
-        let identities = self.machine.instances_of(group).iter();
+        let machine = self.machine();
+        let identities = machine.instances_of(group).iter();
         let mut instances = identities.filter_map(|identity| state.instances.get(identity));
         if instances.any(|instance| instance.is_walking || instance.is_dying) {
             return None;
@@ -94,7 +96,7 @@ impl Registry {
 
     /// Gives a group its default domain, with all members at once.
     fn found(&self, group: usize, seen: &[Seen]) {
-        let address = self.machine.address(self.machine.members_of(group)[0]);
+        let address = self.machine().first_of(group);
         let mut chosen = self.choose(group, seen);
         if let Ok(DefaultKind::Identity) = chosen {
             match self.found_as(DefaultKind::Identity, group, seen) {
@@ -131,8 +133,9 @@ impl Registry {
                 None => {}
             }
         }
-        let members = self.machine.members_of(group).iter();
-        let mut members = members.map(|&number| self.machine.resolved(number));
+        let machine = self.machine();
+        let members = machine.members_of(group).iter();
+        let mut members = members.map(|&number| machine.resolved(number));
         if members.any(|device| device.is_untrusted) {
             return if wants_identity {
                 Err(NoDefaultDomain::Untrusted)
@@ -144,7 +147,7 @@ impl Registry {
             return Ok(kind);
         }
         if wants_identity && wants_paging {
-            let group = self.machine.address(self.machine.members_of(group)[0]);
+            let group = machine.first_of(group);
             self.tell([Report::KindConflict { group }]);
         }
         Ok(if wants_identity {
@@ -190,7 +193,7 @@ impl Registry {
         attached
             .map(drop::<Old>)
             .map_err(|unfit| NoDefaultDomain::Attach {
-                device: self.machine.address(unfit.number),
+                device: self.machine().address(unfit.number),
                 error: unfit.error,
             })
     }
@@ -198,8 +201,13 @@ impl Registry {
     /// Brings newcomers into a group that has its default domain, each for itself.
     fn join(&self, group: usize, seen: &[Seen], default: &Arc<dyn Hwpt>) {
         for seen in seen {
-            if let Err(error) = self.map_direct(default, seen.number) {
-                let group = self.machine.address(seen.number);
+            let prepared = if self.may_join(default, seen.number) {
+                self.map_direct(default, seen.number)
+            } else {
+                Err(NoDefaultDomain::Untrusted)
+            };
+            if let Err(error) = prepared {
+                let group = self.machine().address(seen.number);
                 self.tell([Report::NoDefaultDomain { group, error }]);
                 continue;
             }
@@ -207,6 +215,11 @@ impl Registry {
             let newcomers = inner.present(core::slice::from_ref(seen));
             self.join_all(inner, &newcomers);
         }
+    }
+
+    /// Returns whether a device may have a default domain that was chosen when it may not have been known yet.
+    fn may_join(&self, default: &Arc<dyn Hwpt>, number: usize) -> bool {
+        default.kind() != DomainKind::Identity || !self.machine().resolved(number).is_untrusted
     }
 
     fn join_all(&self, mut inner: MutexGuard<'_, Inner>, newcomers: &[usize]) {
@@ -222,7 +235,7 @@ impl Registry {
         }
         drop(inner);
         self.tell(unfit.into_iter().map(|unfit| Report::LeftBlocked {
-            device: self.machine.address(unfit.number),
+            device: self.machine().address(unfit.number),
             error: unfit.error,
         }));
     }
@@ -230,7 +243,8 @@ impl Registry {
     /// Maps what a device uses at any time.
     fn map_direct(&self, domain: &Arc<dyn Hwpt>, number: usize) -> Result<(), NoDefaultDomain> {
         lockdep::assert_none_held();
-        let device = self.machine.resolved(number);
+        let machine = self.machine();
+        let device = machine.resolved(number);
         for region in &device.regions {
             let (oa, prot) = match region.kind {
                 RegionKind::Direct { prot, .. } => (region.range.start().get(), prot),
@@ -283,7 +297,7 @@ impl Registry {
         };
         if is_handed_over {
             release(&seen.endpoint);
-            self.lock().end_leaving(&self.machine, number);
+            self.lock().end_leaving(&self.machine(), number);
         }
     }
 }

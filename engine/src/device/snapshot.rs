@@ -9,7 +9,7 @@ use iopt_formats::command::Pasid;
 
 use crate::device::group::Inner;
 use crate::device::registry::Status;
-use crate::device::{DeviceAddress, DomainKind, Hwpt, Identity, NoIommu, Registry};
+use crate::device::{DeviceAddress, DomainKind, Hwpt, Identity, Machine, NoIommu, Registry};
 
 /// How the devices, instances and groups of a registry stand at one moment.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
@@ -83,12 +83,12 @@ impl Registry {
     /// Returns how everything stands. Groups are looked at one after the other, while the registry stands
     /// still.
     pub fn snapshot(&self) -> Snapshot {
-        let machine = &self.machine;
         let state = self.lock();
+        let machine = &*self.machine();
         let instances = state.instances.iter();
         let instances = instances.map(|(&identity, instance)| (identity, !instance.is_walking));
         let mut devices = Vec::new();
-        for number in 0..machine.devices().len() {
+        for number in machine.numbers() {
             let device = state.device(number).filter(|device| !device.is_removed);
             let Some(device) = device else { continue };
             let standing = match &device.status {
@@ -102,7 +102,7 @@ impl Registry {
                     });
                     Standing::Grouped {
                         streams: streams.collect(),
-                        group: machine.address(machine.members_of(machine.group_of(number))[0]),
+                        group: machine.first_of(machine.group_of(number)),
                     }
                 }
                 _ => Standing::Waiting,
@@ -113,31 +113,17 @@ impl Registry {
                 is_bound: device.bound.is_some(),
             });
         }
-        let groups = self
+        let mut groups: Vec<_> = self
             .groups
             .iter()
-            .map(|group| self.group_snapshot(&group.lock()));
+            .map(|(_, group)| group_snapshot(machine, &group.lock()))
+            .filter(|group| !group.members.is_empty())
+            .collect();
+        groups.sort_by_key(|group| group.members[0]);
         Snapshot {
             instances: instances.collect(),
             devices,
-            groups: groups.filter(|group| !group.members.is_empty()).collect(),
-        }
-    }
-
-    fn group_snapshot(&self, group: &Inner) -> GroupSnapshot {
-        let kind = |domain: &Arc<dyn Hwpt>| domain.kind();
-        let members = group.members.keys();
-        let pasids = group.pasids.iter();
-        GroupSnapshot {
-            members: members
-                .map(|&number| self.machine.address(number))
-                .collect(),
-            default: group.default.as_ref().map(kind),
-            current: group.current.as_ref().map_or(DomainKind::Blocked, kind),
-            pasids: pasids
-                .map(|(&pasid, domain)| (pasid, kind(domain)))
-                .collect(),
-            is_owned: group.owner.is_some(),
+            groups,
         }
     }
 
@@ -146,5 +132,22 @@ impl Registry {
         let mut hasher = DefaultHasher::new();
         self.snapshot().hash(&mut hasher);
         hasher.finish()
+    }
+}
+
+fn group_snapshot(machine: &Machine, group: &Inner) -> GroupSnapshot {
+    let kind = |domain: &Arc<dyn Hwpt>| domain.kind();
+    let members = group.members.keys();
+    let mut members: Vec<_> = members.map(|&number| machine.address(number)).collect();
+    members.sort_unstable();
+    let pasids = group.pasids.iter();
+    GroupSnapshot {
+        members,
+        default: group.default.as_ref().map(kind),
+        current: group.current.as_ref().map_or(DomainKind::Blocked, kind),
+        pasids: pasids
+            .map(|(&pasid, domain)| (pasid, kind(domain)))
+            .collect(),
+        is_owned: group.owner.is_some(),
     }
 }

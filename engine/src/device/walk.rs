@@ -86,7 +86,7 @@ impl Registry {
         {
             let mut state = self.lock();
             let generation = state.next_number();
-            let added = state.change(&self.machine, number, |device| match device {
+            let added = state.change(&self.machine(), number, |device| match device {
                 None => {
                     *device = Some(Device::new(generation));
                     Ok(())
@@ -105,7 +105,7 @@ impl Registry {
         }
         // Whether an instance is unusable concerns who registers it.
         let _ = self.probe(number);
-        self.settle(self.machine.group_of(number));
+        self.settle(self.machine().group_of(number));
         Ok(())
     }
 
@@ -118,7 +118,9 @@ impl Registry {
     pub fn register(&self, registration: Registration) -> Result<(), RegisterError> {
         let identity = registration.identity;
         self.publish(registration)?;
-        let numbers = self.machine.devices_of(identity);
+        // Devices that become known later find the instance.
+        let machine = self.machine();
+        let numbers = machine.devices_of(identity);
         for &number in numbers {
             if let Err(Fatal { device, error }) = self.probe(number) {
                 self.withdraw(identity);
@@ -138,7 +140,8 @@ impl Registry {
 
     /// Sees to the newcomers of the groups of some devices.
     pub(super) fn settle_groups_of(&self, numbers: &[usize]) {
-        let groups = numbers.iter().map(|&number| self.machine.group_of(number));
+        let machine = self.machine();
+        let groups = numbers.iter().map(|&number| machine.group_of(number));
         let groups: BTreeSet<_> = groups.collect();
         for group in groups {
             self.settle(group);
@@ -147,7 +150,7 @@ impl Registry {
 
     /// Probes what waits for an instance again, for which it may have been in vain.
     pub(super) fn walk_again(&self, identity: Identity) {
-        for &number in self.machine.devices_of(identity) {
+        for &number in self.machine().devices_of(identity) {
             let _ = self.probe(number);
         }
     }
@@ -158,21 +161,23 @@ impl Registry {
             driver,
             instance,
         } = registration;
-        if !self.machine.is_known(identity) {
+        let now = self.config.clock.now();
+        let tells_devices_apart = driver.tells_devices_apart();
+        let mut state = self.lock();
+        let machine = self.machine();
+        if !machine.is_known(identity) {
             return Err(RegisterError::Unknown { identity });
         }
-        let facts = self.machine.facts(identity);
+        let facts = machine.facts(identity);
         if !facts.is_enabled {
             return Err(RegisterError::Disabled { identity });
         }
         if facts.tells_devices_apart
-            && !driver.tells_devices_apart()
-            && self.machine.devices_of(identity).len() > 1
+            && !tells_devices_apart
+            && machine.devices_of(identity).len() > 1
         {
             return Err(RegisterError::Apart { identity });
         }
-        let now = self.config.clock.now();
-        let mut state = self.lock();
         if state.instances.contains_key(&identity) {
             return Err(RegisterError::Twice { identity });
         }
@@ -191,6 +196,7 @@ impl Registry {
         let instance = Instance {
             published,
             driver,
+            tells_devices_apart,
             is_walking: true,
             is_dying: false,
         };
@@ -212,7 +218,7 @@ impl Registry {
     }
 
     fn begin_probe(&self, number: usize) -> Option<Job<'_>> {
-        let address = self.machine.address(number);
+        let address = self.machine().address(number);
         let mut state = self.lock();
         match self.outlook(&state, number) {
             Outlook::Unchanged => {
@@ -222,7 +228,7 @@ impl Registry {
                 None
             }
             Outlook::NoIommu(why) => {
-                let is_news = state.change(&self.machine, number, |device| {
+                let is_news = state.change(&self.machine(), number, |device| {
                     device.as_mut().is_some_and(|device| {
                         device.status = Status::NoIommu(why);
                         why != NoIommu::NotBehind
@@ -234,7 +240,7 @@ impl Registry {
                 None
             }
             Outlook::Ask(driver, instances) => {
-                let generation = state.change(&self.machine, number, |device| {
+                let generation = state.change(&self.machine(), number, |device| {
                     let device = device.as_mut()?;
                     device.status = Status::Probing;
                     Some(device.generation)
@@ -263,7 +269,7 @@ impl Registry {
         if !is_open || device.is_leaving || device.bound.is_some() {
             return Outlook::Unchanged;
         }
-        let machine = &self.machine;
+        let machine = self.machine();
         let address = machine.address(number);
         let mut instances = SmallVec::new();
         let mut driver: Option<Arc<dyn Driver>> = None;
@@ -302,18 +308,20 @@ impl Registry {
             device.status,
             Status::Waiting | Status::NoIommu(NoIommu::TimedOut)
         );
-        let mut needs = self.machine.needs(number);
-        let instance = self.machine.needs(number).last()?;
+        let machine = self.machine();
+        let mut needs = machine.needs(number);
+        let instance = machine.needs(number).last()?;
         let is_there = needs.all(|identity| state.serving(identity).is_some());
         (is_late && device.bound.is_some() && is_there).then(|| Report::Late {
-            device: self.machine.address(number),
+            device: machine.address(number),
             instance,
         })
     }
 
     /// Asks the driver, with no lock held.
     fn ask(&self, job: &Job<'_>) -> Result<Probed, ProbeError> {
-        let device = self.machine.resolved(job.number);
+        let machine = self.machine();
+        let device = machine.resolved(job.number);
         // Those that no rule names are one of the instances', which the instances know.
         let at_once = if device.streams.is_empty() {
             1
@@ -347,7 +355,7 @@ impl Registry {
         answer: Result<Probed, ProbeError>,
     ) -> Option<Result<(), Fatal>> {
         let number = job.number;
-        let device = self.machine.address(number);
+        let device = self.machine().address(number);
         let mut state = self.lock();
         if !state.still_holds(job) {
             drop(state);
@@ -367,7 +375,7 @@ impl Registry {
                     is_told: false,
                     is_resetting: false,
                 };
-                let group = self.machine.group_of(number);
+                let group = self.machine().group_of(number);
                 let mut inner = self.groups[group].lock();
                 inner.members.insert(number, member);
                 inner.newcomers.push(number);
@@ -380,9 +388,9 @@ impl Registry {
             Err(ProbeError::NotMine) => (Status::NoIommu(NoIommu::NotBehind), None),
             Err(error) => (Status::NoIommu(NoIommu::Failed), Some(error)),
         };
-        let is_named = !self.machine.resolved(number).streams.is_empty();
+        let is_named = !self.machine().resolved(number).streams.is_empty();
         let is_news = is_named && matches!(status, Status::NoIommu(NoIommu::NotBehind));
-        state.change(&self.machine, number, |device| {
+        state.change(&self.machine(), number, |device| {
             if let Some(device) = device {
                 device.status = status;
             }
@@ -405,7 +413,7 @@ impl Registry {
         let mut state = self.lock();
         let device = state.device(job.number);
         if device.is_some_and(|device| device.generation == job.generation) {
-            state.end_leaving(&self.machine, job.number);
+            state.end_leaving(&self.machine(), job.number);
         }
     }
 

@@ -12,6 +12,7 @@
 //! | `Mutex` | short critical sections inside the engine, with a class |
 //! | [`DomainLock`] | many readers on many cores, now and then a writer |
 //! | `epoch` | readers that take no lock at all: what they may see is freed later |
+//! | `Latest` | a value that is read without a lock and replaced whole |
 //! | `atomic`, `CachePadded`, `thread_index` | what lock-free code needs |
 //! | [`lockdep`] | the order of locks, checked in debug builds; also for locks of the engine's users |
 //!
@@ -34,6 +35,8 @@
 mod backend;
 mod domain_lock;
 pub(crate) mod epoch;
+#[cfg(feature = "std")]
+mod latest;
 pub mod lockdep;
 #[cfg(all(test, loom))]
 pub(crate) mod models;
@@ -61,6 +64,8 @@ pub(crate) use crossbeam_utils::CachePadded;
 pub(crate) use crate::sync::backend::pause;
 #[cfg(feature = "std")]
 pub(crate) use crate::sync::backend::{Deadline, Left, now_ns};
+#[cfg(feature = "std")]
+pub(crate) use crate::sync::latest::Latest;
 pub(crate) use crate::sync::mutex::{Mutex, MutexGuard};
 pub(crate) use crate::sync::thread::thread_index;
 

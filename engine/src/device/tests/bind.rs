@@ -112,7 +112,8 @@ fn what_a_device_reaches_stays_the_same_however_often_it_is_configured() {
     device.reach.address_bits = Some(40);
     let rig = Rig::new(Vec::from([device]));
     let reach = || {
-        let device = rig.registry.machine().device(node(0)).expect("it is there");
+        let machine = rig.registry.machine();
+        let device = machine.device(node(0)).expect("it is there");
         assert_eq!(device.reach.address_bits, Some(40));
         core::ptr::from_ref(&device.reach)
     };

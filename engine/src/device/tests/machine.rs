@@ -3,7 +3,7 @@
 use super::*;
 
 fn groups(machine: &Machine) -> Vec<Vec<DeviceAddress>> {
-    let devices = machine.devices().iter();
+    let devices = machine.devices();
     let groups = devices.map(|device| machine.group(device.address).expect("it is there"));
     let mut groups: Vec<Vec<_>> = groups.map(Iterator::collect).collect();
     groups.dedup();

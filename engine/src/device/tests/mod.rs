@@ -20,6 +20,7 @@ use crate::sync::{Class, Mutex};
 mod attach;
 mod bind;
 mod default;
+mod grow;
 mod identity;
 mod machine;
 mod order;

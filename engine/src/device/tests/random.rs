@@ -58,8 +58,10 @@ fn wishes(random: &mut Random, rig: &Rig) {
 /// One event. Bound drivers that an unregistration meets are no failure.
 fn step(random: &mut Random, rig: &Rig) {
     let registry = &rig.registry;
-    let devices = registry.machine().devices();
-    let device = devices[random.index(devices.len())].address;
+    let machine = registry.machine();
+    let mut devices = machine.devices();
+    let device = devices.nth(random.index(devices.len()));
+    let device = device.expect("it is in range").address;
     let instance = described(random.index(registry.machine().instances().len()));
     match random.below(12) {
         0..4 => drop(registry.add_device(device)),

@@ -90,7 +90,8 @@ fn a_probe_that_fails_is_tried_again_when_the_device_is_added_again() {
     let registry = weak(&rig);
     rig.driver.on_probe(move |request| {
         let registry = registry();
-        let known = registry.machine().device(request.address());
+        let machine = registry.machine();
+        let known = machine.device(request.address());
         assert_eq!(known.expect("it is there").streams[0].ids.len(), 1);
         assert!(registry.endpoint(request.address()).is_none());
     });
