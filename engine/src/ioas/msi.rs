@@ -61,7 +61,8 @@ impl Ioas {
     }
 
     /// Returns the IOVA at which devices of a domain reach the doorbell at `oa`, and maps its page there
-    /// if it is the first time.
+    /// if it is the first time. It is the same in all domains whose smallest pages are equal: a device whose
+    /// interrupts are set up goes on when it is led to a domain in which its doorbells were mapped before.
     ///
     /// # Errors
     ///
@@ -87,10 +88,17 @@ impl Ioas {
             return Ok(Iova::new(known.range.start().get() + within));
         }
         let window = msi.window.ok_or(MsiError::NoWindow)?;
-        let range = free_page(window, page, |range| {
-            let mut others = msi.pages.iter().filter(of_domain);
-            others.any(|other| other.range == range)
-        });
+        let elsewhere = msi
+            .pages
+            .iter()
+            .find(|known| known.oa == oa && known.range.len_minus_one() == page.offset_mask());
+        let range = match elsewhere {
+            Some(known) => Some(known.range),
+            None => free_page(window, page, |range| {
+                let mut others = msi.pages.iter();
+                others.any(|other| other.range.intersection(range).is_some())
+            }),
+        };
         let range = range.ok_or(MsiError::Full { window })?;
         let doorbell = Fixed::new(oa, page, 1, Kind::Device, Access::ReadWrite);
         let source = doorbell.map_err(|_| MsiError::Full { window })?;

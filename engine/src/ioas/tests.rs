@@ -1,7 +1,7 @@
 use alloc::boxed::Box;
 
 use iopt_formats::vtd::SecondStage;
-use iopt_formats::{Iova, IovaRange, Oa, PageSize, Prot};
+use iopt_formats::{Iova, IovaRange, Oa, PageSize, Prot, Rights};
 
 use super::*;
 use crate::domain::{
@@ -434,6 +434,62 @@ fn doorbells_are_mapped_once_for_each_domain() {
     ));
     ioas.detach(&dynamic).expect("it is attached");
     assert_eq!(looks_up(&table, 0x800_0040), None);
+}
+
+/// Returns what the 0x40th byte of each page around the window is led to.
+fn window_of(domain: &VtdDomain) -> impl Iterator<Item = (u64, Oa)> + '_ {
+    let addresses = (0x7ff_f040_u64..0x801_0000).step_by(0x1000);
+    addresses.filter_map(|iova| Some((iova, looks_up(domain, iova)?)))
+}
+
+/// A3.13: a device's interrupts arrive whatever domain it is led to, and no page of a user is in their way.
+#[test]
+fn doorbells_are_at_one_place_in_all_domains() {
+    let ioas = Ioas::new();
+    let domains = [domain(), domain(), domain()];
+    for (_, dynamic, _) in &domains {
+        ioas.attach(Arc::clone(dynamic)).expect("it fits");
+    }
+    let window = range(0x800_0000, 0x2000);
+    ioas.set_msi_window(Some(window)).expect("it is free");
+    let bells = [0x808_0040, 0x80a_0040].map(Oa::new);
+    // In every domain in another order.
+    let mut vectors = [None; 2];
+    for (turn, (_, dynamic, _)) in domains.iter().enumerate() {
+        for bell in [turn % 2, (turn + 1) % 2] {
+            let iova = ioas.map_msi(dynamic, bells[bell]).expect("there is room");
+            let vector = *vectors[bell].get_or_insert(iova);
+            assert_eq!(iova, vector, "a vector stays as it was composed");
+        }
+    }
+    // Whichever domain the device is led to, it rings each bell once, at the same place.
+    for (table, _, _) in &domains {
+        for (vector, bell) in vectors.into_iter().zip(bells) {
+            let iova = vector.expect("it was mapped");
+            let rung = window_of(table).filter(|&(_, oa)| oa == bell);
+            assert_eq!(rung.collect::<Vec<_>>(), [(iova.get(), bell)]);
+            let prot = table.table().lookup(iova).expect("it is mapped").prot();
+            assert!(prot.rights().contains(Rights::WRITE) && !prot.rights().contains(Rights::READ));
+        }
+    }
+    let source = source(1);
+    let pages = pages(&source);
+    for iova in [0x800_0000, 0x800_1000] {
+        assert!(matches!(
+            ioas.map(fixed(&pages, iova, 0, 0x1000)),
+            Err(MapError::Reserved { .. })
+        ));
+    }
+    let third = ioas.map_msi(&domains[0].1, Oa::new(0x80c_0040));
+    assert!(matches!(third, Err(MsiError::Full { .. })), "{third:?}");
+    for (table, _, _) in &domains {
+        assert_eq!(window_of(table).count(), 2, "a failure leaves nothing");
+    }
+    // What one domain leaves, others keep.
+    ioas.detach(&domains[0].1).expect("it is attached");
+    let iova = vectors[0].expect("it was mapped").get();
+    assert_eq!(looks_up(&domains[0].0, iova), None);
+    assert_eq!(looks_up(&domains[1].0, iova), Some(bells[0]));
 }
 
 #[test]

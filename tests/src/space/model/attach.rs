@@ -245,12 +245,23 @@ impl Model {
             return Ok(Output::Iova(doorbell.range.start().get() + within));
         }
         let window = state.msi.ok_or_else(|| vec![Refused::NoWindow])?;
+        let all = state.doorbells.iter();
+        let elsewhere = all.clone().find(|doorbell| {
+            let is_same_size = doorbell.range.len_minus_one() == facts.page.offset_mask();
+            doorbell.oa == page_oa && is_same_size
+        });
         let mut start = window.start().get().next_multiple_of(facts.page.bytes());
         let range = loop {
+            if let Some(doorbell) = elsewhere {
+                break doorbell.range;
+            }
             let range = IovaRange::with_len(Iova::new(start), facts.page.bytes());
             let range = range.filter(|&range| window.contains(range));
             let range = range.ok_or_else(|| vec![Refused::Full])?;
-            if !mine.clone().any(|doorbell| doorbell.range == range) {
+            if !all
+                .clone()
+                .any(|doorbell| doorbell.range.intersection(range).is_some())
+            {
                 break range;
             }
             start += facts.page.bytes();
