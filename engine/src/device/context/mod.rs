@@ -1,20 +1,46 @@
-//! What the drivers of all architectures need to lead devices to tables: entries that hardware reads while
-//! they change, tables of them, and what it takes to be known as a domain's device.
+//! What the drivers of all architectures share: entries that hardware reads while they change, tables of them, what
+//! it takes to be known as a domain's device, and the life of a device. What differs is an
+//! [`Architecture`].
 //!
 //! ```text
+//! HardwareDriver ---- Driver ---->  HardwareEndpoint  ---- prepare ---->  contexts of its IDs, its own tables
+//!     |                                 |
+//!     |  new_domain                     |  a unit and a port for each instance
+//!     v                                 v
+//! HardwareDomain: tables, set       Architecture::Unit: features, queue, tables, IDs
+//!
 //! Directory ---> EntryTable ---> entries        in memory that hardware reads
 //! Users     ---> Attachment                     places of a set, and the ID that a domain has at an instance
 //! ```
 //!
 //! An attachment is made before the entry leads to the domain and [left](Attachment::leave) after it leads
 //! elsewhere and hardware has forgotten the entry: in between every sync of the domain reaches the device.
+//!
+//! # Invariants
+//!
+//! - **C1** (told): while a context, in memory or as hardware may hold it, leads to a domain, the places of that
+//!   attachment are in the domain's set.
+//! - **C2** (one answer about ATS): of the domains that translate a device's requests all have its ATS places in
+//!   their sets, or none has; ATS is enabled at the device exactly if there is one, and all do.
+//! - **C3** (order): prepare: decide ATS, join the set. Commit: disable ATS if it ends; write the contexts; enable
+//!   ATS if it begins, or make the device forget; leave the old set; note whether ATS is enabled.
 
+mod architecture;
 mod directory;
+mod domain;
+mod driver;
+mod endpoint;
 mod live;
+mod slots;
 #[cfg(all(test, not(loom)))]
 mod tests;
 mod users;
 
+pub use crate::device::context::architecture::{Architecture, Arrival, Outcome, Target};
 pub use crate::device::context::directory::{Directory, LinkError};
+pub use crate::device::context::domain::{HardwareDomain, Set};
+pub use crate::device::context::driver::HardwareDriver;
+pub use crate::device::context::endpoint::HardwareEndpoint;
 pub use crate::device::context::live::{EntryTable, Unwritten};
-pub use crate::device::context::users::{Attachment, JoinDomainError, Users};
+pub use crate::device::context::slots::Attached;
+pub use crate::device::context::users::{Attachment, JoinDomainError, Tags, Users};

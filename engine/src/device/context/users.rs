@@ -21,8 +21,8 @@ use crate::invalidation::queue::Device;
 use crate::invalidation::{Encode, Instance, InvalidationSet, SetError, SyncError};
 use crate::sync::{DOMAIN_IDS, Mutex};
 
-/// Places of one attachment.
-type Tags<P> = SmallVec<[<P as Planner>::Tag; 4]>;
+/// Places of one attachment, in rising order.
+pub type Tags<P> = SmallVec<[<P as Planner>::Tag; 4]>;
 
 /// The attachments of one domain, with its invalidation set.
 pub struct Users<P: Planner, D: Device> {

@@ -1,0 +1,191 @@
+//! What can be attached to a device behind hardware.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+
+use iopt_formats::Format;
+
+use crate::claim::ClaimError;
+use crate::device::context::{Architecture, Target, Users};
+use crate::device::{DirectRegion, DomainKind, Hwpt};
+use crate::domain::{Domain, DomainError as TableError, TableDomain};
+use crate::invalidation::InvalidationSet;
+use crate::mem::TableMemory;
+use crate::radix::{MapError, Table};
+use crate::sync::{DOMAIN_IDS, Mutex};
+
+/// The set of a domain of that architecture.
+pub type Set<A> = InvalidationSet<<A as Architecture>::Planner, <A as Architecture>::Queue>;
+
+/// A domain for devices of one architecture: nothing passes, all passes, or tables translate.
+pub struct HardwareDomain<A: Architecture> {
+    kind: DomainKind,
+    translation: Option<Translation<A>>,
+    /// The tables, if they are the engine's.
+    tables: Option<Tables>,
+}
+
+/// How hardware finds translations, and who caches them.
+pub(super) struct Translation<A: Architecture> {
+    pub(super) users: Arc<Users<A::Planner, A::Queue>>,
+    pub(super) stage: A::Stage,
+    /// Whether devices may cache them.
+    pub(super) allows_ats: bool,
+}
+
+struct Tables {
+    domain: Arc<dyn Domain>,
+    map_direct: Box<MapDirect>,
+}
+
+type MapDirect = dyn Fn(DirectRegion) -> Result<(), TableError> + Send + Sync;
+
+impl<A: Architecture> HardwareDomain<A> {
+    /// Creates a domain in which nothing passes.
+    pub const fn blocked() -> Self {
+        Self {
+            kind: DomainKind::Blocked,
+            translation: None,
+            tables: None,
+        }
+    }
+
+    /// Creates a domain in which everything passes.
+    pub const fn identity() -> Self {
+        Self {
+            kind: DomainKind::Identity,
+            translation: None,
+            tables: None,
+        }
+    }
+
+    /// Creates a domain whose tables are `table`, to which `stage` leads, with devices that need their memory
+    /// pinned. Changes are told to `set`.
+    pub fn paging<F, M>(table: Table<F, Arc<M>>, set: Arc<Set<A>>, stage: A::Stage) -> Self
+    where
+        F: Format,
+        M: TableMemory + 'static,
+    {
+        let domain = Arc::new(TableDomain::for_hardware(table, Arc::clone(&set)));
+        let direct = Direct::<F, M, A> {
+            domain: Arc::clone(&domain),
+            done: Mutex::new(&DOMAIN_IDS, Vec::new()),
+        };
+        Self {
+            kind: DomainKind::Paging,
+            translation: Some(Translation {
+                users: Users::new(set),
+                stage,
+                allows_ats: true,
+            }),
+            tables: Some(Tables {
+                domain,
+                map_direct: Box::new(move |region| direct.map(region)),
+            }),
+        }
+    }
+
+    /// Forbids devices to cache its translations.
+    #[must_use]
+    pub fn without_ats(mut self) -> Self {
+        if let Some(translation) = &mut self.translation {
+            translation.allows_ats = false;
+        }
+        self
+    }
+
+    /// Returns the places where its translations are cached, if it has any.
+    pub fn set(&self) -> Option<&Arc<Set<A>>> {
+        self.users().map(|users| users.set())
+    }
+
+    /// Returns its users, if it translates: by which ID each instance knows it.
+    pub const fn users(&self) -> Option<&Arc<Users<A::Planner, A::Queue>>> {
+        match &self.translation {
+            Some(translation) => Some(&translation.users),
+            None => None,
+        }
+    }
+
+    pub(super) const fn translation(&self) -> Option<&Translation<A>> {
+        self.translation.as_ref()
+    }
+
+    /// Returns where requests are led.
+    pub(super) const fn target(&self) -> Target<&A::Stage> {
+        match (&self.translation, self.kind) {
+            (Some(translation), _) => Target::Stage(&translation.stage),
+            (None, DomainKind::Identity) => Target::Identity,
+            (None, _) => Target::Blocked,
+        }
+    }
+}
+
+/// Maps what devices use at any time.
+struct Direct<F: Format, M: TableMemory, A: Architecture> {
+    domain: Arc<TableDomain<F, Arc<M>, Arc<Set<A>>>>,
+    done: Mutex<Vec<DirectRegion>>,
+}
+
+impl<F: Format, M: TableMemory, A: Architecture> Direct<F, M, A> {
+    fn map(&self, region: DirectRegion) -> Result<(), TableError> {
+        let mut done = self.done.lock();
+        if done.contains(&region) {
+            return Ok(());
+        }
+        done.try_reserve(1).map_err(|_| TableError::OutOfMemory)?;
+        let other = |error: Box<dyn core::error::Error + Send + Sync>| TableError::Other(error);
+        let table = self.domain.table();
+        let mut claim = table
+            .claim(region.range)
+            .map_err(|error: ClaimError| other(Box::new(error)))?;
+        let mut mapper = table
+            .mapper(&mut claim)
+            .map_err(|error| other(Box::new(error)))?;
+        let mapped = mapper.map(region.range, region.oa, region.prot);
+        let sync = mapped.map_err(|error| match error {
+            MapError::OutOfMemory(_) => TableError::OutOfMemory,
+            error => other(Box::new(error)),
+        })?;
+        let flushed = sync
+            .sync(self.domain.hardware())
+            .map_err(|quarantined| TableError::from(quarantined.error()))?;
+        table.reclaim(&flushed);
+        done.push(region);
+        Ok(())
+    }
+}
+
+impl<A: Architecture> Hwpt for HardwareDomain<A> {
+    fn kind(&self) -> DomainKind {
+        self.kind
+    }
+
+    fn domain(&self) -> Option<Arc<dyn Domain>> {
+        let tables = self.tables.as_ref();
+        tables.map(|tables| Arc::clone(&tables.domain))
+    }
+
+    fn map_direct(&self, region: DirectRegion) -> Result<(), TableError> {
+        match (&self.tables, self.kind) {
+            (Some(tables), _) => (tables.map_direct)(region),
+            (None, DomainKind::Identity) => Ok(()),
+            (None, _) => Err(TableError::Unsupported {
+                what: "regions of a domain without tables of its own",
+            }),
+        }
+    }
+}
+
+impl<A: Architecture> fmt::Debug for HardwareDomain<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("HardwareDomain");
+        debug.field("kind", &self.kind);
+        if let Some(translation) = &self.translation {
+            debug.field("stage", &translation.stage);
+        }
+        debug.finish_non_exhaustive()
+    }
+}

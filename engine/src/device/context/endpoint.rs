@@ -1,0 +1,328 @@
+//! A device behind one or several instances of one architecture.
+
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::any::Any;
+use core::fmt;
+
+use iopt_formats::command::Pasid;
+use smallvec::SmallVec;
+
+use crate::device::context::slots::{Lead, Slot, Slots, State};
+use crate::device::context::{
+    Architecture, Attached, Attachment, HardwareDomain, JoinDomainError, Outcome, Tags, Target,
+};
+use crate::device::{AttachFailure, DeviceAddress, DeviceControl, Endpoint, Hwpt, Prepared};
+use crate::invalidation::{SetError, SyncError};
+use crate::sync::{ENDPOINT, Mutex};
+
+/// What hardware that did not answer stands in the way of.
+const UNCONFIRMED: AttachFailure = AttachFailure::Unsupported {
+    what: "a domain while hardware does not confirm that it left another one",
+};
+
+/// A device that a [`HardwareDriver`](crate::device::context::HardwareDriver) took in.
+pub struct HardwareEndpoint<A: Architecture> {
+    address: DeviceAddress,
+    units: Vec<Arc<A::Unit>>,
+    control: Arc<dyn DeviceControl>,
+    /// Whether the device and all its instances can.
+    can_ats: bool,
+    pasid_bits: u8,
+    state: Mutex<State<A>>,
+}
+
+impl<A: Architecture> HardwareEndpoint<A> {
+    /// Takes in a device whose contexts are linked and block.
+    pub(in crate::device) fn new(
+        address: DeviceAddress,
+        at: Vec<(Arc<A::Unit>, A::Port)>,
+        control: Arc<dyn DeviceControl>,
+        (can_ats, pasid_bits): (bool, u8),
+    ) -> Self {
+        let (units, ports) = at.into_iter().unzip();
+        let state = State {
+            ports,
+            slots: Slots {
+                default: None,
+                pasids: BTreeMap::new(),
+            },
+            stuck: Vec::new(),
+            has_ats: false,
+            pending: Vec::new(),
+        };
+        Self {
+            address,
+            units,
+            control,
+            can_ats,
+            pasid_bits,
+            state: Mutex::new(&ENDPOINT, state),
+        }
+    }
+
+    /// Returns whether ATS is enabled at the device.
+    pub fn has_ats(&self) -> bool {
+        self.state.lock().has_ats
+    }
+
+    /// Returns whether hardware did not confirm that it left a domain that was attached.
+    pub fn is_quarantined(&self) -> bool {
+        !self.state.lock().stuck.is_empty()
+    }
+
+    /// Returns the instances that see its requests.
+    pub fn units(&self) -> &[Arc<A::Unit>] {
+        &self.units
+    }
+
+    /// Looks at what it has at one of its instances.
+    pub(in crate::device) fn with_port<R>(
+        &self,
+        index: usize,
+        look: impl FnOnce(&A::Port) -> R,
+    ) -> Option<R> {
+        self.state.lock().ports.get(index).map(look)
+    }
+
+    /// Makes hardware use what is attached at a place.
+    fn write(&self, state: &mut State<A>, place: Option<Pasid>, has_ats: bool) -> Outcome {
+        let State { ports, slots, .. } = state;
+        let mut outcome = Outcome::Known;
+        for (index, (unit, port)) in self.units.iter().zip(ports).enumerate() {
+            let attached = Attached {
+                slots,
+                port: index,
+                has_ats,
+            };
+            outcome = outcome.and(A::write(unit, port, place, &attached));
+        }
+        outcome
+    }
+
+    /// Puts `new`, or nothing, in a place; C3.
+    fn change(&self, state: &mut State<A>, place: Option<Pasid>, new: Option<Slot<A>>) {
+        if let Some(slot) = &new {
+            slot.attachments.iter().for_each(Attachment::set_live);
+        }
+        let had_ats = state.has_ats;
+        let old = state.slots.replace(place, new);
+        let has_ats = state.slots.have_ats();
+        if had_ats && !has_ats {
+            self.control.set_ats(self.address, false);
+        }
+        let mut outcome = self.write(state, place, has_ats);
+        if has_ats && !had_ats {
+            self.control.set_ats(self.address, true);
+        }
+        if has_ats && had_ats && self.forget_device_tlb(state, place).is_err() {
+            outcome = Outcome::Unknown;
+        }
+        if let Some(mut old) = old
+            && (outcome == Outcome::Unknown || old.leave().is_err())
+        {
+            state.keep(old);
+        }
+        state.has_ats = has_ats;
+    }
+
+    /// Makes the device forget what it caches for a place.
+    fn forget_device_tlb(&self, state: &State<A>, place: Option<Pasid>) -> Result<(), SyncError> {
+        let mut forgotten = Ok(());
+        for (unit, port) in self.units.iter().zip(&state.ports) {
+            let mut tags = A::device_tags(port, place);
+            loop {
+                // In pieces that need no memory.
+                let some: Tags<A::Planner> = tags.by_ref().take(4).collect();
+                if some.is_empty() {
+                    break;
+                }
+                forgotten = forgotten.and(A::instance(unit).forget(&some));
+            }
+        }
+        forgotten
+    }
+
+    /// Asks hardware again about what it did not confirm, and leaves what it no longer uses.
+    fn recover(&self, state: &mut State<A>) -> Result<(), AttachFailure> {
+        if state.stuck.is_empty() {
+            return Ok(());
+        }
+        let mut places = Vec::new();
+        let count = 1 + state.slots.pasids.len() + state.stuck.len();
+        places
+            .try_reserve_exact(count)
+            .map_err(|_| AttachFailure::Exhausted)?;
+        places.push(None);
+        places.extend(state.slots.pasids.keys().copied().map(Some));
+        places.extend(state.stuck.iter().map(|slot| slot.lead.place));
+        let has_ats = state.has_ats;
+        for place in places {
+            let is_known = self.write(state, place, has_ats) == Outcome::Known
+                && (!has_ats || self.forget_device_tlb(state, place).is_ok());
+            if !is_known {
+                return Err(UNCONFIRMED);
+            }
+        }
+        state.stuck.retain_mut(|slot| slot.leave().is_err());
+        if state.stuck.is_empty() {
+            Ok(())
+        } else {
+            Err(UNCONFIRMED)
+        }
+    }
+
+    /// Returns what keeps `target` from that place.
+    fn refusal(
+        &self,
+        state: &State<A>,
+        place: Option<Pasid>,
+        target: Target<&A::Stage>,
+    ) -> Option<&'static str> {
+        let last = self.max_pasids().saturating_sub(1);
+        if place.is_some_and(|pasid| !(1..=last).contains(&pasid.get())) {
+            return Some("this PASID");
+        }
+        self.units.iter().find_map(|unit| {
+            let beside = |other: &Lead<A>| {
+                let other = (other.place, other.domain.target());
+                A::conflict(unit, (place, target), other)
+            };
+            A::refusal(unit, place, target).or_else(|| state.others(place).find_map(beside))
+        })
+    }
+
+    /// Joins the set of the domain at all ports.
+    fn join(&self, state: &State<A>, lead: Lead<A>) -> Result<Slot<A>, AttachFailure> {
+        let mut attachments = SmallVec::new();
+        if let Some(translation) = lead.domain.translation() {
+            let stage = &translation.stage;
+            for (unit, port) in self.units.iter().zip(&state.ports) {
+                let tags = |id| A::tags(port, lead.place, stage, id, lead.has_ats);
+                let ids = A::ids(unit, stage);
+                let joined = translation.users.join(A::instance(unit), ids, tags);
+                attachments.push(joined.map_err(exhausted)?);
+            }
+        }
+        Ok(Slot { lead, attachments })
+    }
+}
+
+fn exhausted(error: JoinDomainError) -> AttachFailure {
+    match error {
+        JoinDomainError::Set(SetError::Instances) => AttachFailure::Other(Box::new(error)),
+        _ => AttachFailure::Exhausted,
+    }
+}
+
+impl<A: Architecture> Endpoint for HardwareEndpoint<A> {
+    fn max_pasids(&self) -> u32 {
+        if self.pasid_bits == 0 {
+            0
+        } else {
+            1 << self.pasid_bits
+        }
+    }
+
+    fn prepare(
+        &self,
+        place: Option<Pasid>,
+        domain: &Arc<dyn Hwpt>,
+    ) -> Result<Box<dyn Prepared + '_>, AttachFailure> {
+        let any: Arc<dyn Any + Send + Sync> = Arc::<dyn Hwpt>::clone(domain);
+        let domain: Arc<HardwareDomain<A>> =
+            any.downcast().map_err(|_| AttachFailure::Foreign)?;
+        let translation = domain.translation();
+        let fits = |unit: &Arc<A::Unit>| translation.is_none_or(|it| A::fits(unit, &it.stage));
+        if !self.units.iter().all(fits) {
+            return Err(AttachFailure::Foreign);
+        }
+        let mut state = self.state.lock();
+        let target = domain.target();
+        if let Some(what) = self.refusal(&state, place, target) {
+            return Err(AttachFailure::Unsupported { what });
+        }
+        self.recover(&mut state)?;
+        // C2.
+        let has_ats = self.can_ats && translation.is_some_and(|it| it.allows_ats);
+        let differs = |other: &Lead<A>| {
+            other.domain.translation().is_some() && other.has_ats != has_ats
+        };
+        if translation.is_some() && state.others(place).any(differs) {
+            return Err(AttachFailure::Unsupported {
+                what: "ATS for some of a device's domains",
+            });
+        }
+        let exhausted = |_| AttachFailure::Exhausted;
+        state.stuck.try_reserve(2).map_err(exhausted)?;
+        state.pending.try_reserve(1).map_err(exhausted)?;
+        for (unit, port) in self.units.iter().zip(&mut state.ports) {
+            A::make(unit, port, place, target)?;
+        }
+        let lead = Lead {
+            place,
+            has_ats,
+            domain: Arc::clone(&domain),
+        };
+        let slot = self.join(&state, lead.clone())?;
+        state.pending.push(lead.clone());
+        Ok(Box::new(Preparation {
+            endpoint: self,
+            lead,
+            slot: Some(slot),
+        }))
+    }
+
+    fn block(&self, pasid: Option<Pasid>) {
+        self.change(&mut self.state.lock(), pasid, None);
+    }
+
+    fn release(&self) {
+        let mut state = self.state.lock();
+        while let Some((&pasid, _)) = state.slots.pasids.first_key_value() {
+            self.change(&mut state, Some(pasid), None);
+        }
+        self.change(&mut state, None, None);
+        if self.pasid_bits > 0 {
+            self.control.set_pasids(self.address, false);
+        }
+    }
+}
+
+/// A domain that is ready to be attached. Dropped, it leaves the set again.
+struct Preparation<'e, A: Architecture> {
+    endpoint: &'e HardwareEndpoint<A>,
+    lead: Lead<A>,
+    slot: Option<Slot<A>>,
+}
+
+impl<A: Architecture> Prepared for Preparation<'_, A> {
+    fn commit(mut self: Box<Self>) {
+        if let Some(slot) = self.slot.take() {
+            let mut state = self.endpoint.state.lock();
+            self.endpoint.change(&mut state, self.lead.place, Some(slot));
+        }
+    }
+}
+
+impl<A: Architecture> Drop for Preparation<'_, A> {
+    fn drop(&mut self) {
+        let mut state = self.endpoint.state.lock();
+        let own = state.pending.iter().position(|lead| *lead == self.lead);
+        if let Some(own) = own {
+            state.pending.swap_remove(own);
+        }
+    }
+}
+
+impl<A: Architecture> fmt::Debug for HardwareEndpoint<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HardwareEndpoint")
+            .field("address", &self.address)
+            .field("can_ats", &self.can_ats)
+            .field("pasid_bits", &self.pasid_bits)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,185 @@
+//! What is attached to a device, what is about to be, and what hardware did not confirm to have left.
+
+use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use core::mem;
+
+use iopt_formats::command::Pasid;
+use smallvec::SmallVec;
+
+use crate::device::context::{Architecture, Attachment, HardwareDomain, Target};
+use crate::invalidation::SyncError;
+
+/// What changes in the life of an endpoint.
+pub(super) struct State<A: Architecture> {
+    /// One for each instance, in their order.
+    pub(super) ports: Vec<A::Port>,
+    pub(super) slots: Slots<A>,
+    /// What hardware may still use. Has room for two more whenever something is attached.
+    pub(super) stuck: Vec<Slot<A>>,
+    /// Whether ATS is enabled at the device.
+    pub(super) has_ats: bool,
+    /// What is prepared to be attached.
+    pub(super) pending: Vec<Lead<A>>,
+}
+
+/// What is attached, by place.
+pub(super) struct Slots<A: Architecture> {
+    pub(super) default: Option<Slot<A>>,
+    pub(super) pasids: BTreeMap<Pasid, Slot<A>>,
+}
+
+/// One domain as it is attached.
+pub(super) struct Slot<A: Architecture> {
+    pub(super) lead: Lead<A>,
+    /// One for each port, in their order; none if nothing is translated.
+    pub(super) attachments: SmallVec<[Attachment<A::Planner, A::Queue>; 1]>,
+}
+
+/// Where the requests of a place are led, or are to be.
+pub(super) struct Lead<A: Architecture> {
+    pub(super) place: Option<Pasid>,
+    pub(super) domain: Arc<HardwareDomain<A>>,
+    pub(super) has_ats: bool,
+}
+
+impl<A: Architecture> Clone for Lead<A> {
+    fn clone(&self) -> Self {
+        Self {
+            domain: Arc::clone(&self.domain),
+            ..*self
+        }
+    }
+}
+
+impl<A: Architecture> PartialEq for Lead<A> {
+    fn eq(&self, other: &Self) -> bool {
+        (self.place, self.has_ats) == (other.place, other.has_ats)
+            && Arc::ptr_eq(&self.domain, &other.domain)
+    }
+}
+
+impl<A: Architecture> Slot<A> {
+    /// Leaves all places.
+    ///
+    /// # Errors
+    ///
+    /// [`SyncError`] if hardware does not confirm it for one: to be kept, and left later.
+    pub(super) fn leave(&mut self) -> Result<(), SyncError> {
+        self.attachments.iter_mut().try_for_each(Attachment::leave)
+    }
+
+    /// Keeps everything that hardware may still use, for ever.
+    pub(super) fn abandon(self) {
+        for attachment in self.attachments {
+            attachment.abandon();
+        }
+        mem::forget(self.lead);
+    }
+}
+
+impl<A: Architecture> Slots<A> {
+    fn get(&self, place: Option<Pasid>) -> Option<&Slot<A>> {
+        match place {
+            None => self.default.as_ref(),
+            Some(pasid) => self.pasids.get(&pasid),
+        }
+    }
+
+    /// Puts `new`, or nothing, in a place, and returns what was there.
+    pub(super) fn replace(
+        &mut self,
+        place: Option<Pasid>,
+        new: Option<Slot<A>>,
+    ) -> Option<Slot<A>> {
+        match (place, new) {
+            (None, new) => mem::replace(&mut self.default, new),
+            (Some(pasid), Some(slot)) => self.pasids.insert(pasid, slot),
+            (Some(pasid), None) => self.pasids.remove(&pasid),
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Slot<A>> {
+        self.default.iter().chain(self.pasids.values())
+    }
+
+    /// Returns whether something that is attached has ATS.
+    pub(super) fn have_ats(&self) -> bool {
+        self.iter().any(|slot| slot.lead.has_ats)
+    }
+}
+
+impl<A: Architecture> State<A> {
+    /// Returns where other places than `place` are led, or are to be.
+    pub(super) fn others(&self, place: Option<Pasid>) -> impl Iterator<Item = &Lead<A>> {
+        let leads = self.slots.iter().map(|slot| &slot.lead);
+        let leads = leads.chain(&self.pending);
+        leads.filter(move |lead| lead.place != place)
+    }
+
+    /// Keeps what hardware may still use.
+    pub(super) fn keep(&mut self, slot: Slot<A>) {
+        if self.stuck.len() < self.stuck.capacity() {
+            self.stuck.push(slot);
+        } else {
+            // Never without room, and safe all the same.
+            slot.abandon();
+        }
+    }
+}
+
+impl<A: Architecture> Drop for State<A> {
+    fn drop(&mut self) {
+        if self.stuck.is_empty() {
+            return;
+        }
+        for slot in self.stuck.drain(..) {
+            slot.abandon();
+        }
+        // Hardware may read these, too.
+        mem::forget(mem::take(&mut self.ports));
+    }
+}
+
+/// What is attached to a device, as one of its instances has to know it.
+pub struct Attached<'a, A: Architecture> {
+    pub(super) slots: &'a Slots<A>,
+    pub(super) port: usize,
+    pub(super) has_ats: bool,
+}
+
+impl<'a, A: Architecture> Attached<'a, A> {
+    /// Returns where requests of a place are led: to which tables, and under which ID of the domain.
+    pub fn at(&self, place: Option<Pasid>) -> Target<(&'a A::Stage, u32)> {
+        let Some(slot) = self.slots.get(place) else {
+            return Target::Blocked;
+        };
+        match (slot.lead.domain.target(), slot.attachments.get(self.port)) {
+            (Target::Stage(stage), Some(attachment)) => Target::Stage((stage, attachment.id())),
+            (Target::Identity, _) => Target::Identity,
+            _ => Target::Blocked,
+        }
+    }
+
+    /// Returns whether anything is attached for requests with a PASID.
+    pub fn has_pasids(&self) -> bool {
+        !self.slots.pasids.is_empty()
+    }
+
+    /// Returns whether the device may ask for translations.
+    pub const fn has_ats(&self) -> bool {
+        self.has_ats
+    }
+}
+
+impl<A: Architecture> fmt::Debug for Attached<'_, A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Attached")
+            .field("default", &self.at(None))
+            .field("has_pasids", &self.has_pasids())
+            .field("has_ats", &self.has_ats)
+            .finish_non_exhaustive()
+    }
+}
