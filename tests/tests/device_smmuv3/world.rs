@@ -23,7 +23,7 @@ use iopt_sim::{Attachment, Contexts, Iommu, Ledger, Outcome, Resolution, Rights,
 
 pub(crate) type Rig = iopt_rig::Machine<Smmuv3<12>>;
 pub(crate) type Queue = CommandQueue<Registers>;
-pub(crate) type Domain = Smmuv3Domain<Queue>;
+pub(crate) type Domain = Smmuv3Domain<Tables, Queue>;
 
 /// Streams of the devices; two see the same tables, and 0x105 shares a level 2 table with 0x100.
 pub(crate) const STREAMS: [&[u32]; 4] = [&[0x100], &[0x105, 0x300], &[0x008], &[0x7700]];

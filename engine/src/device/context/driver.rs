@@ -6,9 +6,7 @@ use alloc::vec::Vec;
 use core::any::Any;
 use core::fmt;
 
-use crate::device::context::{
-    Architecture, Arrival, HardwareDomain, HardwareEndpoint, Target,
-};
+use crate::device::context::{Architecture, Arrival, HardwareDomain, HardwareEndpoint, Target};
 use crate::device::{
     DefaultKind, DeviceControl, Driver, Endpoint, Hwpt, NewDomainError, ProbeError, ProbeRequest,
 };

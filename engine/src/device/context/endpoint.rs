@@ -232,8 +232,7 @@ impl<A: Architecture> Endpoint for HardwareEndpoint<A> {
         domain: &Arc<dyn Hwpt>,
     ) -> Result<Box<dyn Prepared + '_>, AttachFailure> {
         let any: Arc<dyn Any + Send + Sync> = Arc::<dyn Hwpt>::clone(domain);
-        let domain: Arc<HardwareDomain<A>> =
-            any.downcast().map_err(|_| AttachFailure::Foreign)?;
+        let domain: Arc<HardwareDomain<A>> = any.downcast().map_err(|_| AttachFailure::Foreign)?;
         let translation = domain.translation();
         let fits = |unit: &Arc<A::Unit>| translation.is_none_or(|it| A::fits(unit, &it.stage));
         if !self.units.iter().all(fits) {
@@ -247,9 +246,8 @@ impl<A: Architecture> Endpoint for HardwareEndpoint<A> {
         self.recover(&mut state)?;
         // C2.
         let has_ats = self.can_ats && translation.is_some_and(|it| it.allows_ats);
-        let differs = |other: &Lead<A>| {
-            other.domain.translation().is_some() && other.has_ats != has_ats
-        };
+        let differs =
+            |other: &Lead<A>| other.domain.translation().is_some() && other.has_ats != has_ats;
         if translation.is_some() && state.others(place).any(differs) {
             return Err(AttachFailure::Unsupported {
                 what: "ATS for some of a device's domains",
@@ -302,7 +300,8 @@ impl<A: Architecture> Prepared for Preparation<'_, A> {
     fn commit(mut self: Box<Self>) {
         if let Some(slot) = self.slot.take() {
             let mut state = self.endpoint.state.lock();
-            self.endpoint.change(&mut state, self.lead.place, Some(slot));
+            self.endpoint
+                .change(&mut state, self.lead.place, Some(slot));
         }
     }
 }

@@ -10,7 +10,6 @@ use iopt_formats::command::Pasid;
 use iopt_formats::command::smmuv3::Command;
 use iopt_formats::context::smmuv3::{Ats, Cd, DefaultSubstream, Ste, StreamConfig};
 
-use super::endpoint::Port;
 use super::*;
 use crate::device::testing::Recorder;
 use crate::device::{
@@ -21,7 +20,7 @@ use crate::invalidation::plan::smmuv3::Tag;
 use crate::mem::Heap;
 use crate::sync::{Class, Mutex};
 
-type Domain = Smmuv3Domain<Recorder>;
+type Domain = Smmuv3Domain<Heap, Recorder>;
 type Device = Smmuv3Endpoint<Heap, Recorder>;
 
 /// Of the tests' own locks: held for a moment, and around nothing.
@@ -75,8 +74,9 @@ impl World {
             self.smmu.link(stream).expect("hardware answers");
         }
         let port = Port {
-            smmu: Arc::clone(&self.smmu),
             streams: streams.to_vec(),
+            pasid_bits,
+            cds: None,
         };
         let control: Arc<dyn DeviceControl> = if can_ats {
             Arc::clone(&self.switches) as _
@@ -84,7 +84,8 @@ impl World {
             Arc::new(PlainDevices)
         };
         let address = DeviceAddress::Node(NodeIndex(streams[0] as usize));
-        Device::new(address, vec![port], control, (can_ats, pasid_bits))
+        let at = vec![(Arc::clone(&self.smmu), port)];
+        Device::new(address, at, control, (can_ats, pasid_bits))
     }
 
     fn commands(&self) -> Vec<Command> {
@@ -277,7 +278,7 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
     refused(Some(4), &Arc::new(Domain::identity()));
     refused(Some(0), &first);
     refused(Some(32), &first);
-    // V2: one with ATS beside one without.
+    // One with ATS beside one without.
     refused(None, &plain());
     refused(Some(4), &plain());
     attach(&device, Some(pasid(31)), &first).expect("the last one");
