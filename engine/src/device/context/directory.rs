@@ -1,4 +1,7 @@
-//! Tables of entries by number: all in one piece, or in pieces that a first level points to.
+//! Tables of entries by number: all in one piece, or in pieces that one or two levels of pointers lead to.
+
+#[cfg(all(test, not(loom)))]
+mod tests;
 
 use alloc::collections::BTreeMap;
 use alloc::collections::btree_map::Entry;
@@ -12,8 +15,8 @@ use crate::device::context::{EntryTable, Unwritten};
 use crate::invalidation::SyncError;
 use crate::mem::{OutOfMemory, TableMemory};
 
-/// Entries of `N` words that hardware finds by a number. Pieces of the second level come when they are
-/// needed and stay as long as the directory: hardware may have cached the way to them.
+/// Entries of `N` words that hardware finds by a number. Pieces, and pointers to them, come when they are needed
+/// and stay as long as the directory: hardware may have cached the way to them.
 pub struct Directory<M: TableMemory, const N: usize> {
     memory: Arc<M>,
     initial: [u64; N],
@@ -22,12 +25,20 @@ pub struct Directory<M: TableMemory, const N: usize> {
 
 enum Levels<M: TableMemory, const N: usize> {
     One(EntryTable<M, N>),
-    Two {
+    More {
         first: EntryTable<M, 1>,
         /// The base-2 logarithm of the entries of a piece.
         split: u8,
         pieces: BTreeMap<usize, EntryTable<M, N>>,
+        middle: Option<Middle<M>>,
     },
+}
+
+/// Pointers between the first level and the pieces.
+struct Middle<M: TableMemory> {
+    /// The base-2 logarithm of the pointers of a table.
+    split: u8,
+    tables: BTreeMap<usize, EntryTable<M, 1>>,
 }
 
 /// Why there is no entry of a number.
@@ -43,8 +54,8 @@ pub enum LinkError {
     /// No memory for a piece.
     #[error(transparent)]
     Memory(#[from] OutOfMemory),
-    /// A piece is at an address that a first level cannot hold.
-    #[error("the first level cannot point to {address}")]
+    /// A piece, or a table of pointers, is at an address that the level above cannot hold.
+    #[error("the level above cannot point to {address}")]
     Address {
         /// The address.
         address: Oa,
@@ -85,10 +96,41 @@ impl<M: TableMemory, const N: usize> Directory<M, N> {
         Ok(Self {
             memory: Arc::clone(memory),
             initial,
-            levels: Levels::Two {
+            levels: Levels::More {
                 first,
                 split,
                 pieces: BTreeMap::new(),
+                middle: None,
+            },
+        })
+    }
+
+    /// Creates one of `2^count_lg2` entries in pieces of `2^splits[0]`, to which tables of `2^splits[1]` pointers
+    /// lead; none of these is there. All entries of a piece are `initial` when it comes.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`], also if the first level has more than 1 MiB.
+    pub fn three_level(
+        memory: &Arc<M>,
+        count_lg2: u8,
+        splits: [u8; 2],
+        initial: [u64; N],
+    ) -> Result<Self, OutOfMemory> {
+        let [split, middle_split] = splits;
+        let below = split.saturating_add(middle_split);
+        let first = EntryTable::new(memory, 1 << count_lg2.saturating_sub(below), &[0])?;
+        Ok(Self {
+            memory: Arc::clone(memory),
+            initial,
+            levels: Levels::More {
+                first,
+                split,
+                pieces: BTreeMap::new(),
+                middle: Some(Middle {
+                    split: middle_split,
+                    tables: BTreeMap::new(),
+                }),
             },
         })
     }
@@ -97,14 +139,14 @@ impl<M: TableMemory, const N: usize> Directory<M, N> {
     pub const fn base(&self) -> Oa {
         match &self.levels {
             Levels::One(table) => table.oa(),
-            Levels::Two { first, .. } => first.oa(),
+            Levels::More { first, .. } => first.oa(),
         }
     }
 
     /// Sees to it that there is an entry `index`, before it is written for the first time. `describe` returns
-    /// the word of the first level for a piece, or `None` if there is none for that address.
+    /// the word that points to a piece, or to a table of pointers, or `None` if there is none for that address.
     ///
-    /// `announce` makes hardware forget what the first level said of this number. It is called in pieces that were
+    /// `announce` makes hardware forget what the levels above said of this number. It is called in pieces that were
     /// there, too: hardware may have looked this number up before they were, and remember that by number.
     ///
     /// # Errors
@@ -113,27 +155,41 @@ impl<M: TableMemory, const N: usize> Directory<M, N> {
     pub fn link(
         &mut self,
         index: usize,
-        describe: impl FnOnce(Oa) -> Option<u64>,
+        mut describe: impl FnMut(Oa) -> Option<u64>,
         announce: impl FnOnce() -> Result<(), SyncError>,
     ) -> Result<(), LinkError> {
-        let (first, split, pieces) = match &mut self.levels {
+        let (first, split, pieces, middle) = match &mut self.levels {
             Levels::One(table) if index < table.len() => return Ok(()),
             Levels::One(_) => return Err(LinkError::Absent { index }),
-            Levels::Two {
+            Levels::More {
                 first,
                 split,
                 pieces,
-            } => (first, *split, pieces),
+                middle,
+            } => (first, *split, pieces, middle),
         };
-        let number = index >> split;
-        if number >= first.len() {
+        let piece = index >> split;
+        let top = middle.as_ref().map_or(piece, |it| piece >> it.split);
+        if top >= first.len() {
             return Err(LinkError::Absent { index });
         }
-        if let Entry::Vacant(vacant) = pieces.entry(number) {
+        let (pointers, slot) = match middle {
+            None => (first, piece),
+            Some(Middle { split, tables }) => {
+                let table = match tables.entry(top) {
+                    Entry::Occupied(there) => there.into_mut(),
+                    Entry::Vacant(vacant) => {
+                        let table = EntryTable::new(&self.memory, 1 << *split, &[0])?;
+                        point(first, top, table.oa(), &mut describe)?;
+                        vacant.insert(table)
+                    }
+                };
+                (table, piece & ((1 << *split) - 1))
+            }
+        };
+        if let Entry::Vacant(vacant) = pieces.entry(piece) {
             let table = EntryTable::new(&self.memory, 1 << split, &self.initial)?;
-            let address = table.oa();
-            let word = describe(address).ok_or(LinkError::Address { address })?;
-            first.publish(number, word);
+            point(pointers, slot, table.oa(), &mut describe)?;
             vacant.insert(table);
         }
         Ok(announce()?)
@@ -143,7 +199,7 @@ impl<M: TableMemory, const N: usize> Directory<M, N> {
     fn find(&self, index: usize) -> Option<(&EntryTable<M, N>, usize)> {
         match &self.levels {
             Levels::One(table) => Some((table, index)),
-            Levels::Two { split, pieces, .. } => {
+            Levels::More { split, pieces, .. } => {
                 let piece = pieces.get(&(index >> split))?;
                 Some((piece, index & ((1 << split) - 1)))
             }
@@ -176,7 +232,7 @@ impl<M: TableMemory, const N: usize> Directory<M, N> {
     ) -> Result<usize, Unwritten> {
         let (table, inner) = match &mut self.levels {
             Levels::One(table) => (table, index),
-            Levels::Two { split, pieces, .. } => {
+            Levels::More { split, pieces, .. } => {
                 let piece = pieces.get_mut(&(index >> *split));
                 let piece = piece.ok_or(Unwritten::Absent { index })?;
                 (piece, index & ((1 << *split) - 1))
@@ -184,6 +240,18 @@ impl<M: TableMemory, const N: usize> Directory<M, N> {
         };
         table.write(rules, inner, target, sync)
     }
+}
+
+/// Makes a pointer lead to `address`.
+fn point<M: TableMemory>(
+    pointers: &mut EntryTable<M, 1>,
+    index: usize,
+    address: Oa,
+    describe: &mut impl FnMut(Oa) -> Option<u64>,
+) -> Result<(), LinkError> {
+    let word = describe(address).ok_or(LinkError::Address { address })?;
+    pointers.publish(index, word);
+    Ok(())
 }
 
 impl<M: TableMemory, const N: usize> fmt::Debug for Directory<M, N> {

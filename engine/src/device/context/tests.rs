@@ -269,6 +269,20 @@ fn a_domain_has_one_id_at_an_instance_until_its_last_device_left() {
     let forgotten = Command::TlbiNhAsid { vmid: 0, asid: 5 };
     assert_eq!(one.queue().device().take(), [forgotten]);
     assert_eq!((users.id(&one), ids.used_count()), (None, 0));
+    // Places of one device only are forgotten with it.
+    let own = |stream: u16| move |_| -> SmallVec<[Tag; 4]> { smallvec![tlb(stream.into())] };
+    let first = users.join(&one, &ids, own(100)).expect("room");
+    let mut second = users.join(&one, &ids, own(101)).expect("room");
+    let mut again = users.join(&one, &ids, own(101)).expect("room");
+    first.set_live();
+    again.leave().expect("nothing to ask for");
+    assert_eq!(one.queue().device().take(), []);
+    second.leave().expect("hardware answers");
+    let forgotten = Command::TlbiNhAsid { vmid: 0, asid: 101 };
+    assert_eq!(one.queue().device().take(), [forgotten]);
+    assert_eq!((users.id(&one), set.users(&one, tlb(101))), (Some(5), 0));
+    drop(first);
+    assert_eq!((users.id(&one), ids.used_count()), (None, 0));
     // Never live: taken back without a word.
     drop(third);
     assert_eq!(other.queue().device().take(), []);

@@ -6,8 +6,9 @@
 //!   the domain meanwhile.
 //! - **U2** (in the set): the places of an attachment are in the set, once for each attachment, from its
 //!   making until it is left.
-//! - **U3** (forgotten first): where contexts led to the domain, the ID is free only after the instance forgot
-//!   all that it names, which is after the last attachment's context led elsewhere.
+//! - **U3** (forgotten first): where contexts led to the domain, the ID is free, and a place of the instance's own
+//!   caches is out of the set, only after the instance forgot all that it has there, which is after the last
+//!   attachment's context led elsewhere.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -146,21 +147,22 @@ where
             return Ok(());
         };
         let known = &mut instances[at];
-        if known.attachment_count > 1 {
-            known.attachment_count -= 1;
-            self.set.detach(&attachment.instance, &attachment.tags);
-            return Ok(());
-        }
         if known.was_live {
             // What devices cache was forgotten when their contexts changed, and they need not answer now.
+            let is_last = |tag: &&P::Tag| self.set.users(&attachment.instance, **tag) == 1;
             let own = attachment.tags.iter();
             let own = own.filter(|tag| P::phase(tag) != Phase::DeviceTlb);
-            let own: Tags<P> = own.copied().collect();
-            attachment.instance.forget(&own)?;
+            let last: Tags<P> = own.filter(is_last).copied().collect();
+            if !last.is_empty() {
+                attachment.instance.forget(&last)?;
+            }
         }
         self.set.detach(&attachment.instance, &attachment.tags);
-        // U3: forgotten above, or never used.
-        instances.swap_remove(at).id.give_back_unused();
+        known.attachment_count -= 1;
+        if known.attachment_count == 0 {
+            // U3: forgotten above with its last places, or never used.
+            instances.swap_remove(at).id.give_back_unused();
+        }
         Ok(())
     }
 }
