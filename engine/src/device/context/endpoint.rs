@@ -261,8 +261,8 @@ impl<A: Architecture> Endpoint for HardwareEndpoint<A> {
         }
         let lead = Lead {
             place,
-            has_ats,
             domain: Arc::clone(&domain),
+            has_ats,
         };
         let slot = self.join(&state, lead.clone())?;
         state.pending.push(lead.clone());

@@ -99,17 +99,17 @@ fn what_is_not_linked_is_not_there() {
     }
     // A table of pointers, or a piece, that the level above cannot hold.
     for held in 0..2 {
-        let mut left = held;
+        let mut count = 0;
         let describe = |oa: Oa| {
-            left -= 1;
-            (left >= 0).then_some(oa.get() | 1)
+            count += 1;
+            (count <= held).then_some(oa.get() | 1)
         };
         let number = 0x10_0000 << held;
         let unfit = directory.link(number, describe, || Ok(()));
         assert!(matches!(unfit, Err(LinkError::Address { .. })));
         assert_eq!(directory.get(number), None);
         // It can be tried again.
-        assert_eq!(link(&mut directory, number), (Ok(()), 2 - held as usize));
+        assert_eq!(link(&mut directory, number), (Ok(()), 2 - held));
     }
     // Hardware that does not answer knows the entry no less.
     let silent = directory.link(NUMBER, |_| None, || Err(SyncError::TimedOut));
