@@ -64,7 +64,7 @@ mod unmap;
 
 #[cfg(loom)]
 #[cfg(test)]
-mod models;
+pub(crate) mod models;
 #[cfg(not(loom))]
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,6 @@
 //! Every interleaving of a few operations on one small table.
 
-mod memory;
+pub(crate) mod memory;
 
 use alloc::sync::Arc;
 use core::array;

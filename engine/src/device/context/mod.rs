@@ -31,6 +31,8 @@ mod domain;
 mod driver;
 mod endpoint;
 mod live;
+#[cfg(all(test, loom))]
+mod models;
 mod slots;
 #[cfg(all(test, not(loom)))]
 mod tests;

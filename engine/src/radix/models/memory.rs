@@ -23,7 +23,7 @@ use crate::sync::{self, Mutex};
 /// No leaf, no table, nothing that a format would accept.
 const JUNK: u64 = 0xdead_beef_dead_beef;
 
-pub(super) struct ModelMemory {
+pub(crate) struct ModelMemory {
     pages: Vec<Page>,
     /// Numbers of the free pages.
     free: Mutex<Vec<usize>>,
@@ -40,7 +40,7 @@ struct Page {
 
 impl ModelMemory {
     /// Creates `count` pages of four items; the first one, which becomes the root, has `root_items`.
-    pub(super) fn new(count: usize, root_items: usize) -> Self {
+    pub(crate) fn new(count: usize, root_items: usize) -> Self {
         let page = |number| {
             let item_count = if number == 0 { root_items } else { 4 };
             let room = (0..item_count + LINE_LEN / 8).map(|_| AtomicU64::new(JUNK));
@@ -56,12 +56,12 @@ impl ModelMemory {
         }
     }
 
-    pub(super) fn used_count(&self) -> usize {
+    pub(crate) fn used_count(&self) -> usize {
         self.pages.len() - self.free.lock().len()
     }
 
     /// Returns the items of the page at `oa`, which is alive.
-    pub(super) fn items(&self, oa: Oa) -> &[AtomicU64] {
+    pub(crate) fn items(&self, oa: Oa) -> &[AtomicU64] {
         let page = &self.pages[number(oa)];
         page.life.with(|_| ());
         page.items()
@@ -114,14 +114,14 @@ unsafe impl TableMemory for ModelMemory {
 
 /// What walkers that do not snoop see of a memory: the values that were written back.
 #[derive(Clone)]
-pub(super) struct Shadow {
+pub(crate) struct Shadow {
     memory: Arc<ModelMemory>,
     /// By page and item.
     seen: Arc<Mutex<Vec<[u64; 4]>>>,
 }
 
 impl Shadow {
-    pub(super) fn new(memory: Arc<ModelMemory>) -> Self {
+    pub(crate) fn new(memory: Arc<ModelMemory>) -> Self {
         let seen = alloc::vec![[JUNK; 4]; memory.pages.len()];
         Self {
             memory,
@@ -130,7 +130,7 @@ impl Shadow {
     }
 
     /// Returns what a walker reads.
-    pub(super) fn read(&self, oa: Oa, index: usize) -> u64 {
+    pub(crate) fn read(&self, oa: Oa, index: usize) -> u64 {
         self.seen.lock()[number(oa)][index]
     }
 }
