@@ -308,6 +308,34 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
     refused(Some(3), &first);
 }
 
+/// IDs are taken by who has the endpoint, so an endpoint wanted by who has IDs would be the other order.
+#[test]
+fn an_endpoint_wanted_while_an_id_is_chosen_is_reported() {
+    if !crate::sync::lockdep::IS_CHECKED {
+        return;
+    }
+    let world = World::new(FEATURES);
+    let device = world.device(&[8], false, 0);
+    let domain = stage1();
+    let users = domain.users().expect("it has tables");
+    let join = || {
+        let tags = |_| {
+            device.block(None);
+            smallvec::smallvec![]
+        };
+        users
+            .join(world.smmu.instance(), world.smmu.asids(), tags)
+            .is_ok()
+    };
+    let panic = std::panic::catch_unwind(core::panic::AssertUnwindSafe(join));
+    let panic = panic.expect_err("it is reported");
+    let text = panic.downcast_ref::<String>();
+    let text = text.expect("it is a text");
+    let order = r#"takes "endpoint" (rank 520) under "domain IDs" (rank 540)"#;
+    assert!(text.contains(order), "{text}");
+    attach(&device, None, &domain).expect("nobody has the lock");
+}
+
 /// A3.3: all of {old, new} x {without ATS, with}.
 #[test]
 fn each_domain_counts_its_devices_with_ats_exactly() {

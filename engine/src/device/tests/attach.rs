@@ -1,6 +1,8 @@
 //! Attaching: all members of a group, or none.
 
 use super::*;
+use crate::sync::lockdep::IS_CHECKED;
+use crate::sync::{DOMAIN_IDS, IDS};
 
 /// Three devices in one group, of which the last has no PASID.
 fn rig() -> Rig {
@@ -343,4 +345,38 @@ fn who_joins_later_meets_what_the_group_is_attached_to() {
     assert_eq!(rig.remove(2), Removal::Done);
     drop(ownership);
     assert_eq!(attached(&rig).len(), 2);
+}
+
+/// A thread that has IDs in hand and wants a group's lock, beside one that attaches: found by the first alone.
+#[test]
+fn a_group_wanted_with_ids_in_hand_is_reported() {
+    if !IS_CHECKED {
+        return;
+    }
+    let rig = rig();
+    let ownership = own(&rig);
+    let domain = domain(&rig.world, DomainKind::Paging);
+    let report = |act: &dyn Fn()| {
+        let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act));
+        let panic = panic.expect_err("it is reported");
+        let text = panic.downcast_ref::<String>().expect("it is a text");
+        text.clone()
+    };
+    for ids in [&IDS, &DOMAIN_IDS] {
+        let text = report(&|| {
+            let _ids = ids.holding();
+            let _group = rig.registry.groups[0].lock();
+        });
+        let order = [r#"takes "group" (rank 500) under"#, ids.name()];
+        assert!(order.iter().all(|part| text.contains(part)), "{text}");
+        // Neither is there another way in.
+        let text = report(&|| {
+            let _ids = ids.holding();
+            let by = By::Owner(&ownership);
+            let _ = rig.registry.attach(node(0), by, &domain);
+        });
+        assert!(text.contains(ids.name()), "{text}");
+    }
+    let by = By::Owner(&ownership);
+    rig.registry.attach(node(0), by, &domain).expect("it fits");
 }
