@@ -2,10 +2,10 @@
 //! preemptions.
 //!
 //! ```text
-//!   mapper                          attacher                        device
-//!   changes a translation           joins the set                   reads the context
-//!   invalidates what the set says   makes the context lead there    walks, if that leads to tables
-//!   the old one is over
+//!   mapper                          attacher                        hardware
+//!   changes a translation           joins the set                   forgets what it is told to
+//!   invalidates what the set says   makes the context lead there    reads the context
+//!   the old one is over                                             walks, if that leads to tables
 //! ```
 //!
 //! Two stores, each before a load of what the other one stores: the mapper's change and its look at the set, the
@@ -326,7 +326,9 @@ impl World {
         flushed.expect("time stands still");
     }
 
+    /// Lets hardware consume what it knows of, and then walk.
     fn walk(&self) {
+        while self.hardware().step() {}
         self.hardware().walk();
     }
 

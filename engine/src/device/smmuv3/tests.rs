@@ -1,11 +1,13 @@
 //! Devices behind SMMUs whose commands are written down.
 
+mod silence;
+
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use iopt_formats::armv8::{Stage1, Stage2};
+use iopt_formats::armv8::{Granule, Stage1, Stage2};
 use iopt_formats::command::Pasid;
 use iopt_formats::command::smmuv3::Command;
 use iopt_formats::context::smmuv3::{Ats, Cd, DefaultSubstream, Ste, StreamConfig};
@@ -308,6 +310,55 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
     refused(Some(3), &first);
 }
 
+/// What is prepared may be committed, so others have to do with it.
+#[test]
+fn what_is_prepared_counts_like_what_is_attached() {
+    let world = World::new(FEATURES);
+    let device = world.device(&[8], true, 5);
+    let pairs = [
+        (None, stage2(), Some(pasid(3)), stage1()),
+        (Some(pasid(3)), stage1(), None, stage2()),
+        (None, stage1(), Some(pasid(3)), plain()),
+        (Some(pasid(3)), plain(), Some(pasid(4)), stage1()),
+    ];
+    for (place, one, other_place, other) in pairs {
+        let shared: Arc<dyn Hwpt> = one;
+        let prepared = device.prepare(place, &shared).expect("it fits");
+        assert!(attach(&device, other_place, &other).is_err(), "{place:?}");
+        drop(prepared);
+        attach(&device, other_place, &other).expect("nothing is in the way");
+        assert!(device.prepare(place, &shared).is_err(), "{place:?}");
+        device.block(other_place);
+    }
+}
+
+/// Otherwise requests would meet nothing for a moment, where they could meet one of both.
+#[test]
+fn an_ste_leads_to_a_cd_only_while_that_is_valid() {
+    let world = World::new(FEATURES);
+    let device = world.device(&[8], false, 5);
+    let is_ste = |command: &Command| match command {
+        Command::CfgiSte { .. } => Some(true),
+        Command::CfgiCd { is_leaf, .. } => is_leaf.then_some(false),
+        _ => None,
+    };
+    let order = || {
+        let commands = world.commands();
+        let mut order: Vec<bool> = commands.iter().filter_map(is_ste).collect();
+        order.dedup();
+        order
+    };
+    let identity = Arc::new(Domain::identity());
+    attach(&device, None, &identity).expect("it fits");
+    order();
+    attach(&device, None, &stage1()).expect("it fits");
+    assert_eq!(order(), [false, true]);
+    attach(&device, None, &identity).expect("it fits");
+    assert_eq!(order(), [true, false]);
+    attach(&device, Some(pasid(3)), &stage1()).expect("it fits");
+    assert_eq!(order(), [false, true]);
+}
+
 /// IDs are taken by who has the endpoint, so an endpoint wanted by who has IDs would be the other order.
 #[test]
 fn an_endpoint_wanted_while_an_id_is_chosen_is_reported() {
@@ -464,7 +515,7 @@ fn sets_are_the_places_of_all_attachments() {
                 let tlb = Tag::Stage1 {
                     vmid: 0,
                     asid: id as u16,
-                    granule: iopt_formats::armv8::Granule::Kib4,
+                    granule: Granule::Kib4,
                 };
                 assert_eq!(world.users(domain, tlb), of_it().count());
             }
@@ -483,93 +534,4 @@ fn sets_are_the_places_of_all_attachments() {
     }
     drop(devices);
     assert_eq!(world.smmu.asids().quarantined_count(), 0);
-}
-
-#[test]
-fn what_hardware_does_not_confirm_stays_told_until_it_does() {
-    for has_pasid in [false, true] {
-        let world = World::new(FEATURES);
-        let device = world.device(&[8], true, 4);
-        let place = has_pasid.then(|| pasid(7));
-        let (old, new) = (stage1(), stage1());
-        // Another device has the old one too, so that leaving it takes no command.
-        let other = world.device(&[9], true, 4);
-        attach(&other, place, &old).expect("it fits");
-        attach(&device, place, &old).expect("it fits");
-        let shared: Arc<dyn Hwpt> = Arc::clone(&new) as _;
-        let prepared = device.prepare(place, &shared).expect("it fits");
-        world.silence(true);
-        prepared.commit();
-        // Blocked in memory, and both may be in use.
-        let is_blocked = match place {
-            Some(place) => !device.cd(0, place).expect("it is there").is_valid(),
-            None => !device.cd(0, pasid(0)).expect("it is there").is_valid(),
-        };
-        assert!(is_blocked && device.is_quarantined());
-        let counts = || [&old, &new].map(|domain| world.ats_users(domain, 8, place));
-        assert_eq!(counts(), [1, 1]);
-        assert!(device.prepare(place, &shared).is_err());
-        // Blocking cannot fail, and forgets nothing that may be in use.
-        device.block(place);
-        assert_eq!(counts(), [1, 1]);
-        world.silence(false);
-        attach(&device, place, &new).expect("hardware answers");
-        assert_eq!(counts(), [0, 1]);
-        assert!(!device.is_quarantined());
-        let cd = device
-            .cd(0, place.unwrap_or(pasid(0)))
-            .expect("it is there");
-        assert!(cd.is_valid());
-        device.block(place);
-        assert_eq!(counts(), [0, 0]);
-        other.block(place);
-        assert_eq!(world.smmu.asids().used_count(), 0);
-        assert_eq!(world.smmu.asids().quarantined_count(), 0);
-    }
-}
-
-/// Wherever in a commit hardware falls silent: what it may use stays in the sets, and when it answers again
-/// the next attachment ends as if nothing had happened.
-#[test]
-fn a_commit_that_is_cut_short_anywhere_leaves_nothing_untold() {
-    let mut quarantined_count = 0;
-    for silent_after in 0..14 {
-        let world = World::new(FEATURES);
-        let device = world.device(&[8, 9], true, 4);
-        let (old, new) = (stage1(), stage1());
-        attach(&device, None, &old).expect("it fits");
-        let shared: Arc<dyn Hwpt> = Arc::clone(&new) as _;
-        let prepared = device.prepare(None, &shared).expect("it fits");
-        let queue = world.smmu.instance().queue().device();
-        queue.fall_silent_after(silent_after);
-        prepared.commit();
-        let old_count = world.ats_users(&old, 8, None);
-        assert_eq!(old_count, usize::from(device.is_quarantined()));
-        assert_eq!(world.ats_users(&new, 8, None), 1);
-        quarantined_count += old_count;
-        world.silence(false);
-        attach(&device, None, &new).expect("hardware answers");
-        assert!(!device.is_quarantined());
-        assert_eq!(world.ats_users(&old, 8, None), 0);
-        assert_eq!(world.ats_users(&new, 9, None), 1);
-        device.block(None);
-        assert_eq!(world.smmu.asids().used_count(), 0);
-    }
-    // Three for the CD, one for what the device caches, one for the ASID; the STEs stay as they are.
-    assert_eq!(quarantined_count, 5);
-}
-
-#[test]
-fn what_a_quarantined_device_leaves_is_never_used_again() {
-    let world = World::new(FEATURES);
-    let device = world.device(&[8], false, 0);
-    let domain = stage1();
-    attach(&device, None, &domain).expect("it fits");
-    let asid = id(&world, &domain);
-    world.silence(true);
-    device.release();
-    drop(device);
-    world.silence(false);
-    assert_eq!(id(&world, &domain), asid);
-    assert_eq!(world.smmu.asids().used_count(), 1);
 }
