@@ -238,6 +238,11 @@ impl<S: Stage> Paging<S> {
         }
     }
 
+    /// Returns whether it has memory types.
+    pub const fn has_svpbmt(self) -> bool {
+        self.has_svpbmt
+    }
+
     /// Returns this format with dirty pages tracked, for hardware that sets A and D (SADE or
     /// GADE).
     #[must_use]

@@ -1,6 +1,18 @@
 //! Changing contexts under hardware.
 //!
-//! Source: section "Guidelines for invalidations" and those on caching of directories.
+//! Source: sections "Caching in-memory data structures", "Updating in-memory data structure entries" and
+//! "Guidelines for invalidations".
+//!
+//! The specification promises four things. Hardware reads and stores at least 8 bytes at once where any hart
+//! is of RV64. It may read an entry at any time and keep what it read, until it is told. Between two values
+//! of a field that fit the others, one store switches; else V is cleared, and hardware told, before anything
+//! else changes. And it must not keep entries that are not valid: "Software need not perform invalidations
+//! when changing the V bit in these entries from 0 to 1." The last one would not hold if words read beside a
+//! clear V could meet a set V that was read later. So [`Fetch::ValidFirst`] is what hardware does: nothing of
+//! an entry that is not valid is used later, and nothing is assumed of the order within a valid one.
+//!
+//! That hardware is told of entries that become valid, too, is for emulators, which may ask for that
+//! ("Guidelines for emulating an IOMMU").
 
 use super::{ContextFormat, DeviceContext, ProcessContext, VALID};
 use crate::context::update::{Fetch, Rules};
@@ -8,8 +20,7 @@ use crate::context::update::{Fetch, Rules};
 /// How contexts change: device contexts in extended format have 8 words, in base format 4, process
 /// contexts 2.
 ///
-/// V is written last where it is set and first where it is cleared. Hardware may keep contexts that
-/// are not valid, so that it is told of every change.
+/// V is written last where it is set and first where it is cleared. Hardware is told of every change.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct UpdateRules;
 
