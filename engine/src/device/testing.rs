@@ -2,13 +2,14 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::fmt::Debug;
 use core::time::Duration;
 
-use iopt_formats::command::smmuv3::Command;
+use iopt_formats::command::{riscv, smmuv3};
 
-use crate::invalidation::Instance;
-use crate::invalidation::plan::smmuv3::Smmuv3 as Planner;
-use crate::invalidation::queue::{Completion, Device, Fault, Head, Queue, Shape};
+use crate::invalidation::plan::Planner;
+use crate::invalidation::queue::{Completion, Device, Entry, Fault, Head, Queue, Shape};
+use crate::invalidation::{Encode, Instance};
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::sync::{Class, Mutex};
 
@@ -17,8 +18,65 @@ static LOG: Class = Class::unranked("log of a test");
 
 const LG2_ENTRIES: u8 = 8;
 
-/// An SMMU's queue.
-pub(super) struct Recorder {
+/// A command as one architecture's queue has it.
+pub(super) trait Recorded:
+    Encode<Self::Entry> + Copy + Debug + Send + Sync + 'static
+{
+    type Entry: Entry + Send + Sync + 'static;
+    type Planner: Planner<Command = Self> + Send + Sync;
+
+    fn decode(words: &[u64]) -> Self;
+
+    /// The command that the others before it are waited for with.
+    fn sync() -> Self;
+
+    fn is_sync(&self) -> bool;
+}
+
+impl Recorded for smmuv3::Command {
+    type Entry = [u64; 2];
+    type Planner = crate::invalidation::plan::smmuv3::Smmuv3;
+
+    fn decode(words: &[u64]) -> Self {
+        Self::decode([words[0], words[1]]).expect("the engine writes legal commands")
+    }
+
+    fn sync() -> Self {
+        Self::Sync {
+            signal: smmuv3::Signal::None,
+            msi: smmuv3::Msi::NONE,
+        }
+    }
+
+    fn is_sync(&self) -> bool {
+        matches!(self, Self::Sync { .. })
+    }
+}
+
+impl Recorded for riscv::Command {
+    type Entry = [u64; 2];
+    type Planner = crate::invalidation::plan::riscv::Riscv;
+
+    fn decode(words: &[u64]) -> Self {
+        Self::decode([words[0], words[1]]).expect("the engine writes legal commands")
+    }
+
+    fn sync() -> Self {
+        Self::IofenceC {
+            store: None,
+            has_interrupt: false,
+            has_read_order: true,
+            has_write_order: true,
+        }
+    }
+
+    fn is_sync(&self) -> bool {
+        matches!(self, Self::IofenceC { .. })
+    }
+}
+
+/// A queue of commands, an SMMU's if nothing else is said.
+pub(super) struct Recorder<C: Recorded = smmuv3::Command> {
     ring: Vec<AtomicU64>,
     tail: AtomicU32,
     head: AtomicU32,
@@ -27,13 +85,20 @@ pub(super) struct Recorder {
     /// SYNCs until it falls silent.
     left: AtomicU32,
     now: AtomicU64,
-    commands: Mutex<Vec<Command>>,
+    commands: Mutex<Vec<C>>,
 }
 
 impl Recorder {
+    /// Creates the queue of an SMMU, and the SMMU.
+    pub(super) fn instance() -> Arc<Instance<crate::invalidation::plan::smmuv3::Smmuv3, Self>> {
+        Self::instance_of(crate::invalidation::plan::smmuv3::Smmuv3::default())
+    }
+}
+
+impl<C: Recorded> Recorder<C> {
     /// Creates the queue of an instance, and the instance.
-    pub(super) fn instance() -> Arc<Instance<Planner, Self>> {
-        let words = 2 << LG2_ENTRIES;
+    pub(super) fn instance_of(planner: C::Planner) -> Arc<Instance<C::Planner, Self>> {
+        let words = C::Entry::WORDS << LG2_ENTRIES;
         let recorder = Self {
             ring: (0..words).map(|_| AtomicU64::new(0)).collect(),
             tail: AtomicU32::new(0),
@@ -45,7 +110,7 @@ impl Recorder {
         };
         let queue = Queue::new(recorder).expect("the shape is sound");
         let queue = queue.with_limit(Duration::from_micros(1));
-        Arc::new(Instance::new(Planner::default(), queue))
+        Arc::new(Instance::new(planner, queue))
     }
 
     /// Carries nothing out from now on, or all that waits.
@@ -61,7 +126,7 @@ impl Recorder {
     }
 
     /// Returns what was carried out since the last call, SYNCs left out.
-    pub(super) fn take(&self) -> Vec<Command> {
+    pub(super) fn take(&self) -> Vec<C> {
         core::mem::take(&mut *self.commands.lock())
     }
 
@@ -71,18 +136,19 @@ impl Recorder {
         let tail = self.tail.load(Ordering::SeqCst);
         let mut head = self.head.load(Ordering::SeqCst);
         while head != tail && !self.is_silent.load(Ordering::SeqCst) {
-            let at = (head as usize & ((1 << LG2_ENTRIES) - 1)) * 2;
-            let word = |index: usize| u64::from_le(self.ring[at + index].load(Ordering::SeqCst));
-            match Command::decode([word(0), word(1)]).expect("the engine writes legal commands") {
-                Command::Sync { .. } => {
-                    let left = self.left.load(Ordering::SeqCst);
-                    if left == 0 {
-                        self.is_silent.store(true, Ordering::SeqCst);
-                        break;
-                    }
-                    self.left.store(left - 1, Ordering::SeqCst);
+            let at = (head as usize & ((1 << LG2_ENTRIES) - 1)) * C::Entry::WORDS;
+            let words = &self.ring[at..at + C::Entry::WORDS];
+            let words = words.iter().map(|word| word.load(Ordering::SeqCst));
+            let command = C::decode(&words.map(u64::from_le).collect::<Vec<_>>());
+            if command.is_sync() {
+                let left = self.left.load(Ordering::SeqCst);
+                if left == 0 {
+                    self.is_silent.store(true, Ordering::SeqCst);
+                    break;
                 }
-                command => commands.push(command),
+                self.left.store(left - 1, Ordering::SeqCst);
+            } else {
+                commands.push(command);
             }
             head = (head + 1) & mask;
         }
@@ -90,8 +156,8 @@ impl Recorder {
     }
 }
 
-impl Device for Recorder {
-    type Entry = [u64; 2];
+impl<C: Recorded> Device for Recorder<C> {
+    type Entry = C::Entry;
 
     fn shape(&self) -> Shape {
         Shape {
@@ -118,11 +184,8 @@ impl Device for Recorder {
         }
     }
 
-    fn sync_entry(&self, _number: u32) -> [u64; 2] {
-        use iopt_formats::command::smmuv3::{Msi, Signal};
-        let signal = Signal::None;
-        let msi = Msi::NONE;
-        Command::Sync { signal, msi }.encode()
+    fn sync_entry(&self, _number: u32) -> C::Entry {
+        C::sync().entry()
     }
 
     fn acknowledge(&self, _fault: Fault) {}
