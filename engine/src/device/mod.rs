@@ -67,6 +67,7 @@ mod owner;
 mod registry;
 mod report;
 mod resolve;
+pub mod riscv;
 mod settle;
 pub mod smmuv3;
 mod snapshot;

@@ -1,0 +1,138 @@
+//! How devices are led to domains by RISC-V IOMMUs.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use core::marker::PhantomData;
+
+use iopt_formats::command::Pasid;
+
+use crate::device::context::{
+    Architecture, Arrival, Attached, HardwareDriver, HardwareEndpoint, LinkError, Outcome, Tags,
+    Target,
+};
+use crate::device::ids::Ids;
+use crate::device::riscv::{CommandDevice, Features, Port, RiscvDomain, RiscvIommu, Stage, domain};
+use crate::device::{AttachFailure, NewDomainError};
+use crate::invalidation::Instance;
+use crate::invalidation::plan::riscv::{Riscv as Planner, Tag};
+use crate::mem::TableMemory;
+
+/// The architecture, with tables in `M` and command queues `D`.
+pub struct Riscv<M, D>(PhantomData<fn() -> (M, D)>);
+
+/// Drives IOMMUs that were registered with it as a [`RiscvIommu<M, D>`](RiscvIommu).
+pub type RiscvDriver<M, D> = HardwareDriver<Riscv<M, D>>;
+
+impl<M: TableMemory + 'static, D: CommandDevice> Architecture for Riscv<M, D> {
+    type Planner = Planner;
+    type Queue = D;
+    type Memory = M;
+    type Unit = RiscvIommu<M, D>;
+    type Stage = Stage;
+    type Port = Port<M>;
+
+    fn instance(unit: &Self::Unit) -> &Arc<Instance<Planner, D>> {
+        unit.instance()
+    }
+
+    fn has_ats(unit: &Self::Unit) -> bool {
+        unit.features().has_ats()
+    }
+
+    fn pasid_bits(unit: &Self::Unit) -> u8 {
+        unit.features().process_bits()
+    }
+
+    fn fits(unit: &Self::Unit, stage: &Stage) -> bool {
+        unit.features().fits(stage)
+    }
+
+    fn refusal(
+        _unit: &Self::Unit,
+        place: Option<Pasid>,
+        target: Target<&Stage>,
+    ) -> Option<&'static str> {
+        let is_first = matches!(target, Target::Stage(Stage::First { .. }));
+        (place.is_some() && !is_first).then_some("other domains than of a first stage for a PASID")
+    }
+
+    fn conflict(
+        _unit: &Self::Unit,
+        (place, new): (Option<Pasid>, Target<&Stage>),
+        (other_place, other): (Option<Pasid>, Target<&Stage>),
+    ) -> Option<&'static str> {
+        let is_second =
+            |target: Target<&Stage>| matches!(target, Target::Stage(Stage::Second { .. }));
+        if is_second(new) && other_place.is_some() {
+            Some("a domain of a second stage beside PASIDs")
+        } else if is_second(other) && place.is_some() {
+            Some("PASIDs beside a domain of a second stage")
+        } else {
+            None
+        }
+    }
+
+    fn ids<'u>(unit: &'u Self::Unit, stage: &Stage) -> &'u Arc<Ids> {
+        match stage {
+            Stage::First { .. } => unit.pscids(),
+            Stage::Second { .. } => unit.gscids(),
+        }
+    }
+
+    fn translate(
+        memory: &Arc<M>,
+        endpoints: &[&HardwareEndpoint<Self>],
+    ) -> Result<RiscvDomain<M, D>, NewDomainError> {
+        let units = endpoints.iter().flat_map(|endpoint| endpoint.units());
+        let features: Vec<&Features> = units.map(|unit| unit.features()).collect();
+        domain::translate(memory, &features)
+    }
+
+    fn port(unit: &Self::Unit, arrival: &Arrival<'_>) -> Result<Port<M>, LinkError> {
+        Port::new(unit, arrival.ids, arrival.pasid_bits)
+    }
+
+    fn tags(
+        port: &Port<M>,
+        place: Option<Pasid>,
+        stage: &Stage,
+        id: u32,
+        has_ats: bool,
+    ) -> Tags<Planner> {
+        let own = port.tags(place).filter(|_| has_ats);
+        core::iter::once(stage.tag(id)).chain(own).collect()
+    }
+
+    fn device_tags(port: &Port<M>, place: Option<Pasid>) -> impl Iterator<Item = Tag> {
+        port.tags(place)
+    }
+
+    fn make(
+        unit: &Self::Unit,
+        port: &mut Port<M>,
+        place: Option<Pasid>,
+        _target: Target<&Stage>,
+    ) -> Result<(), AttachFailure> {
+        match place {
+            // What leads requests without a PASID is there from the start.
+            None => Ok(()),
+            Some(pasid) => port.link(unit, pasid),
+        }
+    }
+
+    fn write(
+        unit: &Self::Unit,
+        port: &mut Port<M>,
+        place: Option<Pasid>,
+        attached: &Attached<'_, Self>,
+    ) -> Outcome {
+        port.write(unit, place, attached)
+    }
+}
+
+impl<M, D> fmt::Debug for Riscv<M, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Riscv")
+    }
+}
