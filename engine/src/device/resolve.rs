@@ -20,7 +20,7 @@ use crate::device::{
     Resolved, Stream, SupplierEdge,
 };
 use crate::firmware::{
-    self, Description, Identity, InstanceIndex, Location, NodeIndex, Seen, Subject, Topic,
+    self, Description, Identity, InstanceIndex, NodeIndex, Seen, Subject, Topic,
 };
 use crate::topology::{GroupsError, Member, Node, PciAddress, PciTree, Rule, Translation, groups};
 
@@ -176,10 +176,7 @@ impl<'a> Resolver<'a> {
             );
         let instances = description.instances.iter();
         let instances = instances.map(|instance| InstanceFacts {
-            hardware: match instance.location {
-                Location::Pci(address) => Some(address.into()),
-                Location::Memory { .. } | Location::Unstated => None,
-            },
+            hardware: instance.pci_function().map(Into::into),
             is_enabled: instance.is_enabled,
             tells_devices_apart: true,
         });

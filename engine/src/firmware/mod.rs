@@ -116,6 +116,18 @@ pub struct Instance {
     pub is_enabled: bool,
     /// Whether its walks snoop the processor's caches, where the table says so.
     pub is_coherent: Option<bool>,
+    /// The PCI function that it is besides, although its registers are not there.
+    pub function: Option<PciAddress>,
+}
+
+impl Instance {
+    /// Returns the PCI function that it is, with its registers or without.
+    pub const fn pci_function(&self) -> Option<PciAddress> {
+        match self.location {
+            Location::Pci(address) => Some(address),
+            Location::Memory { .. } | Location::Unstated => self.function,
+        }
+    }
 }
 
 /// A device that firmware names.

@@ -59,6 +59,7 @@ fn instance(architecture: Architecture, location: Location, name: &str) -> Insta
         name: name.into(),
         is_enabled: true,
         is_coherent: None,
+        function: None,
     }
 }
 
@@ -288,21 +289,24 @@ fn scopes_of_interrupt_controllers_stay_in_the_typed_form() {
     assert_eq!((scope.start_bus, scope.enumeration), (0xff, 0));
 }
 
-/// An IOMMU at `fed8_0000` that takes requests of device TLBs.
+/// An IOMMU at `fed8_0000`, the function 01.0, that takes requests of device TLBs.
 fn amd(name: &str, rules: Vec<Rule>, hosts: Vec<Host>) -> Description {
     let ats = |rule: &Rule| Ats {
         subject: rule.subject.clone(),
         is_required: false,
     };
     Description {
-        instances: vec![instance(
-            Architecture::Amd,
-            Location::Memory {
-                base: 0xfed8_0000,
-                len: None,
-            },
-            name,
-        )],
+        instances: vec![Instance {
+            function: Some("0000:00:01.0".parse().expect("it is an address")),
+            ..instance(
+                Architecture::Amd,
+                Location::Memory {
+                    base: 0xfed8_0000,
+                    len: None,
+                },
+                name,
+            )
+        }],
         hosts,
         ats: rules.iter().map(ats).collect(),
         rules,

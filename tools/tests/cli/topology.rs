@@ -29,7 +29,7 @@ const MACHINES: [Machine; 12] = [
     Machine {
         name: "amd-a",
         linux_own: &[],
-        untranslated: &[("0000:00:01.0", UNSAID)],
+        untranslated: &[("0000:00:01.0", ITSELF)],
     },
     Machine {
         name: "arm-acpi-smmu",

@@ -6,8 +6,8 @@ use iopt_formats::{Iova, IovaRange};
 
 use super::*;
 use crate::firmware::{
-    Architecture, Behind, Bus, DmaRange, Flaw, Instance, Output, PathStep, PciPath, Position,
-    Problem, Reach, Region, RegionKind, Rule as Sentence, Supplier, Who,
+    Architecture, Behind, Bus, DmaRange, Flaw, Instance, Location, Output, PathStep, PciPath,
+    Position, Problem, Reach, Region, RegionKind, Rule as Sentence, Supplier, Who,
 };
 use crate::topology::{self, BusRange, Function, FunctionKind, RequesterId, RootBus};
 
@@ -59,6 +59,7 @@ fn instance(location: Location) -> Instance {
         name: "an instance".into(),
         is_enabled: true,
         is_coherent: None,
+        function: None,
     }
 }
 
@@ -228,19 +229,27 @@ fn who_is_behind_no_instance_has_a_reason_and_a_group_of_its_own() {
 
 #[test]
 fn an_instance_does_not_translate_itself_though_a_rule_says_so() {
-    let mut description = described(
-        1,
-        [sentence(requesters(0, 0xffff), Some(0), Output::Offset(0))],
-    );
-    description.instances[0].location = Location::Pci(pci("0000:00:03.0"));
-    let resolution = resolve(&description);
-    let itself = device("0000:00:03.0");
-    assert_eq!(resolution.parts.instances[0].hardware, Some(itself));
-    assert_eq!(
-        resolution.untranslated,
-        [(itself, Untranslated::Itself(InstanceIndex(0)))]
-    );
-    assert_eq!(resolution.streams(itself), [(0, vec![0x18])]);
+    let function = pci("0000:00:03.0");
+    // With its registers, or with those in memory.
+    for (location, besides) in [
+        (Location::Pci(function), None),
+        (Location::Unstated, Some(function)),
+    ] {
+        let mut description = described(
+            1,
+            [sentence(requesters(0, 0xffff), Some(0), Output::Offset(0))],
+        );
+        description.instances[0].location = location;
+        description.instances[0].function = besides;
+        let resolution = resolve(&description);
+        let itself = device("0000:00:03.0");
+        assert_eq!(resolution.parts.instances[0].hardware, Some(itself));
+        assert_eq!(
+            resolution.untranslated,
+            [(itself, Untranslated::Itself(InstanceIndex(0)))]
+        );
+        assert_eq!(resolution.streams(itself), [(0, vec![0x18])]);
+    }
 }
 
 fn named(name: &str) -> firmware::Node {

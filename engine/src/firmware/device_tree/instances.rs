@@ -25,6 +25,7 @@ impl Reader<'_, '_> {
                 name: self.source.path(node),
                 is_enabled: self.source.is_enabled(node),
                 is_coherent: self.is_coherent(node, architecture),
+                function: None,
             });
         }
     }

@@ -56,6 +56,7 @@ fn description(rules: Vec<(Subject, Output)>) -> Description {
             name: format!("{index}"),
             is_enabled: true,
             is_coherent: None,
+            function: None,
         });
         description.rules.push(Rule {
             subject,

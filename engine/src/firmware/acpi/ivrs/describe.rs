@@ -70,6 +70,7 @@ impl Hardware {
             name: format!("IVRS IOMMU {} at {:#x}", self.address, self.offset),
             is_enabled: true,
             is_coherent: None,
+            function: Some(self.address),
         });
         let mut add = |subject: Subject, output, settings: Settings| {
             if self.has_device_tlbs() && !settings.is_ats_disabled() {

@@ -207,6 +207,8 @@ fn of_blocks_of_one_iommu_the_one_with_the_largest_type_counts() {
     assert_eq!(instance.architecture, Architecture::Amd);
     let (base, len) = (0xfeb8_0000, None);
     assert_eq!(instance.location, Location::Memory { base, len });
+    let itself = instance.pci_function().map(|address| address.to_string());
+    assert_eq!(itself.as_deref(), Some("0000:00:00.2"));
     let subjects: Vec<_> = description
         .rules
         .iter()

@@ -44,6 +44,7 @@ impl Table {
                 name,
                 is_enabled: true,
                 is_coherent: None,
+                function: None,
             });
         }
         let mut taken = Taken::default();
