@@ -13,6 +13,19 @@ pub trait DeviceControl: Send + Sync + fmt::Debug {
         false
     }
 
+    /// Returns how many invalidations of its translations a device takes at once (PCI Express Base Specification,
+    /// 10.5.1.2, "Invalidate Queue Depth"): 1 to 32, where 1 is safe for all of them; always the same.
+    fn ats_queue_depth(&self, device: DeviceAddress) -> u8 {
+        let _ = device;
+        1
+    }
+
+    /// Returns the requester ID of the physical function of a virtual one; always the same.
+    fn physical_function(&self, device: DeviceAddress) -> Option<u16> {
+        let _ = device;
+        None
+    }
+
     /// Lets a device ask for translations, or forbids it: when this returns it has none left.
     fn set_ats(&self, device: DeviceAddress, is_enabled: bool) {
         let _ = (device, is_enabled);

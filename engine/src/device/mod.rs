@@ -50,6 +50,7 @@
 //! be waited for without one only.
 
 mod address;
+pub mod amd;
 mod attach;
 mod bind;
 pub mod context;

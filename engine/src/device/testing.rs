@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use core::fmt::Debug;
 use core::time::Duration;
 
-use iopt_formats::command::{riscv, smmuv3};
+use iopt_formats::command::{riscv, smmuv3, vtd};
 
 use crate::invalidation::plan::Planner;
 use crate::invalidation::queue::{Completion, Device, Entry, Fault, Head, Queue, Shape};
@@ -72,6 +72,29 @@ impl Recorded for riscv::Command {
 
     fn is_sync(&self) -> bool {
         matches!(self, Self::IofenceC { .. })
+    }
+}
+
+impl Recorded for vtd::Descriptor {
+    type Entry = [u64; 4];
+    type Planner = crate::invalidation::plan::vtd::Vtd;
+
+    fn decode(words: &[u64]) -> Self {
+        let words = [words[0], words[1], words[2], words[3]];
+        Self::decode_wide(words).expect("the engine writes legal descriptors")
+    }
+
+    fn sync() -> Self {
+        Self::Wait {
+            status: None,
+            has_interrupt: false,
+            is_fence: false,
+            drains_page_requests: false,
+        }
+    }
+
+    fn is_sync(&self) -> bool {
+        matches!(self, Self::Wait { .. })
     }
 }
 

@@ -18,4 +18,4 @@ pub use self::dte::{
     Dte, DteError, GuestTables, HostTables, InterruptTable, Interrupts, PortIo, SystemManagement,
     Tracking, Translation, UpdateRules,
 };
-pub use self::gcr3::{Gcr3Entry, Gcr3Error, Gcr3Table};
+pub use self::gcr3::{Gcr3Entry, Gcr3Error, Gcr3Rules, Gcr3Table};

@@ -6,6 +6,7 @@
 //! The table has 1 to 3 levels of 512 entries. An entry of either kind holds V in bit 0 and an
 //! address in bits 51:12.
 
+use crate::context::update::{Fetch, Rules};
 use crate::walk::Root;
 use crate::x86_64::AmdV2;
 use crate::{Bits, Field, Level, Oa, bit};
@@ -160,6 +161,30 @@ impl Gcr3Entry {
     }
 }
 
+/// How entries of a guest CR3 table change: in one store, because each is one word.
+///
+/// Hardware may hold an entry until it is told, also one that is not valid, and what it translated by it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Gcr3Rules;
+
+impl Rules<1> for Gcr3Rules {
+    fn used(&self, entry: &[u64; 1]) -> [u64; 1] {
+        [if self.is_valid(entry) {
+            u64::MAX
+        } else {
+            VALID
+        }]
+    }
+
+    fn is_valid(&self, entry: &[u64; 1]) -> bool {
+        entry[0] & VALID != 0
+    }
+
+    fn fetch(&self) -> Fetch {
+        Fetch::Whole
+    }
+}
+
 /// Why a PASID leads to no page tables.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -254,6 +279,19 @@ mod tests {
         };
         assert_eq!(table.format().geometry().va_bits, 48);
         assert_eq!(TABLE.format().geometry().va_bits, 57);
+    }
+
+    #[test]
+    fn an_entry_changes_in_one_store_and_is_told() {
+        use crate::context::update::plan;
+
+        for (from, to) in [(0, 0x5001), (0x5001, 0x6001), (0x5001, 0)] {
+            let update = plan(&Gcr3Rules, &[from], &[to]);
+            assert_eq!((update.steps().len(), update.sync_count()), (1, 1));
+            assert!(!update.is_breaking());
+            assert_eq!(update.is_hitless(), from & to & VALID != 0);
+        }
+        assert_eq!(plan(&Gcr3Rules, &[0x5001], &[0x5001]).steps(), []);
     }
 
     #[test]

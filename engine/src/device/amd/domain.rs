@@ -1,0 +1,128 @@
+//! What can be attached to a device behind IOMMUs.
+
+use alloc::sync::Arc;
+
+use iopt_formats::Format as _;
+use iopt_formats::amd::V1;
+use iopt_formats::context::amd::{DteError, Gcr3Entry, Gcr3Error, HostTables, Tracking};
+use iopt_formats::x86_64::AmdV2;
+
+use crate::device::amd::{AmdVi, CommandDevice, Features};
+use crate::device::context::{HardwareDomain, Set};
+use crate::invalidation::SetError;
+use crate::mem::TableMemory;
+use crate::radix::{Table, TableError};
+
+/// A domain for devices behind AMD's IOMMUs.
+pub type AmdDomain<M, D> = HardwareDomain<AmdVi<M, D>>;
+
+/// How hardware is led to the tables.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Stage {
+    /// By the device's entry, to version 1 tables.
+    Host {
+        /// The tables.
+        tables: HostTables,
+        /// Bits of the addresses that they yield.
+        oa_bits: u8,
+    },
+    /// By an entry of the device's guest CR3 table, to version 2 tables.
+    Guest {
+        /// The entry.
+        entry: Gcr3Entry,
+        /// The levels of the tables: 4 or 5.
+        paging_levels: u8,
+        /// Bits of the addresses that they yield.
+        oa_bits: u8,
+    },
+}
+
+/// Why there is no such domain.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DomainError {
+    /// No table.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// No set.
+    #[error(transparent)]
+    Set(#[from] SetError),
+    /// A device's entry cannot lead to it.
+    #[error(transparent)]
+    Entry(#[from] DteError),
+    /// An entry of a guest CR3 table cannot lead to it.
+    #[error(transparent)]
+    Gcr3(#[from] Gcr3Error),
+    /// The root of its tables would move.
+    #[error("devices cannot follow tables whose root grows; the number of levels must be fixed")]
+    Growing,
+}
+
+impl<M: TableMemory + 'static, D: CommandDevice> AmdDomain<M, D> {
+    /// Creates a domain whose tables are of version 1, with devices that need their memory pinned. It is for
+    /// requests without a PASID.
+    ///
+    /// # Errors
+    ///
+    /// [`DomainError`]; [`DomainError::Growing`] unless the format's number of levels is
+    /// [fixed](V1::fixed).
+    pub fn host<T: TableMemory + 'static>(format: V1, memory: Arc<T>) -> Result<Self, DomainError> {
+        let geometry = format.geometry();
+        if geometry.top != geometry.max_top {
+            return Err(DomainError::Growing);
+        }
+        let set = Arc::new(Set::<AmdVi<M, D>>::new()?);
+        let table = Table::new(format, memory)?;
+        let tracking = if format == format.with_dirty() {
+            Tracking::AccessedAndDirty
+        } else {
+            Tracking::None
+        };
+        let stage = Stage::Host {
+            tables: HostTables::new(table.root(), tracking)?,
+            oa_bits: format.oa_bits(),
+        };
+        Ok(Self::paging(table, set, stage))
+    }
+
+    /// Creates a domain whose tables are of version 2, with devices that need their memory pinned.
+    ///
+    /// # Errors
+    ///
+    /// [`DomainError`].
+    pub fn guest<T: TableMemory + 'static>(
+        format: AmdV2,
+        memory: Arc<T>,
+    ) -> Result<Self, DomainError> {
+        let set = Arc::new(Set::<AmdVi<M, D>>::new()?);
+        let table = Table::new(format, memory)?;
+        let stage = Stage::Guest {
+            entry: Gcr3Entry::new(table.root().oa)?,
+            paging_levels: format.levels(),
+            oa_bits: format.oa_bits(),
+        };
+        Ok(Self::paging(table, set, stage))
+    }
+}
+
+impl Stage {
+    /// Returns whether an IOMMU with `features` can walk the tables.
+    pub(super) fn fits(&self, features: &Features) -> bool {
+        match *self {
+            Self::Host { tables, oa_bits } => {
+                tables.root().level.0 < features.host_levels
+                    && (tables.tracking() == Tracking::None || features.has_dirty)
+                    && oa_bits <= features.oa_bits
+            }
+            Self::Guest {
+                paging_levels,
+                oa_bits,
+                ..
+            } => {
+                features.has_guest_tables()
+                    && paging_levels <= features.guest_levels
+                    && oa_bits <= features.oa_bits
+            }
+        }
+    }
+}

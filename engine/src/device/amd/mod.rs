@@ -1,0 +1,48 @@
+//! AMD-Vi: device tables, guest CR3 tables, and domains with tables of version 1 or version 2.
+//!
+//! Source: *AMD I/O Virtualization Technology (IOMMU) Specification*, document 48882, sections 2.2.2 (device
+//! table), 2.2.6 (guest CR3 tables), 2.4 (commands) and 3.4 (registers).
+//!
+//! A user makes an [`AmdIommu`] for each instance, writes the registers that its
+//! [`device_tables`](AmdIommu::device_tables) say, and registers it with an [`AmdDriver`]. Devices that nobody took
+//! in are blocked: by V without TV, because an entry without V lets everything pass. So V is always set.
+//!
+//! # What an entry says
+//!
+//! | without PASID | PASIDs attached | entry |
+//! |---|---|---|
+//! | blocked | no | V alone |
+//! | identity | no | `Mode` 0, IR, IW |
+//! | version 1 | no | `Mode`, root, the domain's ID; PASIDs are refused |
+//! | version 2 | either | GV, `GIoV`, the device's ID |
+//! | blocked | yes | GV, `GIoV`, entry 0 of the guest CR3 table not valid |
+//! | identity | yes | GV without `GIoV`, `Mode` 0 |
+//!
+//! # Domain IDs
+//!
+//! An IOMMU caches under the domain ID of the entry and, with version 2 tables, the PASID. The same domain may have
+//! other PASIDs at other devices, so an entry that leads to a guest CR3 table has an ID that is the device's own,
+//! which its aliases share; the domain's set names each of these. Whatever a PASID leads to changes, all under
+//! that PASID is forgotten at once, so that the pair may be used again.
+
+mod architecture;
+mod domain;
+mod features;
+mod instance;
+mod port;
+mod tables;
+#[cfg(all(test, not(loom)))]
+mod tests;
+
+pub use crate::device::amd::architecture::{AmdDriver, AmdVi};
+pub use crate::device::amd::domain::{AmdDomain, DomainError, Stage};
+pub use crate::device::amd::features::Features;
+pub use crate::device::amd::instance::{AmdIommu, AmdIommuError};
+pub use crate::device::amd::port::{AmdEndpoint, Port};
+
+use crate::invalidation::queue::Device;
+
+/// The command buffer of an IOMMU, over whatever registers.
+pub trait CommandDevice: Device<Entry = [u64; 2]> + Send + Sync + 'static {}
+
+impl<D: Device<Entry = [u64; 2]> + Send + Sync + 'static> CommandDevice for D {}
