@@ -21,6 +21,7 @@ use crate::device::{AttachFailure, Endpoint as _, NewDomainError};
 use crate::invalidation::Instance;
 use crate::invalidation::plan::amd::{Amd as Planner, Tag};
 use crate::mem::TableMemory;
+use crate::radix::MapSide;
 
 /// Levels of the tables that domains are made with: 48 bits.
 const LEVELS: u8 = 4;
@@ -52,7 +53,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for AmdVi<M, D> {
     }
 
     fn fits(unit: &Self::Unit, stage: &Stage) -> bool {
-        stage.fits(unit.features())
+        stage.fits(unit.features(), *unit.instance().planner())
     }
 
     fn refusal(
@@ -104,14 +105,22 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for AmdVi<M, D> {
         let has_pasids = endpoints.iter().any(|endpoint| endpoint.max_pasids() > 0);
         let can_host = all(|features| features.host_levels >= LEVELS);
         let can_guest = all(Features::has_guest_tables);
+        let mut planners = units.map(|unit| unit.instance().planner());
+        let map_side = if planners.any(|planner| planner.has_absent_entries) {
+            MapSide::Announced
+        } else {
+            MapSide::Silent
+        };
         let memory = Arc::clone(memory);
         let made = if can_guest && (has_pasids || !can_host) {
             // Addresses that are the same if their sign is extended.
             let format = AmdV2::new(47).and_then(|format| format.with_oa_bits(oa_bits));
-            AmdDomain::guest(format.map_err(|_| NewDomainError::Unsupported)?, memory)
+            let format = format.map_err(|_| NewDomainError::Unsupported)?;
+            AmdDomain::guest(format, memory, map_side)
         } else if can_host {
             let format = V1::fixed(LEVELS, 48).and_then(|format| format.with_oa_bits(oa_bits));
-            AmdDomain::host(format.map_err(|_| NewDomainError::Unsupported)?, memory)
+            let format = format.map_err(|_| NewDomainError::Unsupported)?;
+            AmdDomain::host(format, memory, map_side)
         } else {
             return Err(NewDomainError::Unsupported);
         };
@@ -172,10 +181,11 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for AmdVi<M, D> {
         place: Option<Pasid>,
         target: Target<&Stage>,
     ) -> Result<(), AttachFailure> {
-        if !matches!(target, Target::Stage(Stage::Guest { .. })) {
-            return Ok(());
+        match target {
+            Target::Stage(Stage::Guest { .. }) => port.make_gcr3(unit, place),
+            Target::Identity if port.pasid_bits > 0 => port.make_gcr3(unit, place),
+            _ => Ok(()),
         }
-        port.make_gcr3(unit, place)
     }
 
     fn write(

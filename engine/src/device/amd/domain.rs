@@ -10,8 +10,9 @@ use iopt_formats::x86_64::AmdV2;
 use crate::device::amd::{AmdVi, CommandDevice, Features};
 use crate::device::context::{HardwareDomain, Set};
 use crate::invalidation::SetError;
+use crate::invalidation::plan::amd::Amd as Planner;
 use crate::mem::TableMemory;
-use crate::radix::{Table, TableError};
+use crate::radix::{MapSide, Table, TableConfig, TableError};
 
 /// A domain for devices behind AMD's IOMMUs.
 pub type AmdDomain<M, D> = HardwareDomain<AmdVi<M, D>>;
@@ -25,6 +26,8 @@ pub enum Stage {
         tables: HostTables,
         /// Bits of the addresses that they yield.
         oa_bits: u8,
+        /// Whether IOMMUs are told of maps.
+        map_side: MapSide,
     },
     /// By an entry of the device's guest CR3 table, to version 2 tables.
     Guest {
@@ -34,6 +37,8 @@ pub enum Stage {
         paging_levels: u8,
         /// Bits of the addresses that they yield.
         oa_bits: u8,
+        /// Whether IOMMUs are told of maps.
+        map_side: MapSide,
     },
 }
 
@@ -60,19 +65,24 @@ pub enum DomainError {
 
 impl<M: TableMemory + 'static, D: CommandDevice> AmdDomain<M, D> {
     /// Creates a domain whose tables are of version 1, with devices that need their memory pinned. It is for
-    /// requests without a PASID.
+    /// requests without a PASID. IOMMUs that cache absent entries (`NpCache`) need to be told of maps.
     ///
     /// # Errors
     ///
     /// [`DomainError`]; [`DomainError::Growing`] unless the format's number of levels is
     /// [fixed](V1::fixed).
-    pub fn host<T: TableMemory + 'static>(format: V1, memory: Arc<T>) -> Result<Self, DomainError> {
+    pub fn host<T: TableMemory + 'static>(
+        format: V1,
+        memory: Arc<T>,
+        map_side: MapSide,
+    ) -> Result<Self, DomainError> {
         let geometry = format.geometry();
         if geometry.top != geometry.max_top {
             return Err(DomainError::Growing);
         }
         let set = Arc::new(Set::<AmdVi<M, D>>::new()?);
-        let table = Table::new(format, memory)?;
+        let config = TableConfig::new().with_map_side(map_side);
+        let table = Table::with_config(format, memory, config)?;
         let tracking = if format == format.with_dirty() {
             Tracking::AccessedAndDirty
         } else {
@@ -81,11 +91,13 @@ impl<M: TableMemory + 'static, D: CommandDevice> AmdDomain<M, D> {
         let stage = Stage::Host {
             tables: HostTables::new(table.root(), tracking)?,
             oa_bits: format.oa_bits(),
+            map_side,
         };
         Ok(Self::paging(table, set, stage))
     }
 
-    /// Creates a domain whose tables are of version 2, with devices that need their memory pinned.
+    /// Creates a domain whose tables are of version 2, with devices that need their memory pinned. IOMMUs that
+    /// cache absent entries (`NpCache`) need to be told of maps.
     ///
     /// # Errors
     ///
@@ -93,36 +105,46 @@ impl<M: TableMemory + 'static, D: CommandDevice> AmdDomain<M, D> {
     pub fn guest<T: TableMemory + 'static>(
         format: AmdV2,
         memory: Arc<T>,
+        map_side: MapSide,
     ) -> Result<Self, DomainError> {
         let set = Arc::new(Set::<AmdVi<M, D>>::new()?);
-        let table = Table::new(format, memory)?;
+        let config = TableConfig::new().with_map_side(map_side);
+        let table = Table::with_config(format, memory, config)?;
         let stage = Stage::Guest {
             entry: Gcr3Entry::new(table.root().oa)?,
             paging_levels: format.levels(),
             oa_bits: format.oa_bits(),
+            map_side,
         };
         Ok(Self::paging(table, set, stage))
     }
 }
 
 impl Stage {
-    /// Returns whether an IOMMU with `features` can walk the tables.
-    pub(super) fn fits(&self, features: &Features) -> bool {
-        match *self {
-            Self::Host { tables, oa_bits } => {
-                tables.root().level.0 < features.host_levels
-                    && (tables.tracking() == Tracking::None || features.has_dirty)
-                    && oa_bits <= features.oa_bits
+    /// Returns whether an IOMMU with `features`, which is told as `planner` has it, can walk the tables.
+    pub(super) fn fits(&self, features: &Features, planner: Planner) -> bool {
+        let (can_walk, oa_bits, map_side) = match *self {
+            Self::Host {
+                tables,
+                oa_bits,
+                map_side,
+            } => {
+                let can_walk = tables.root().level.0 < features.host_levels
+                    && (tables.tracking() == Tracking::None || features.has_dirty);
+                (can_walk, oa_bits, map_side)
             }
             Self::Guest {
                 paging_levels,
                 oa_bits,
+                map_side,
                 ..
             } => {
-                features.has_guest_tables()
-                    && paging_levels <= features.guest_levels
-                    && oa_bits <= features.oa_bits
+                let can_walk =
+                    features.has_guest_tables() && paging_levels <= features.guest_levels;
+                (can_walk, oa_bits, map_side)
             }
-        }
+        };
+        let is_told = map_side == MapSide::Announced || !planner.has_absent_entries;
+        can_walk && is_told && oa_bits <= features.oa_bits
     }
 }

@@ -9,14 +9,17 @@
 //!
 //! # What an entry says
 //!
-//! | without PASID | PASIDs attached | entry |
+//! | without PASID | PASIDs | entry |
 //! |---|---|---|
-//! | blocked | no | V alone |
-//! | identity | no | `Mode` 0, IR, IW |
-//! | version 1 | no | `Mode`, root, the domain's ID; PASIDs are refused |
-//! | version 2 | either | GV, `GIoV`, the device's ID |
-//! | blocked | yes | GV, `GIoV`, entry 0 of the guest CR3 table not valid |
-//! | identity | yes | GV without `GIoV`, `Mode` 0 |
+//! | blocked | none attached | V alone |
+//! | identity | impossible | `Mode` 0, IR, IW |
+//! | version 1 | none attached; they are refused | `Mode`, root, the domain's ID |
+//! | version 2 | any | GV, `GIoV`, the device's ID |
+//! | blocked | attached | GV, `GIoV`, entry 0 of the guest CR3 table not valid |
+//! | identity | possible | GV without `GIoV`, `Mode` 0, the device's ID |
+//!
+//! So a PASID that comes or goes changes nothing for requests without one that pass or are translated: were GV to
+//! change, two words would, and the device would be blocked between.
 //!
 //! # Domain IDs
 //!

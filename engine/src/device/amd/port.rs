@@ -61,13 +61,15 @@ impl<M: TableMemory + 'static> Port<M> {
         };
         let entry = match (attached.at(None), attached.has_pasids()) {
             (Target::Blocked, false) => return Dte::blocked(),
-            (Target::Identity, false) => return Dte::pass_through(Rights::ALL),
+            (Target::Identity, _) if self.pasid_bits == 0 => {
+                return Dte::pass_through(Rights::ALL);
+            }
             // IDs have 16 bits.
             (Target::Stage((Stage::Host { tables, .. }, id)), _) => {
                 Dte::host(*tables).with_domain_id(id as u16)
             }
             (Target::Stage((Stage::Guest { .. }, _)), _) | (Target::Blocked, true) => guest(true),
-            (Target::Identity, true) => guest(false),
+            (Target::Identity, _) => guest(false),
         };
         if attached.has_ats() {
             entry.with_ats()

@@ -23,6 +23,7 @@ use crate::device::{
 use crate::firmware::NodeIndex;
 use crate::invalidation::plan::amd::{Amd as Planner, Device as DeviceTlb, Tag};
 use crate::mem::Heap;
+use crate::radix::MapSide;
 use crate::sync::{Class, Mutex};
 
 type Queue = Recorder<Command>;
@@ -165,23 +166,23 @@ fn ats(device_id: u16, pasid: Option<Pasid>) -> Tag {
 
 fn host() -> Arc<Domain> {
     let format = V1::fixed(4, 48).expect("legal");
-    Arc::new(Domain::host(format, Arc::new(Heap)).expect("memory"))
+    Arc::new(Domain::host(format, Arc::new(Heap), MapSide::Silent).expect("memory"))
 }
 
 fn guest() -> Arc<Domain> {
     let format = AmdV2::new(47).expect("legal");
-    Arc::new(Domain::guest(format, Arc::new(Heap)).expect("memory"))
+    Arc::new(Domain::guest(format, Arc::new(Heap), MapSide::Silent).expect("memory"))
 }
 
 /// Five levels.
 fn wide() -> Arc<Domain> {
     let format = AmdV2::new(56).expect("legal");
-    Arc::new(Domain::guest(format, Arc::new(Heap)).expect("memory"))
+    Arc::new(Domain::guest(format, Arc::new(Heap), MapSide::Silent).expect("memory"))
 }
 
 fn plain() -> Arc<Domain> {
     let format = AmdV2::new(47).expect("legal");
-    let domain = Domain::guest(format, Arc::new(Heap)).expect("memory");
+    let domain = Domain::guest(format, Arc::new(Heap), MapSide::Silent).expect("memory");
     Arc::new(domain.without_ats())
 }
 

@@ -36,8 +36,10 @@ fn an_entry_says_what_requests_without_and_with_pasids_meet() {
     };
     assert_eq!(both(), Dte::blocked());
     attach(&device, None, &identity).expect("it fits");
-    assert_eq!(both().translation(), passing);
+    let before = both();
     attach(&device, Some(pasid(5)), &one).expect("it fits");
+    // PASIDs that come or go are nothing to whatever passes.
+    assert_eq!(both(), before);
     let tables = guest_tables(&world, [8, 9]);
     assert!(!tables.serves_requests_without_pasid() && tables.host().is_none());
     assert_eq!(
@@ -59,7 +61,7 @@ fn an_entry_says_what_requests_without_and_with_pasids_meet() {
     assert!(!guest_tables(&world, [8, 9]).serves_requests_without_pasid());
     assert_eq!([0, 5].map(found), [None, one_entry]);
     device.block(Some(pasid(5)));
-    assert_eq!(both().translation(), passing);
+    assert_eq!(both(), before);
     assert_eq!(found(5), None);
     attach(&device, None, &below).expect("it fits");
     let Ok(Translation::Host(tables)) = both().translation() else {
@@ -70,7 +72,10 @@ fn an_entry_says_what_requests_without_and_with_pasids_meet() {
     attach(&device, None, &Arc::new(Domain::blocked())).expect("it fits");
     assert_eq!(both(), Dte::blocked());
     assert!(!both().has_ats());
-    drop(device);
+    let other = world.device(&[10], false, 0);
+    attach(&other, None, &identity).expect("it fits");
+    assert_eq!(world.dte(10).translation(), passing);
+    drop((device, other));
     assert_eq!(world.iommu.domain_ids().used_count(), 0);
     assert_eq!(world.iommu.domain_ids().quarantined_count(), 0);
 }
@@ -149,11 +154,13 @@ fn tables_that_hardware_cannot_walk_are_foreign() {
         has_guest_default: false,
         ..few
     };
-    let own = |format: V1| Arc::new(Domain::host(format, Arc::new(Heap)).expect("memory"));
+    let own = |format: V1| {
+        Arc::new(Domain::host(format, Arc::new(Heap), MapSide::Silent).expect("memory"))
+    };
     let narrow = V1::fixed(4, 48).and_then(|format| format.with_oa_bits(48));
     let narrow = narrow.expect("legal");
     let version2 = AmdV2::new(47).and_then(|format| format.with_oa_bits(48));
-    let version2 = Domain::guest(version2.expect("legal"), Arc::new(Heap));
+    let version2 = Domain::guest(version2.expect("legal"), Arc::new(Heap), MapSide::Silent);
     let version2 = Arc::new(version2.expect("memory"));
     let check = |features, domain: &Arc<Domain>, fits: bool| {
         let world = World::new(features);
@@ -172,7 +179,22 @@ fn tables_that_hardware_cannot_walk_are_foreign() {
     check(few, &wide(), false);
     check(without, &version2, false);
     check(without, &own(narrow), true);
-    let grows = Domain::host(V1::new(), Arc::new(Heap));
+    // Who caches that nothing is mapped needs to be told of maps.
+    for (map_side, fits) in [(MapSide::Silent, false), (MapSide::Announced, true)] {
+        let domain = Domain::host(narrow, Arc::new(Heap), map_side).expect("memory");
+        let planner = Planner {
+            has_absent_entries: true,
+        };
+        let iommu = AmdIommu::new(few, Arc::new(Heap), Queue::instance_of(planner), 8);
+        let iommu = iommu.expect("memory");
+        let world = World {
+            iommu,
+            switches: World::new(few).switches,
+        };
+        let attached = attach(&world.device(&[8], false, 0), None, &Arc::new(domain));
+        assert_eq!(attached.is_ok(), fits);
+    }
+    let grows = Domain::host(V1::new(), Arc::new(Heap), MapSide::Silent);
     assert!(matches!(grows, Err(DomainError::Growing)));
 }
 
