@@ -23,6 +23,8 @@ use serde_json::Value;
 use crate::world::{Domain, IDS, Version, World};
 
 type Bound = Result<Binding, ContextFault>;
+/// What was found, one after the other.
+type Seen<T> = Arc<Mutex<Vec<T>>>;
 
 /// Whether nothing passes.
 fn is_blocked(bound: &Bound) -> bool {
@@ -83,15 +85,14 @@ fn an_entry_is_old_new_or_blocking_after_each_store() {
         for from in kinds {
             for to in kinds {
                 world.iommu.write(id, from).unwrap();
-                let seen: Arc<Mutex<Vec<([u64; 4], Bound)>>> = Arc::default();
+                let seen: Seen<([u64; 4], Bound)> = Arc::default();
                 let look = world.binding(id.into(), 0);
                 let old = look();
                 {
                     let (seen, memory) = (Arc::clone(&seen), Arc::clone(&memory));
                     let look = move || {
-                        seen.lock()
-                            .unwrap()
-                            .push((words(&memory, table, id), look()))
+                        let found = (words(&memory, table, id), look());
+                        seen.lock().unwrap().push(found);
                     };
                     world.watch.set(Some(Arc::new(look)));
                 }
@@ -155,7 +156,7 @@ fn a_device_is_led_where_it_was_or_shall_be_or_nowhere() {
                 let places = IDS[1].iter().flat_map(|&id| [(id, 0), (id, 5)]);
                 let looks: Vec<_> = places.map(|(id, place)| world.binding(id, place)).collect();
                 let old: Vec<Bound> = looks.iter().map(|look| look()).collect();
-                let seen: Arc<Mutex<Vec<Vec<Bound>>>> = Arc::default();
+                let seen: Seen<Vec<Bound>> = Arc::default();
                 {
                     let seen = Arc::clone(&seen);
                     let look = move || {
