@@ -13,15 +13,27 @@ use crate::invalidation::queue::platform::{Platform, lg2_entries};
 use crate::invalidation::queue::{Completion, Device, Entry, Fault, Head, Shape};
 use crate::sync::atomic::{AtomicU64, Ordering};
 
-impl Encode<[u64; 2]> for Descriptor {
-    fn entry(&self) -> [u64; 2] {
-        self.encode()
+/// An entry that holds one descriptor: of 128 bits, or of 256 as in scalable mode.
+pub trait DescriptorEntry: Entry {
+    /// Returns the entry for `descriptor`.
+    fn of(descriptor: &Descriptor) -> Self;
+}
+
+impl DescriptorEntry for [u64; 2] {
+    fn of(descriptor: &Descriptor) -> Self {
+        descriptor.encode()
     }
 }
 
-impl Encode<[u64; 4]> for Descriptor {
-    fn entry(&self) -> [u64; 4] {
-        self.encode_wide()
+impl DescriptorEntry for [u64; 4] {
+    fn of(descriptor: &Descriptor) -> Self {
+        descriptor.encode_wide()
+    }
+}
+
+impl<E: DescriptorEntry> Encode<E> for Descriptor {
+    fn entry(&self) -> E {
+        E::of(self)
     }
 }
 
