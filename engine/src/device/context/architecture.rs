@@ -1,6 +1,7 @@
 //! What the architectures of IOMMUs differ in, where devices are attached.
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::fmt;
 
 use iopt_formats::command::Pasid;
@@ -9,7 +10,7 @@ use crate::device::context::{
     Attached, HardwareDomain, HardwareEndpoint, LinkError, Tags, Unwritten,
 };
 use crate::device::ids::Ids;
-use crate::device::{AttachFailure, DeviceControl, NewDomainError, Resolved};
+use crate::device::{AttachFailure, DeviceAddress, DeviceControl, NewDomainError, Resolved};
 use crate::invalidation::plan::Planner;
 use crate::invalidation::queue::Device;
 use crate::invalidation::{Encode, Instance};
@@ -51,6 +52,13 @@ pub trait Architecture: Sized + 'static {
 
     /// Returns how wide PASIDs can be at an instance, 20 bits at most; 0 if it has none.
     fn pasid_bits(unit: &Self::Unit) -> u8;
+
+    /// Returns under which IDs an instance sees a device that no rule of firmware names, in rising order; none if
+    /// it is not the instance's, or if the instance cannot tell.
+    fn own_ids(unit: &Self::Unit, device: DeviceAddress) -> Vec<u32> {
+        let _ = (unit, device);
+        Vec::new()
+    }
 
     /// Returns whether an instance can walk these tables.
     fn fits(unit: &Self::Unit, stage: &Self::Stage) -> bool;

@@ -1,5 +1,6 @@
 //! The driver of all instances of one architecture with memory and queues of one kind.
 
+use alloc::borrow::Cow;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -8,7 +9,8 @@ use core::fmt;
 
 use crate::device::context::{Architecture, Arrival, HardwareDomain, HardwareEndpoint, Target};
 use crate::device::{
-    DefaultKind, DeviceControl, Driver, Endpoint, Hwpt, NewDomainError, ProbeError, ProbeRequest,
+    DefaultKind, DeviceControl, Driver, Endpoint, Hwpt, Identity, NewDomainError, ProbeError,
+    ProbeRequest,
 };
 
 /// Drives instances that were registered with it as an [`Architecture::Unit`].
@@ -16,6 +18,9 @@ pub struct HardwareDriver<A: Architecture> {
     memory: Arc<A::Memory>,
     control: Arc<dyn DeviceControl>,
 }
+
+/// An instance, and under which IDs it sees the device.
+type Seen<'a, A> = (Arc<<A as Architecture>::Unit>, Cow<'a, [u32]>);
 
 /// The device has no instance.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
@@ -31,12 +36,17 @@ impl<A: Architecture> HardwareDriver<A> {
 
 impl<A: Architecture> Driver for HardwareDriver<A> {
     fn probe(&self, request: &ProbeRequest<'_>) -> Result<Arc<dyn Endpoint>, ProbeError> {
-        let mut units: Vec<(Arc<A::Unit>, &[u32])> = Vec::new();
+        let mut units: Vec<Seen<'_, A>> = Vec::new();
         for index in 0..request.instance_count() {
-            let unit = request.instance(index);
-            let ids = request.ids(index);
-            let unit = unit.filter(|_| !ids.is_empty());
-            units.push((unit.ok_or(ProbeError::NotMine)?, ids));
+            let unit: Arc<A::Unit> = request.instance(index).ok_or(ProbeError::NotMine)?;
+            let ids = match request.identity(index) {
+                Some(Identity::Anonymous(_)) => A::own_ids(&unit, request.address()).into(),
+                _ => Cow::Borrowed(request.ids(index)),
+            };
+            if ids.is_empty() {
+                return Err(ProbeError::NotMine);
+            }
+            units.push((unit, ids));
         }
         if units.is_empty() {
             return Err(ProbeError::Failed(Box::new(NoInstance)));
@@ -51,7 +61,7 @@ impl<A: Architecture> Driver for HardwareDriver<A> {
         for (unit, ids) in units {
             let arrival = Arrival {
                 device,
-                ids,
+                ids: &ids,
                 pasid_bits,
                 control: &*self.control,
             };
