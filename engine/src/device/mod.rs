@@ -76,6 +76,7 @@ mod snapshot;
 mod testing;
 #[cfg(all(test, not(loom)))]
 mod tests;
+pub mod vtd;
 mod walk;
 
 pub use crate::device::address::DeviceAddress;
