@@ -6,5 +6,7 @@
     reason = "a world that cannot be made fails the test"
 )]
 
+mod entries;
 mod life;
+mod standing;
 mod world;

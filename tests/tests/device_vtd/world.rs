@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use iopt::device::vtd::{Features, VtdDomain, VtdDriver, VtdUnit};
 use iopt::device::{
@@ -41,6 +42,8 @@ pub(crate) struct Kind {
     pub(crate) pasid_bits: u8,
     /// What default domains are.
     pub(crate) default_kind: DefaultKind,
+    /// `CAP_REG.ND`: of 16 domain IDs, or of 65536.
+    pub(crate) nd: u64,
 }
 
 impl Kind {
@@ -56,6 +59,7 @@ impl Kind {
             has_ats: !seed.is_multiple_of(3),
             pasid_bits: if seed & 4 == 0 { 4 } else { 14 },
             default_kind: DefaultKind::Paging,
+            nd: 6,
         }
     }
 
@@ -118,20 +122,31 @@ pub(crate) struct World {
     pub(crate) unit: Arc<VtdUnit<Tables, Queue>>,
     pub(crate) kind: Kind,
     pub(crate) registry: Arc<Registry>,
-    ownerships: Vec<Ownership>,
+    pub(crate) ownerships: Vec<Ownership>,
     /// Where something is attached, to tell replacements.
     attached: Mutex<BTreeMap<(usize, u32), Option<u64>>>,
 }
 
 impl World {
+    /// Creates one whose devices have an owner, and are blocked.
     pub(crate) fn new(seed: u64, kind: Kind) -> Self {
-        // 16 bits of domain IDs, 3 or 4 levels, 48 bits, pages of all sizes.
-        let cap = 6 | 0b11 << 9 | 47 << 16 | 3 << 34 | 1 << 56;
+        let mut world = Self::unowned(seed, kind);
+        let owner = Owner::new("the test");
+        let claim = |number| world.registry.claim_owner(address(number), &owner).unwrap();
+        world.ownerships = (0..SOURCES.len()).map(claim).collect();
+        world
+    }
+
+    /// Creates one whose devices are in their default domains.
+    pub(crate) fn unowned(seed: u64, kind: Kind) -> Self {
+        // 3 or 4 levels, 48 bits, pages of all sizes.
+        let cap = kind.nd | 0b11 << 9 | 47 << 16 | 3 << 34 | 1 << 56;
         // Device TLBs, pass through, PASIDs of 20 bits, scalable mode with both stages.
         let ecap = 1 << 2 | 1 << 6 | 19 << 35 | 1 << 40 | 1 << 43 | 1 << 46 | 1 << 47;
         let late = Arc::new(Late::default());
         let config = MachineConfig {
             seed,
+            limit: Duration::from_micros(200),
             ..MachineConfig::default()
         };
         let behaviour = Vtd {
@@ -178,15 +193,12 @@ impl World {
         for number in early..SOURCES.len() {
             registry.add_device(address(number)).unwrap();
         }
-        let owner = Owner::new("the test");
-        let claim = |number| registry.claim_owner(address(number), &owner).unwrap();
-        let ownerships = (0..SOURCES.len()).map(claim).collect();
         Self {
             rig,
             unit,
             kind,
             registry,
-            ownerships,
+            ownerships: Vec::new(),
             attached: Mutex::default(),
         }
     }
