@@ -17,6 +17,7 @@ use crate::device::testing::Recorder;
 use crate::invalidation::plan::vtd::Vtd as Planner;
 use crate::mem::Heap;
 
+mod anonymous;
 mod devices;
 mod unit;
 

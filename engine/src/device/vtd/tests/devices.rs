@@ -1,5 +1,6 @@
 //! Devices behind units, as their drivers see them.
 
+mod fits;
 mod silent;
 
 use alloc::collections::BTreeMap;
@@ -302,83 +303,6 @@ fn what_is_detached_is_forgotten_from_the_entry_to_the_device() {
     world.commands();
     device.block(None);
     assert_eq!(world.commands(), [context(8, id), domain(id), domain(id)]);
-}
-
-/// Another driver's domain.
-#[derive(Debug)]
-struct Stranger;
-
-impl Hwpt for Stranger {
-    fn kind(&self) -> DomainKind {
-        DomainKind::Identity
-    }
-
-    fn map_direct(&self, _: DirectRegion) -> Result<(), crate::domain::DomainError> {
-        Ok(())
-    }
-}
-
-/// A3.6 and A3.9, as far as they are the driver's.
-#[test]
-fn what_does_not_fit_is_refused_and_changes_nothing() {
-    let world = World::new(TableMode::Scalable);
-    let device = world.device(&[8], true, 5);
-    let (one, two) = (first(), second());
-    attach(&device, Some(pasid(3)), &one).expect("it fits");
-    let before = (world.scalable(8), world.id(&one));
-    world.commands();
-    let refused = |place: Option<u32>, domain: &Arc<Domain>| {
-        let refused = attach(&device, place.map(pasid), domain);
-        assert!(
-            matches!(refused, Err(AttachFailure::Unsupported { .. })),
-            "{place:?}"
-        );
-    };
-    refused(Some(4), &Arc::new(Domain::identity()));
-    refused(Some(4), &Arc::new(Domain::blocked()));
-    refused(Some(0), &one);
-    refused(Some(32), &one);
-    // One with ATS beside one without.
-    refused(None, &Arc::new(second_of(48).without_ats()));
-    let foreign = |domain: Arc<dyn Hwpt>| {
-        let refused = device.prepare(None, &domain).err();
-        assert!(
-            matches!(refused, Some(AttachFailure::Foreign)),
-            "{refused:?}"
-        );
-    };
-    foreign(Arc::new(Stranger));
-    foreign(Arc::new(second_of(57)));
-    let wide = SecondStage::new(48).expect("legal");
-    foreign(Arc::new(
-        Domain::second_stage(wide, Arc::new(Heap), MapSide::Silent).expect("memory"),
-    ));
-    let tracked = wide.with_oa_bits(48).expect("legal").with_dirty();
-    foreign(Arc::new(
-        Domain::second_stage(tracked, Arc::new(Heap), MapSide::Silent).expect("memory"),
-    ));
-    assert_eq!((world.scalable(8), world.id(&one)), before);
-    assert_eq!(world.ats_users(&one, 8, Some(pasid(3))), 1);
-    assert_eq!(world.commands(), []);
-    attach(&device, Some(pasid(31)), &two).expect("the last one");
-    // Legacy mode has no first stage and no PASIDs, and not every unit lets all pass.
-    let legacy = World::new(TableMode::Legacy);
-    let device = legacy.device(&[8], false, 0);
-    let refused = attach(&device, None, &one);
-    assert!(matches!(refused, Err(AttachFailure::Foreign)));
-    let refused = attach(&device, Some(pasid(1)), &two);
-    assert!(matches!(refused, Err(AttachFailure::Unsupported { .. })));
-    let opaque = Features {
-        has_pass_through: false,
-        ..FEATURES
-    };
-    for mode in MODES {
-        let unit = Unit::new(opaque, mode, Arc::new(Heap), Queue::instance_of(PLANNER));
-        let world = World::of(unit.expect("memory"));
-        let device = world.device(&[8], false, 0);
-        let refused = attach(&device, None, &Arc::new(Domain::identity()));
-        assert!(matches!(refused, Err(AttachFailure::Unsupported { .. })));
-    }
 }
 
 /// A3.3: all of {old, new} x {without ATS, with}.
