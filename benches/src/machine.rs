@@ -141,6 +141,7 @@ fn describe() -> (Description, PciTree) {
             name: format!("instance {index}"),
             is_enabled: true,
             is_coherent: None,
+            itself: None,
         });
         description.rules.push(IdRule {
             subject: Subject::Requesters {

@@ -116,7 +116,7 @@ fn instance(
         name: name.into(),
         is_enabled: true,
         is_coherent,
-        function: None,
+        itself: None,
     }
 }
 

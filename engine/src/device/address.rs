@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use crate::firmware::NodeIndex;
+use crate::firmware::{Itself, NodeIndex};
 use crate::topology::PciAddress;
 
 /// A device of a machine.
@@ -25,6 +25,15 @@ pub enum DeviceAddress {
 impl From<PciAddress> for DeviceAddress {
     fn from(address: PciAddress) -> Self {
         Self::Pci(address)
+    }
+}
+
+impl From<Itself> for DeviceAddress {
+    fn from(itself: Itself) -> Self {
+        match itself {
+            Itself::Function(address) => Self::Pci(address),
+            Itself::Node(node) => Self::Node(node),
+        }
     }
 }
 

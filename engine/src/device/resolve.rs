@@ -176,7 +176,7 @@ impl<'a> Resolver<'a> {
             );
         let instances = description.instances.iter();
         let instances = instances.map(|instance| InstanceFacts {
-            hardware: instance.pci_function().map(Into::into),
+            hardware: instance.device().map(Into::into),
             is_enabled: instance.is_enabled,
             tells_devices_apart: true,
         });

@@ -116,16 +116,35 @@ pub struct Instance {
     pub is_enabled: bool,
     /// Whether its walks snoop the processor's caches, where the table says so.
     pub is_coherent: Option<bool>,
-    /// The PCI function that it is besides, although its registers are not there.
-    pub function: Option<PciAddress>,
+    /// The device that it is besides, although its registers are not there or do not tell: what it must
+    /// not be asked to translate.
+    pub itself: Option<Itself>,
+}
+
+/// The device that an IOMMU is.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Itself {
+    /// A PCI function.
+    Function(PciAddress),
+    /// A device that firmware names.
+    Node(NodeIndex),
 }
 
 impl Instance {
+    /// Returns the device that it is, as far as that can be anybody's: a PCI function, with its registers
+    /// or without, or a device that firmware names.
+    pub const fn device(&self) -> Option<Itself> {
+        match self.location {
+            Location::Pci(address) => Some(Itself::Function(address)),
+            Location::Memory { .. } | Location::Unstated => self.itself,
+        }
+    }
+
     /// Returns the PCI function that it is, with its registers or without.
     pub const fn pci_function(&self) -> Option<PciAddress> {
-        match self.location {
-            Location::Pci(address) => Some(address),
-            Location::Memory { .. } | Location::Unstated => self.function,
+        match self.device() {
+            Some(Itself::Function(address)) => Some(address),
+            Some(Itself::Node(_)) | None => None,
         }
     }
 }

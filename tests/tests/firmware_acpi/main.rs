@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use iopt::firmware::acpi::{dmar, ivrs, parse};
 use iopt::firmware::{
-    Architecture, Ats, Coherence, Description, Host, Instance, InstanceIndex, Location, NodeIndex,
-    Output, PathStep, PciPath, Reach, Region, RegionKind, Rule, Subject,
+    Architecture, Ats, Coherence, Description, Host, Instance, InstanceIndex, Itself, Location,
+    NodeIndex, Output, PathStep, PciPath, Reach, Region, RegionKind, Rule, Subject,
 };
 use iopt::topology::{PciAddress, RequesterId};
 use iopt_formats::{Iova, IovaRange};
@@ -59,7 +59,7 @@ fn instance(architecture: Architecture, location: Location, name: &str) -> Insta
         name: name.into(),
         is_enabled: true,
         is_coherent: None,
-        function: None,
+        itself: None,
     }
 }
 
@@ -297,7 +297,9 @@ fn amd(name: &str, rules: Vec<Rule>, hosts: Vec<Host>) -> Description {
     };
     Description {
         instances: vec![Instance {
-            function: Some("0000:00:01.0".parse().expect("it is an address")),
+            itself: Some(Itself::Function(
+                "0000:00:01.0".parse().expect("it is an address"),
+            )),
             ..instance(
                 Architecture::Amd,
                 Location::Memory {

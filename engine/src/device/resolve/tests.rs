@@ -1,13 +1,15 @@
 //! Machines resolved by hand, and many against looking up device by device.
 
+mod tables;
+
 use std::vec::Vec;
 
 use iopt_formats::{Iova, IovaRange};
 
 use super::*;
 use crate::firmware::{
-    Architecture, Behind, Bus, DmaRange, Flaw, Instance, Location, Output, PathStep, PciPath,
-    Position, Problem, Reach, Region, RegionKind, Rule as Sentence, Supplier, Who,
+    Architecture, Behind, Bus, DmaRange, Flaw, Instance, Itself, Location, Output, PathStep,
+    PciPath, Position, Problem, Reach, Region, RegionKind, Rule as Sentence, Supplier, Who,
 };
 use crate::topology::{self, BusRange, Function, FunctionKind, RequesterId, RootBus};
 
@@ -59,7 +61,7 @@ fn instance(location: Location) -> Instance {
         name: "an instance".into(),
         is_enabled: true,
         is_coherent: None,
-        function: None,
+        itself: None,
     }
 }
 
@@ -240,7 +242,7 @@ fn an_instance_does_not_translate_itself_though_a_rule_says_so() {
             [sentence(requesters(0, 0xffff), Some(0), Output::Offset(0))],
         );
         description.instances[0].location = location;
-        description.instances[0].function = besides;
+        description.instances[0].itself = besides.map(Itself::Function);
         let resolution = resolve(&description);
         let itself = device("0000:00:03.0");
         assert_eq!(resolution.parts.instances[0].hardware, Some(itself));

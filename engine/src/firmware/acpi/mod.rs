@@ -16,7 +16,7 @@ mod error;
 mod table;
 mod taken;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 

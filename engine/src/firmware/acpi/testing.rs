@@ -7,11 +7,11 @@ use crate::firmware::acpi::table::Signature;
 
 /// Writes a table, or a part of one.
 #[derive(Clone, Default)]
-pub(super) struct Writer(Vec<u8>);
+pub(crate) struct Writer(Vec<u8>);
 
 impl Writer {
     /// Begins a table: the header of 36 bytes.
-    pub(super) fn table(signature: [u8; 4], revision: u8) -> Self {
+    pub(crate) fn table(signature: [u8; 4], revision: u8) -> Self {
         Self(Vec::new())
             .bytes(&signature)
             .u32(0)
@@ -23,43 +23,43 @@ impl Writer {
             .u32(1)
     }
 
-    pub(super) fn bytes(mut self, bytes: &[u8]) -> Self {
+    pub(crate) fn bytes(mut self, bytes: &[u8]) -> Self {
         self.0.extend(bytes);
         self
     }
 
-    pub(super) fn u8(self, value: u8) -> Self {
+    pub(crate) fn u8(self, value: u8) -> Self {
         self.bytes(&[value])
     }
 
-    pub(super) fn u16(self, value: u16) -> Self {
+    pub(crate) fn u16(self, value: u16) -> Self {
         self.bytes(&value.to_le_bytes())
     }
 
-    pub(super) fn u32(self, value: u32) -> Self {
+    pub(crate) fn u32(self, value: u32) -> Self {
         self.bytes(&value.to_le_bytes())
     }
 
-    pub(super) fn u64(self, value: u64) -> Self {
+    pub(crate) fn u64(self, value: u64) -> Self {
         self.bytes(&value.to_le_bytes())
     }
 
     /// Adds zeroes.
-    pub(super) fn zeroes(self, count: usize) -> Self {
+    pub(crate) fn zeroes(self, count: usize) -> Self {
         self.bytes(&alloc::vec![0; count])
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
 
     /// Returns the bytes of a part.
-    pub(super) fn part(self) -> Vec<u8> {
+    pub(crate) fn part(self) -> Vec<u8> {
         self.0
     }
 
     /// Writes the length and the checksum of a table.
-    pub(super) fn finish(self) -> Vec<u8> {
+    pub(crate) fn finish(self) -> Vec<u8> {
         let mut bytes = self.0;
         seal(&mut bytes);
         bytes
@@ -67,7 +67,7 @@ impl Writer {
 }
 
 /// Writes the length of a table, and its checksum.
-pub(super) fn seal(bytes: &mut [u8]) {
+pub(crate) fn seal(bytes: &mut [u8]) {
     let len = u32::try_from(bytes.len()).expect("it is short");
     bytes[4..8].copy_from_slice(&len.to_le_bytes());
     bytes[9] = 0;
@@ -76,7 +76,7 @@ pub(super) fn seal(bytes: &mut [u8]) {
 }
 
 /// The result that says what is wrong.
-pub(super) fn fault<T>(
+pub(crate) fn fault<T>(
     table: [u8; 4],
     offset: usize,
     what: &'static str,

@@ -2,7 +2,7 @@
 
 use crate::firmware::device_tree::{Reader, Sentence};
 use crate::firmware::fdt::NodeId;
-use crate::firmware::{Architecture, Instance, InstanceIndex, Location, Problem, Topic};
+use crate::firmware::{Architecture, Instance, InstanceIndex, Itself, Location, Problem, Topic};
 use crate::topology::PciAddress;
 
 /// What makes a node an IOMMU that others can refer to: how many cells its IDs have.
@@ -25,8 +25,17 @@ impl Reader<'_, '_> {
                 name: self.source.path(node),
                 is_enabled: self.source.is_enabled(node),
                 is_coherent: self.is_coherent(node, architecture),
-                function: None,
+                itself: None,
             });
+        }
+    }
+
+    /// Says of each instance which device it is, now that devices have their places.
+    pub(super) fn find_instances_among_devices(&mut self) {
+        for (node, InstanceIndex(index)) in &self.instances {
+            if let Some(instance) = self.description.instances.get_mut(*index) {
+                instance.itself = self.nodes.get(node).copied().map(Itself::Node);
+            }
         }
     }
 

@@ -71,6 +71,7 @@ pub fn parse(blob: &[u8]) -> Result<Description, DeviceTreeError> {
     reader.read_reserved_memory();
     reader.read_reaches();
     reader.read_coherence();
+    reader.find_instances_among_devices();
     Ok(reader.description)
 }
 

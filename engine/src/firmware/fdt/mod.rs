@@ -13,7 +13,7 @@ mod nodes;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
-pub(super) mod writer;
+pub(crate) mod writer;
 
 pub use crate::firmware::fdt::error::FdtError;
 pub use crate::firmware::fdt::events::{Event, Events, Property};

@@ -56,7 +56,7 @@ fn description(rules: Vec<(Subject, Output)>) -> Description {
             name: format!("{index}"),
             is_enabled: true,
             is_coherent: None,
-            function: None,
+            itself: None,
         });
         description.rules.push(Rule {
             subject,

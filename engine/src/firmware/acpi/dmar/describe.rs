@@ -44,7 +44,7 @@ impl Table {
                 name: format!("DMAR unit at {:#x}", structure.offset),
                 is_enabled: true,
                 is_coherent: None,
-                function: None,
+                itself: None,
             });
             unit.describe(instance, &names, description)?;
             if unit.is_rest {

@@ -84,7 +84,7 @@ impl Writer<'_> {
                 name: format!("IORT SMMU at {offset:#x}"),
                 is_enabled: true,
                 is_coherent: Some(smmu.is_coherent),
-                function: None,
+                itself: None,
             },
             NodeKind::Smmuv3(smmu) => Instance {
                 architecture: Architecture::Smmuv3,
@@ -95,7 +95,7 @@ impl Writer<'_> {
                 name: format!("IORT SMMUv3 at {offset:#x}"),
                 is_enabled: true,
                 is_coherent: Some(smmu.flags & 1 != 0),
-                function: None,
+                itself: None,
             },
             _ => return,
         };

@@ -13,8 +13,8 @@ use crate::firmware::acpi::ivrs::{
 };
 use crate::firmware::acpi::taken::Taken;
 use crate::firmware::{
-    Architecture, Ats, Bus, Description, Instance, InstanceIndex, Location, Node, NodeIndex,
-    Output, Region, RegionKind, Rule, Subject,
+    Architecture, Ats, Bus, Description, Instance, InstanceIndex, Itself, Location, Node,
+    NodeIndex, Output, Region, RegionKind, Rule, Subject,
 };
 use crate::topology::{PciAddress, RequesterId};
 
@@ -70,7 +70,7 @@ impl Hardware {
             name: format!("IVRS IOMMU {} at {:#x}", self.address, self.offset),
             is_enabled: true,
             is_coherent: None,
-            function: Some(self.address),
+            itself: Some(Itself::Function(self.address)),
         });
         let mut add = |subject: Subject, output, settings: Settings| {
             if self.has_device_tlbs() && !settings.is_ats_disabled() {

@@ -7,8 +7,8 @@ use crate::firmware::acpi::error::{AcpiError, Fault};
 use crate::firmware::acpi::taken::Taken;
 use crate::firmware::acpi::viot::{NodeKind, PciRange, SIGNATURE, Table};
 use crate::firmware::{
-    Architecture, Bus, Description, Instance, InstanceIndex, Location, Node, NodeIndex, Output,
-    Rule, Subject,
+    Architecture, Bus, Description, Instance, InstanceIndex, Itself, Location, Node, NodeIndex,
+    Output, Rule, Subject,
 };
 use crate::topology::{PciAddress, RequesterId};
 
@@ -16,7 +16,8 @@ use crate::topology::{PciAddress, RequesterId};
 pub(super) const SEGMENTS: usize = 4096;
 
 impl Table {
-    /// Adds what the table says. Where two ranges have the same function, the first one counts.
+    /// Adds what the table says. Of two nodes with the same endpoint the first one counts. An endpoint that
+    /// is a virtio-iommu keeps its rule, and is known as what it is.
     pub(in crate::firmware::acpi) fn describe(
         &self,
         description: &mut Description,
@@ -44,9 +45,10 @@ impl Table {
                 name,
                 is_enabled: true,
                 is_coherent: None,
-                function: None,
+                itself: None,
             });
         }
+        let mut endpoints = BTreeMap::new();
         let mut taken = Taken::default();
         let mut segments = 0_usize;
         for node in &self.nodes {
@@ -83,6 +85,10 @@ impl Table {
                         continue;
                     };
                     let index = NodeIndex(description.nodes.len());
+                    if endpoints.contains_key(&base) {
+                        continue;
+                    }
+                    endpoints.insert(base, index);
                     description.nodes.push(Node {
                         name: format!("memory at {base:#x}"),
                         bus: Bus::Platform,
@@ -95,6 +101,13 @@ impl Table {
                     });
                 }
                 _ => {}
+            }
+        }
+        for (InstanceIndex(index), location) in instances.into_values() {
+            if let Location::Memory { base, .. } = location
+                && let Some(instance) = description.instances.get_mut(index)
+            {
+                instance.itself = endpoints.get(&base).copied().map(Itself::Node);
             }
         }
         Ok(())
