@@ -139,7 +139,7 @@ impl Report {
             Some(_) => None,
         };
         let name = |address: &DeviceAddress| names::device(description, *address);
-        let devices = machine.devices().iter().map(|device| {
+        let devices = machine.devices().map(|device| {
             let function = as_function(device.address).and_then(|at| functions.tree.get(at));
             let mut report = device_report(description, device, function);
             report.group = group_of.get(&device.address).copied();
@@ -227,7 +227,7 @@ fn instances(
     group_of: &BTreeMap<DeviceAddress, usize>,
 ) -> Vec<InstanceReport> {
     let mut counts = vec![0; description.instances.len()];
-    let translated = machine.devices().iter();
+    let translated = machine.devices();
     for device in translated.filter(|device| group_of.contains_key(&device.address)) {
         for stream in &device.streams {
             counts[stream.instance.0] += 1;
