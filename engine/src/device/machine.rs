@@ -62,6 +62,15 @@ pub struct DeviceReach {
     pub ranges: Vec<DmaRange>,
 }
 
+/// Why a device is not translated, although instances see it.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// Some of its requests, under another ID, are behind no IOMMU: whoever got the device could do with
+    /// those what it likes.
+    Partial,
+}
+
 /// All that is known of a device.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Resolved {
@@ -79,6 +88,8 @@ pub struct Resolved {
     pub is_untrusted: bool,
     /// How wide its PASIDs are, 0 to 20 bits; 0 for a device without.
     pub pasid_bits: u8,
+    /// Why it is not translated, although it has streams.
+    pub refusal: Option<Refusal>,
 }
 
 impl Resolved {
@@ -95,6 +106,7 @@ impl Resolved {
             },
             is_untrusted: false,
             pasid_bits: 0,
+            refusal: None,
         }
     }
 }

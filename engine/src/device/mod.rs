@@ -94,12 +94,12 @@ pub use crate::device::error::{
 };
 pub use crate::device::leave::Removal;
 pub use crate::device::machine::{
-    DeviceReach, DeviceRegion, Identity, InstanceFacts, Machine, MachineParts, Resolved, Stream,
-    SupplierEdge,
+    DeviceReach, DeviceRegion, Identity, InstanceFacts, Machine, MachineParts, Refusal, Resolved,
+    Stream, SupplierEdge,
 };
 pub use crate::device::owner::{Owner, Ownership};
 pub use crate::device::registry::{NoIommu, Registry};
 pub use crate::device::report::{NoDefaultDomain, Report, Reports};
-pub use crate::device::resolve::{Besides, Resolution, ResolveError, Untranslated};
+pub use crate::device::resolve::{Besides, Resolution, ResolveError, Unanswered, Untranslated};
 pub use crate::device::snapshot::{DeviceSnapshot, GroupSnapshot, Snapshot, Standing};
 pub use crate::device::walk::Registration;

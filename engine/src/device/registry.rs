@@ -12,7 +12,8 @@ use smallvec::SmallVec;
 use crate::device::driver::Published;
 use crate::device::group::Group;
 use crate::device::{
-    Config, DeviceAddress, Driver, Endpoint, GrowError, Identity, Machine, Report, UnknownDevice,
+    Config, DeviceAddress, Driver, Endpoint, GrowError, Identity, Machine, Refusal, Report,
+    UnknownDevice,
 };
 use crate::sync::{DEVICE_GUARD, Latest, Mutex, MutexGuard, REGISTRY, thread_index};
 
@@ -101,6 +102,8 @@ pub enum NoIommu {
     Disabled,
     /// It is itself the instance that would translate it.
     SelfTranslation,
+    /// It is refused, for what firmware says of it or does not say.
+    Refused(Refusal),
     /// Its instances are different drivers'.
     Mixed,
     /// An instance did not come in time.

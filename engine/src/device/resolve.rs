@@ -17,7 +17,7 @@ use crate::device::machine::Sets;
 use crate::device::resolve::questions::{Questions, Then};
 use crate::device::{
     DeviceAddress, DeviceReach, DeviceRegion, InstanceFacts, Machine, MachineError, MachineParts,
-    Resolved, Stream, SupplierEdge,
+    Refusal, Resolved, Stream, SupplierEdge,
 };
 use crate::firmware::{
     self, Description, Identity, InstanceIndex, NodeIndex, Seen, Subject, Topic,
@@ -59,12 +59,31 @@ pub enum ResolveError {
     Machine(#[from] MachineError),
 }
 
+/// Why an ID of a device is behind no IOMMU.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Unanswered {
+    /// A sentence about it cannot be read, by its place in [`Description::flaws`].
+    Unreadable(usize),
+    /// The rule at this place of [`Description::rules`] says so.
+    Nothing(usize),
+    /// No rule is about it.
+    Unsaid,
+}
+
 /// Why a device is behind no IOMMU.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 #[non_exhaustive]
 pub enum Untranslated {
     /// It is this instance, which does not translate itself.
     Itself(InstanceIndex),
+    /// Instances see it, but not its requests under this ID: so it is not translated at all
+    /// ([`Refusal::Partial`]).
+    Partly {
+        /// The requester ID, or the ID on its bus. Of several one about which most is said.
+        id: u32,
+        /// Why they do not.
+        why: Unanswered,
+    },
     /// A sentence about it cannot be read, by its place in [`Description::flaws`]; it may well be behind an
     /// IOMMU.
     Unreadable(usize),
@@ -82,6 +101,16 @@ pub struct Resolution {
     pub parts: MachineParts,
     /// Who is behind no IOMMU, in rising order, and why.
     pub untranslated: Vec<(DeviceAddress, Untranslated)>,
+}
+
+impl From<Unanswered> for Untranslated {
+    fn from(why: Unanswered) -> Self {
+        match why {
+            Unanswered::Unreadable(place) => Self::Unreadable(place),
+            Unanswered::Nothing(place) => Self::Nothing(place),
+            Unanswered::Unsaid => Self::Unsaid,
+        }
+    }
 }
 
 impl Machine {
@@ -110,6 +139,10 @@ impl Resolution {
     /// names IDs, each function is found by its own ones. An ID of several cells is not among the
     /// [`ids`](Stream::ids) of a stream; devices whose IDs are equal cells are one group all the same. Devices
     /// whose ID has no cell cannot be told apart by their instance.
+    ///
+    /// A function that is behind an instance under some of its IDs only is refused. Below bridges that
+    /// take requests for their own it is the ID of the last of them that must be behind one; of the others
+    /// nothing need be said.
     ///
     /// # Errors
     ///
@@ -147,7 +180,7 @@ struct Resolver<'a> {
     /// For each question, what an instance sees.
     seen: Vec<Option<Seen<'a>>>,
     /// For each question that no instance answers, why.
-    why_not: Vec<Untranslated>,
+    why_not: Vec<Unanswered>,
     /// By number, as [`Questions`] has them.
     devices: Vec<Resolved>,
     /// Who is behind no IOMMU, in rising order.
@@ -187,7 +220,7 @@ impl<'a> Resolver<'a> {
             tree,
             questions,
             seen: (0..count).map(|_| None).collect(),
-            why_not: (0..count).map(|_| Untranslated::Unsaid).collect(),
+            why_not: (0..count).map(|_| Unanswered::Unsaid).collect(),
             devices: devices
                 .map(|(address, number)| Resolved::new(address, number))
                 .collect(),
@@ -224,16 +257,16 @@ impl<'a> Resolver<'a> {
             });
         }
         let rules = description.rules.iter().zip(0..);
-        let rules = rules.map(|(rule, place)| (&rule.subject, Untranslated::Nothing(place)));
+        let rules = rules.map(|(rule, place)| (&rule.subject, Unanswered::Nothing(place)));
         let flaws = description.flaws.iter().zip(0..);
         let flaws = flaws.filter_map(|(flaw, place)| {
             let subject = flaw.subject.as_ref()?;
-            (flaw.topic == Topic::Rule).then_some((subject, Untranslated::Unreadable(place)))
+            (flaw.topic == Topic::Rule).then_some((subject, Unanswered::Unreadable(place)))
         });
         for (subject, why) in rules.chain(flaws) {
             questions.visit(subject, |covered| {
                 let why_not = &mut why_not[covered.question];
-                if *why_not == Untranslated::Unsaid {
+                if *why_not == Unanswered::Unsaid {
                     *why_not = why;
                 }
                 Then::Closed
@@ -293,7 +326,7 @@ impl<'a> Resolver<'a> {
                 itself.entry(address).or_insert(InstanceIndex(index));
             }
         }
-        for (resolved, device) in self.devices.iter().zip(0..) {
+        for (resolved, device) in self.devices.iter_mut().zip(0..) {
             let address = resolved.address;
             let mut instances = resolved.streams.iter().map(|stream| stream.instance);
             let is_itself =
@@ -302,13 +335,25 @@ impl<'a> Resolver<'a> {
                 [] => itself.get(&address).copied(),
                 _ => instances.find(is_itself),
             };
+            let questions = self.questions.of(device);
+            let reasons = questions.clone().map(|question| self.why_not[question]);
             let why = match itself {
                 Some(instance) => Untranslated::Itself(instance),
-                None if !resolved.streams.is_empty() => continue,
+                None if resolved.streams.is_empty() => {
+                    reasons.min().unwrap_or(Unanswered::Unsaid).into()
+                }
                 None => {
-                    let questions = self.questions.of(device);
-                    let reasons = questions.map(|question| self.why_not[question]);
-                    reasons.min().unwrap_or(Untranslated::Unsaid)
+                    let open = questions.zip(reasons).filter(|(question, why)| {
+                        let is_decisive = self.questions.is_decisive(*question);
+                        self.seen[*question].is_none()
+                            && (is_decisive || *why != Unanswered::Unsaid)
+                    });
+                    let open = open.map(|(question, why)| (why, self.questions.id(question)));
+                    let Some((why, id)) = open.min() else {
+                        continue;
+                    };
+                    resolved.refusal = Some(Refusal::Partial);
+                    Untranslated::Partly { id, why }
                 }
             };
             self.untranslated.push((device, why));

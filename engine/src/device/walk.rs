@@ -271,6 +271,9 @@ impl Registry {
         }
         let machine = self.machine();
         let address = machine.address(number);
+        if let Some(refusal) = machine.resolved(number).refusal {
+            return Outlook::NoIommu(NoIommu::Refused(refusal));
+        }
         let mut instances = SmallVec::new();
         let mut driver: Option<Arc<dyn Driver>> = None;
         let mut is_missing = false;

@@ -260,6 +260,15 @@ impl PciTree {
         self.parents[index]
     }
 
+    /// Returns the ID that the last bridge that takes requests for its own puts into those of the function at
+    /// a place; `None` if there is no such bridge above.
+    pub(crate) fn last_taken_id(&self, index: usize) -> Option<RequesterId> {
+        let above = core::iter::successors(self.parents[index], |parent| self.parents[*parent]);
+        above
+            .filter_map(|bridge| taken_id(&self.functions[bridge]))
+            .last()
+    }
+
     /// Returns the functions whose requester IDs have the bus of the function at a place.
     pub(crate) fn bus_of(&self, index: usize) -> core::ops::Range<usize> {
         let bus =

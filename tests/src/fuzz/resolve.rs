@@ -1,12 +1,14 @@
 //! What firmware says, of each function of a tree: told to all at once and asked for one by one.
 
+use std::iter;
+
 use iopt::device::{
-    Besides, DeviceAddress, Machine, Resolution, ResolveError, Resolved, Untranslated,
+    Besides, DeviceAddress, Machine, Refusal, Resolution, ResolveError, Resolved, Untranslated,
 };
 use iopt::firmware::{
     Behind, Description, Identity, NodeIndex, PciPath, Position, Seen, Who, acpi, device_tree,
 };
-use iopt::topology::{self, PciAddress, PciTree, Rule};
+use iopt::topology::{self, FunctionKind, PciAddress, PciTree, RequesterId, Rule};
 
 use crate::fuzz::{firmware, topology as trees};
 
@@ -75,6 +77,8 @@ fn check_device(
 ) {
     let mut found = Vec::new();
     let mut regions = Vec::new();
+    // IDs that no instance sees, and whether that matters if one sees others.
+    let mut open = Vec::new();
     let mut see = |seen: Seen<'_>| {
         let id = match seen.identity {
             Identity::Number(id) => Some(id),
@@ -85,13 +89,19 @@ fn check_device(
     match device.address {
         DeviceAddress::Pci(address) => {
             let place = Place(tree, address);
+            let last = last_taken(tree, address);
             for requester in tree.requesters(address).expect("it is there") {
                 let under = PciAddress {
                     requester,
                     ..address
                 };
-                if let Behind::Instance(seen) = description.requester(under, &place) {
-                    see(seen);
+                let is_last = last.is_none_or(|last| last == requester);
+                match description.requester(under, &place) {
+                    Behind::Instance(seen) => see(seen),
+                    Behind::Unsaid => open.push((requester.get().into(), is_last)),
+                    Behind::Nothing(_) | Behind::Unreadable(_) => {
+                        open.push((requester.get().into(), true));
+                    }
                 }
                 let who = Who::Requester(under, &place);
                 regions.extend(description.regions_of(who).map(|region| region.range));
@@ -123,17 +133,36 @@ fn check_device(
     let streams = device.streams.iter();
     let ids = streams.flat_map(|stream| stream.ids.iter().map(|id| (stream.instance, Some(*id))));
     assert_eq!(ids.collect::<Vec<_>>(), found, "{}", device.address);
+    let decisive = open.iter().find(|(_, is_decisive)| *is_decisive);
     match why_not {
-        None => assert!(!device.streams.is_empty()),
+        None => assert!(!device.streams.is_empty() && decisive.is_none()),
         Some(Untranslated::Itself(_)) => {}
+        Some(Untranslated::Partly { id, .. }) => {
+            assert!(!device.streams.is_empty() && open.contains(&(id, true)));
+        }
         Some(_) => assert!(device.streams.is_empty()),
     }
+    let is_partly = matches!(why_not, Some(Untranslated::Partly { .. }));
+    assert_eq!(device.refusal == Some(Refusal::Partial), is_partly);
     let mut told: Vec<_> = device.regions.iter().map(|region| region.range).collect();
     for ranges in [&mut told, &mut regions] {
         ranges.sort_unstable_by_key(|range| (range.start(), range.last()));
         ranges.dedup();
     }
     assert_eq!(told, regions, "{}", device.address);
+}
+
+/// The ID that the last bridge on the way up puts in place of a function's, if one does.
+fn last_taken(tree: &PciTree, address: PciAddress) -> Option<RequesterId> {
+    let above = iter::successors(tree.parent(address), |bridge| tree.parent(bridge.address));
+    let taken = above.filter_map(|bridge| match bridge.kind {
+        FunctionKind::PciePciBridge => RequesterId::from_parts(bridge.buses?.secondary, 0, 0),
+        FunctionKind::ConventionalBridge | FunctionKind::PciPcieBridge => {
+            Some(bridge.address.requester)
+        }
+        _ => None,
+    });
+    taken.last()
 }
 
 /// Where a function is in a tree; a virtual one is also where its physical one is.

@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use iopt::device::smmuv3::{Features, Smmu, Smmuv3Domain, Smmuv3Driver};
 use iopt::device::{
-    AttachError, By, Config, DefaultKind, DeviceAddress, DeviceControl, DeviceReach, Hwpt,
-    Identity, InstanceFacts, Machine, MachineParts, Owner, Ownership, Registration, Registry,
-    Resolved, Stream,
+    AttachError, By, Config, DefaultKind, DeviceAddress, DeviceControl, Hwpt, Identity,
+    InstanceFacts, Machine, MachineParts, Owner, Ownership, Registration, Registry, Resolved,
+    Stream,
 };
 use iopt::firmware::{InstanceIndex, NodeIndex};
 use iopt::invalidation::queue::smmuv3::CommandQueue;
@@ -155,16 +155,12 @@ impl World {
 
     fn registry(pasid_bits: u8) -> Arc<Registry> {
         let devices = STREAMS.iter().enumerate().map(|(number, ids)| Resolved {
-            address: address(number),
             streams: vec![Stream {
                 instance: InstanceIndex(0),
                 ids: ids.to_vec(),
             }],
-            group: number,
-            regions: Vec::new(),
-            reach: DeviceReach::default(),
-            is_untrusted: false,
             pasid_bits,
+            ..Resolved::new(address(number), number)
         });
         let parts = MachineParts {
             devices: devices.collect(),

@@ -167,6 +167,10 @@ pub(super) fn reason(description: &Description, why: Untranslated) -> String {
             let flaw = flaw.map_or_else(String::new, |flaw| printable(&flaw.to_string()));
             format!("what is said of it cannot be read: {flaw}")
         }
+        Untranslated::Partly { id, why } => format!(
+            "it is not all behind an IOMMU: as {id:#x}, {}",
+            reason(description, why.into())
+        ),
         Untranslated::Nothing(place) => {
             let rule = description.rules.get(place);
             let about = rule.map_or_else(String::new, |rule| {

@@ -24,7 +24,8 @@ impl Machine {
                 && now.regions == device.regions
                 && now.reach == device.reach
                 && now.is_untrusted == device.is_untrusted
-                && now.pasid_bits == device.pasid_bits;
+                && now.pasid_bits == device.pasid_bits
+                && now.refusal == device.refusal;
             if !is_same {
                 return Err(GrowError::Changed { address });
             }

@@ -68,6 +68,9 @@ pub(super) struct Questions<'a> {
     /// Ascending.
     inputs: &'a [(NodeIndex, u32)],
     first_input: usize,
+    /// Of each function, the question of the ID that all its requests may arrive under, so that its other ones
+    /// need no answer.
+    last_taken: Vec<Option<usize>>,
     /// Physical functions and their virtual ones, by their places.
     virtuals: Vec<(usize, usize)>,
     orders: BTreeMap<(Space, u32), Order>,
@@ -85,9 +88,14 @@ impl<'a> Questions<'a> {
         let mut all = Vec::with_capacity(functions.len() + node_count + inputs.len());
         let mut starts = Vec::with_capacity(all.capacity() + 1);
         let mut virtuals = Vec::new();
+        let mut last_taken = Vec::with_capacity(functions.len());
         for (device, function) in functions.iter().enumerate() {
-            starts.push(all.len());
+            let start = all.len();
+            starts.push(start);
             let requesters = tree.requesters(function.address).unwrap_or_default();
+            let taken = tree.last_taken_id(device);
+            let taken = requesters.iter().position(|id| Some(*id) == taken);
+            last_taken.push(taken.map(|place| start + place));
             let ids = requesters.into_iter().map(|id| u32::from(id.get()));
             all.extend(ids.map(|id| Question { device, id }));
             if let Some(requester) = function.physical {
@@ -110,6 +118,7 @@ impl<'a> Questions<'a> {
             starts,
             inputs,
             first_input: functions.len() + node_count,
+            last_taken,
             virtuals,
             orders: BTreeMap::new(),
             by_device,
@@ -127,6 +136,19 @@ impl<'a> Questions<'a> {
     /// Returns the questions of a device.
     pub(super) fn of(&self, device: usize) -> Range<usize> {
         self.starts[device]..self.starts[device + 1]
+    }
+
+    /// Returns the ID that a question is about.
+    pub(super) fn id(&self, question: usize) -> u32 {
+        self.all[question].id
+    }
+
+    /// Returns whether a device is behind an IOMMU only if this question of it has an answer. Below a bridge
+    /// that takes requests for its own, requests under other IDs are not met with but for PCI-X, so that
+    /// most tables say nothing of them.
+    pub(super) fn is_decisive(&self, question: usize) -> bool {
+        let last = self.last_taken.get(self.all[question].device);
+        last.copied().flatten().is_none_or(|last| last == question)
     }
 
     /// Returns the number of a named device, if there is one.

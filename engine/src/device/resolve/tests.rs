@@ -161,6 +161,64 @@ fn a_function_is_found_under_all_requester_ids_that_it_uses() {
 }
 
 #[test]
+fn a_function_that_is_half_behind_an_iommu_is_refused() {
+    // Requests under the ID of its quirk are not met: unsaid, by a disabled instance, by a damaged entry.
+    let half = || {
+        described(
+            2,
+            [sentence(
+                requesters(0x0100, 0x0100),
+                Some(0),
+                Output::Fixed(7),
+            )],
+        )
+    };
+    let mut disabled = half();
+    disabled.instances[1].is_enabled = false;
+    let other = sentence(requesters(0x0101, 0x0101), Some(1), Output::Fixed(8));
+    disabled.rules.push(other);
+    let mut damaged = half();
+    damaged.flaws.push(Flaw {
+        topic: Topic::Rule,
+        subject: Some(requesters(0x0101, 0x0101)),
+        name: "a map".into(),
+        property: "an entry",
+        offset: 0,
+        problem: Problem::Value { value: 0 },
+    });
+    let function = device("0000:01:00.0");
+    for (description, why) in [
+        (half(), Unanswered::Unsaid),
+        (disabled, Unanswered::Nothing(1)),
+        (damaged, Unanswered::Unreadable(0)),
+    ] {
+        let resolution = resolve(&description);
+        let id = 0x0101;
+        let partly = Untranslated::Partly { id, why };
+        assert_eq!(resolution.why_not(function), Some(partly));
+        assert_eq!(resolution.streams(function), [(0, vec![7])]);
+        assert_eq!(resolution.of(function).refusal, Some(Refusal::Partial));
+    }
+}
+
+#[test]
+fn below_a_bridge_to_pci_the_id_of_the_bridge_decides() {
+    let function = device("0000:03:05.0");
+    let of = |first, last, nothing: &[u16]| {
+        let nothing = nothing.iter();
+        let nothing = nothing.map(|id| sentence(requesters(*id, *id), None, Output::Offset(0)));
+        let rule = sentence(requesters(first, last), Some(0), Output::Offset(0));
+        resolve(&described(1, [rule].into_iter().chain(nothing))).why_not(function)
+    };
+    let partly = |id, why| Some(Untranslated::Partly { id, why });
+    assert_eq!(of(0x0300, 0x0300, &[]), None);
+    assert_eq!(of(0x0328, 0x0328, &[]), partly(0x0300, Unanswered::Unsaid));
+    // What is said of its own ID counts all the same.
+    let nothing = Unanswered::Nothing(1);
+    assert_eq!(of(0x0300, 0x0300, &[0x0328]), partly(0x0328, nothing));
+}
+
+#[test]
 fn a_virtual_function_is_where_its_physical_one_is_under_its_own_id() {
     for subject in [Subject::Function(path(&[1, 0])), Subject::Below(path(&[1]))] {
         let description = described(
@@ -531,7 +589,7 @@ fn resolving_all_says_what_looking_up_each_says() {
         for function in tree.functions() {
             let place = Place(&tree, function.address);
             let mut expected = Vec::new();
-            let mut nothing = Vec::new();
+            let mut open = Vec::new();
             let mut regions = Vec::new();
             let mut reaches = Vec::new();
             for requester in tree.requesters(function.address).expect("it is there") {
@@ -546,10 +604,12 @@ fn resolving_all_says_what_looking_up_each_says() {
                     }
                     Behind::Nothing(rule) => {
                         let mut rules = description.rules.iter();
-                        nothing.extend(rules.position(|other| core::ptr::eq(other, rule)));
+                        let place = rules.position(|other| core::ptr::eq(other, rule));
+                        let why = Unanswered::Nothing(place.expect("it is among them"));
+                        open.push((why, u32::from(requester.get())));
                     }
                     Behind::Unreadable(flaw) => panic!("{flaw}"),
-                    Behind::Unsaid => {}
+                    Behind::Unsaid => open.push((Unanswered::Unsaid, requester.get().into())),
                 }
                 let who = Who::Requester(address, &place);
                 regions.extend(
@@ -572,13 +632,16 @@ fn resolving_all_says_what_looking_up_each_says() {
                 .collect();
             assert_eq!(found, expected, "{round}: {}", function.address);
             let why = resolution.why_not(function.address.into());
-            let unsaid = Untranslated::Unsaid;
-            let reason = nothing
-                .iter()
-                .min()
-                .copied()
-                .map_or(unsaid, Untranslated::Nothing);
-            assert_eq!(why, expected.is_empty().then_some(reason), "{round}");
+            // Of the device behind the bridge the bridge's ID decides.
+            let is_bridged = function.address.requester.bus() == 3;
+            let reason = if expected.is_empty() {
+                open.iter().min().map(|(why, _)| (*why).into())
+            } else {
+                open.retain(|(why, id)| *why != Unanswered::Unsaid || !is_bridged || *id == 0x0300);
+                let first = open.iter().min();
+                first.map(|&(why, id)| Untranslated::Partly { id, why })
+            };
+            assert_eq!(why, reason, "{round}: {}", function.address);
             regions.sort_unstable();
             regions.dedup();
             let device = resolution.of(function.address.into());
@@ -589,7 +652,9 @@ fn resolving_all_says_what_looking_up_each_says() {
                 .collect();
             assert_eq!(found, regions, "{round}: {}", function.address);
             assert_eq!(device.reach.address_bits, reaches.iter().min().copied());
-            counts[usize::from(expected.is_empty()) + usize::from(!nothing.is_empty())] += 1;
+            let is_refused = Some(Refusal::Partial) == device.refusal;
+            assert_eq!(is_refused, !open.is_empty() && !expected.is_empty());
+            counts[usize::from(expected.is_empty()) + 2 * usize::from(is_refused)] += 1;
         }
     }
     assert!(counts.iter().all(|count| *count > 20), "{counts:?}");

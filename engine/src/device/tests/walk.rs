@@ -42,6 +42,21 @@ fn an_instance_is_registered_from_inside_the_probe_of_its_own_device() {
     rig.check();
 }
 
+#[test]
+fn a_device_that_is_half_behind_an_instance_is_left_alone() {
+    let mut half = behind(0, 0, &[0]);
+    half.refusal = Some(Refusal::Partial);
+    let rig = Rig::new(Vec::from([half, behind(1, 1, &[0])]));
+    rig.register(0);
+    rig.add_all();
+    let why = NoIommu::Refused(Refusal::Partial);
+    assert_eq!(rig.standing(0), Standing::NoIommu(why));
+    assert_eq!(rig.world.report_count("NoIommu"), 1);
+    assert!(matches!(rig.bind(0), Ok(Binding::Untranslated(found)) if found == why));
+    assert!(matches!(rig.bind(1), Ok(Binding::Translated(_))));
+    rig.check();
+}
+
 /// A0.3.
 #[test]
 fn a_probe_that_is_reached_with_the_guard_held_takes_it_not_again() {
