@@ -142,6 +142,7 @@ fn describe() -> (Description, PciTree) {
             is_enabled: true,
             is_coherent: None,
             itself: None,
+            match_mask: 0,
         });
         description.rules.push(IdRule {
             subject: Subject::Requesters {

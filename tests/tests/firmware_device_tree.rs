@@ -117,6 +117,7 @@ fn instance(
         is_enabled: true,
         is_coherent,
         itself: None,
+        match_mask: 0,
     }
 }
 

@@ -40,7 +40,9 @@ impl fmt::Display for Identity {
 pub struct Stream {
     /// The instance.
     pub instance: InstanceIndex,
-    /// Under which IDs, each of its DMA aliases included.
+    /// Under which IDs, each of its DMA aliases included. Those of an Arm SMMU before version 3 have in
+    /// bits 31:16 which of the bits 15:0 do not count
+    /// ([`Identity::Number`](crate::firmware::Identity::Number)).
     pub ids: Vec<u32>,
 }
 

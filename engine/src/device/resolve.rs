@@ -5,6 +5,7 @@
 //! [`Description::requester`], [`node`](Description::node) and [`input`](Description::input) say what they
 //! are.
 
+mod masks;
 mod questions;
 #[cfg(test)]
 mod tests;
@@ -20,7 +21,7 @@ use crate::device::{
     Refusal, Resolved, Stream, SupplierEdge,
 };
 use crate::firmware::{
-    self, Description, Identity, InstanceIndex, NodeIndex, Seen, Subject, Topic,
+    self, Architecture, Description, Identity, InstanceIndex, NodeIndex, Seen, Subject, Topic,
 };
 use crate::topology::{GroupsError, Member, Node, PciAddress, PciTree, Rule, Translation, groups};
 
@@ -137,8 +138,9 @@ impl Resolution {
     ///
     /// Where firmware names a function by its path, it means the virtual functions of that one, too; where it
     /// names IDs, each function is found by its own ones. An ID of several cells is not among the
-    /// [`ids`](Stream::ids) of a stream; devices whose IDs are equal cells are one group all the same. Devices
-    /// whose ID has no cell cannot be told apart by their instance.
+    /// [`ids`](Stream::ids) of a stream, unless it is an Arm SMMU's; devices whose IDs are equal cells are one
+    /// group all the same, and so are devices of which such an SMMU may see the same ID. Devices whose ID has
+    /// no cell cannot be told apart by their instance.
     ///
     /// A function that is behind an instance under some of its IDs only is refused. Below bridges that
     /// take requests for their own it is the ID of the last of them that must be behind one; of the others
@@ -491,6 +493,15 @@ impl<'a> Resolver<'a> {
         let mut sets = Sets::new(self.devices.len());
         sets.join_equal(&of);
         sets.join_equal(&self.cells);
+        let instances = self.description.instances.iter().zip(0..);
+        for (instance, index) in instances {
+            if instance.architecture == Architecture::Smmu {
+                let ids = masks::ids_of(&self.devices, InstanceIndex(index));
+                if masks::join_shared(ids, &mut sets).is_err() {
+                    self.instances[index].tells_devices_apart = false;
+                }
+            }
+        }
         for (device, group) in self.devices.iter_mut().zip(sets.numbered()) {
             device.group = group;
         }

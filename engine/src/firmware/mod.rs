@@ -119,6 +119,9 @@ pub struct Instance {
     /// The device that it is besides, although its registers are not there or do not tell: what it must
     /// not be asked to translate.
     pub itself: Option<Itself>,
+    /// Which bits of an ID it passes over, where the ID itself does not say which: `stream-match-mask` of an
+    /// Arm SMMU before version 3, 0 for others.
+    pub match_mask: u16,
 }
 
 /// The device that an IOMMU is.

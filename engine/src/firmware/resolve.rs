@@ -10,8 +10,8 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use crate::firmware::{
-    Ats, Description, Flaw, InstanceIndex, NodeIndex, Output, PciPath, Reach, Region, Rule,
-    Subject, Topic,
+    Architecture, Ats, Description, Flaw, InstanceIndex, NodeIndex, Output, PciPath, Reach, Region,
+    Rule, Subject, Topic,
 };
 use crate::topology::PciAddress;
 
@@ -61,7 +61,9 @@ pub struct Seen<'a> {
 /// An ID of an instance.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Identity<'a> {
-    /// A number: a `StreamID`, a requester ID, a device ID, an endpoint ID.
+    /// A number: a `StreamID`, a requester ID, a device ID, an endpoint ID. That of an Arm SMMU before
+    /// version 3 is as its stream match registers have it (IHI 0062D, `SMMU_SMRn`): the ID in bits 15:0,
+    /// and in bits 31:16 those that are set where the ID's do not count, and are 0.
     Number(u32),
     /// None, or several cells that only the driver of the instance understands.
     Cells(&'a [u32]),
@@ -179,14 +181,24 @@ impl Description {
     /// is no such ID.
     pub(crate) fn seen<'a>(&'a self, rule: &'a Rule, input: u32) -> Option<Seen<'a>> {
         let instance = rule.instance?;
-        if !self.instances.get(instance.0)?.is_enabled {
+        let described = self.instances.get(instance.0)?;
+        if !described.is_enabled {
             return None;
         }
+        let has_masks = described.architecture == Architecture::Smmu;
+        let number = |number| {
+            if has_masks {
+                matched(number, described.match_mask.into())
+            } else {
+                Some(number)
+            }
+        };
         let identity = match &rule.output {
-            Output::Offset(offset) => Identity::Number(input.checked_add(*offset)?),
-            Output::Fixed(number) => Identity::Number(*number),
+            Output::Offset(offset) => Identity::Number(number(input.checked_add(*offset)?)?),
+            Output::Fixed(fixed) => Identity::Number(number(*fixed)?),
             Output::Cells(cells) => match cells.as_slice() {
-                [number] => Identity::Number(*number),
+                [one] => Identity::Number(number(*one)?),
+                [id, mask] if has_masks => Identity::Number(matched(*id, *mask)?),
                 cells => Identity::Cells(cells),
             },
         };
@@ -196,6 +208,12 @@ impl Description {
             rule,
         })
     }
+}
+
+/// An ID and the bits of it that do not count, as a stream match register has them.
+fn matched(id: u32, mask: u32) -> Option<u32> {
+    let [id, mask] = [u16::try_from(id).ok()?, u16::try_from(mask).ok()?];
+    Some(u32::from(mask) << 16 | u32::from(id & !mask))
 }
 
 impl Seen<'_> {

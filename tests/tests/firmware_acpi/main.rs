@@ -60,6 +60,7 @@ fn instance(architecture: Architecture, location: Location, name: &str) -> Insta
         is_enabled: true,
         is_coherent: None,
         itself: None,
+        match_mask: 0,
     }
 }
 

@@ -1,6 +1,6 @@
 //! Firmware's words, for people.
 
-use iopt::device::{DeviceAddress, Untranslated};
+use iopt::device::{DeviceAddress, Stream, Untranslated};
 use iopt::firmware::{
     Architecture, Description, InstanceIndex, Location, NodeIndex, Output, PciPath, RegionKind,
     Subject,
@@ -144,6 +144,18 @@ pub(super) fn output(subject: &Subject, output: &Output) -> String {
         }
         _ => "others".into(),
     }
+}
+
+/// The IDs under which an instance sees a device; behind a stroke, which bits of one do not count.
+pub(super) fn ids(description: &Description, stream: &Stream) -> Vec<String> {
+    let instance = description.instances.get(stream.instance.0);
+    let is_smmu = instance.is_some_and(|instance| instance.architecture == Architecture::Smmu);
+    let ids = stream.ids.iter();
+    ids.map(|id| match (id >> 16, id & 0xffff) {
+        (mask, id) if is_smmu && mask != 0 => format!("{id:#x}/{mask:#x}"),
+        _ => format!("{id:#x}"),
+    })
+    .collect()
 }
 
 pub(super) fn region(kind: RegionKind) -> String {

@@ -97,7 +97,7 @@ pub(super) struct DeviceReport {
 #[derive(Debug, Serialize)]
 pub(super) struct StreamReport {
     pub(super) instance: usize,
-    pub(super) ids: Vec<Hex>,
+    pub(super) ids: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -295,7 +295,7 @@ fn device_report(
 ) -> DeviceReport {
     let streams = device.streams.iter().map(|stream| StreamReport {
         instance: stream.instance.0,
-        ids: stream.ids.iter().map(|id| Hex(u64::from(*id))).collect(),
+        ids: names::ids(description, stream),
     });
     let regions = device.regions.iter().map(|region| RegionReport {
         subject: None,
@@ -318,10 +318,10 @@ fn device_report(
 impl DeviceReport {
     /// Writes where its requests arrive: `INSTANCE: ID, ID; INSTANCE: ID`.
     pub(super) fn arrivals(&self) -> String {
-        let streams = self.streams.iter().map(|stream| {
-            let ids: Vec<_> = stream.ids.iter().map(|id| format!("{:#x}", id.0)).collect();
-            format!("{}: {}", stream.instance, ids.join(", "))
-        });
+        let streams = self
+            .streams
+            .iter()
+            .map(|stream| format!("{}: {}", stream.instance, stream.ids.join(", ")));
         streams.collect::<Vec<_>>().join("; ")
     }
 }

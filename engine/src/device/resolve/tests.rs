@@ -62,6 +62,7 @@ fn instance(location: Location) -> Instance {
         is_enabled: true,
         is_coherent: None,
         itself: None,
+        match_mask: 0,
     }
 }
 

@@ -8,7 +8,9 @@ use crate::firmware::device_tree::maps::{MASK, Map, MapEntry, clipped};
 use crate::firmware::device_tree::source::cell;
 use crate::firmware::device_tree::{Reader, Sentence};
 use crate::firmware::fdt::NodeId;
-use crate::firmware::{Ats, InstanceIndex, Output, Problem, Rule, Subject, Supplier, Topic};
+use crate::firmware::{
+    Architecture, Ats, InstanceIndex, Output, Problem, Rule, Subject, Supplier, Topic,
+};
 use crate::topology::RequesterId;
 
 /// An instance, and an ID in its cells.
@@ -71,9 +73,11 @@ impl Reader<'_, '_> {
         while let Some(phandle) = cell(value, at) {
             let (instance, cells) = self.target(phandle).map_err(|problem| (at * 4, problem))?;
             let ids = (1..=cells).map(|index| cell(value, at + index));
-            let Some(ids) = ids.collect() else {
+            let Some(ids) = ids.collect::<Option<Vec<_>>>() else {
                 return Err((at * 4, length.1));
             };
+            self.check_ids(instance, &ids)
+                .map_err(|problem| (at * 4, problem))?;
             found.push((instance, ids));
             at += 1 + cells;
         }
@@ -87,6 +91,20 @@ impl Reader<'_, '_> {
         let instance = instance.ok_or(Problem::NoIommu { phandle })?;
         let cells = self.source.cells(node, CELLS, None, MAX_CELLS)?;
         Ok((*instance, cells))
+    }
+
+    /// Checks the cells of an ID: those of an Arm SMMU before version 3, an ID and which bits of it do not
+    /// count, have 16 bits each.
+    pub(super) fn check_ids(&self, instance: InstanceIndex, cells: &[u32]) -> Result<(), Problem> {
+        let instance = self.description.instances.get(instance.0);
+        let is_smmu = instance.is_some_and(|instance| instance.architecture == Architecture::Smmu);
+        let wide = cells.iter().find(|cell| u16::try_from(**cell).is_err());
+        match wide {
+            Some(cell) if is_smmu => Err(Problem::Value {
+                value: (*cell).into(),
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// `iommu-map` of a host: requester IDs.

@@ -17,6 +17,7 @@ impl Reader<'_, '_> {
                 continue;
             };
             let location = self.location(node);
+            let match_mask = self.match_mask(node, architecture);
             let index = InstanceIndex(self.description.instances.len());
             self.instances.insert(node, index);
             self.description.instances.push(Instance {
@@ -26,6 +27,7 @@ impl Reader<'_, '_> {
                 is_enabled: self.source.is_enabled(node),
                 is_coherent: self.is_coherent(node, architecture),
                 itself: None,
+                match_mask,
             });
         }
     }
@@ -37,6 +39,26 @@ impl Reader<'_, '_> {
                 instance.itself = self.nodes.get(node).copied().map(Itself::Node);
             }
         }
+    }
+
+    /// Which bits of all IDs an SMMU passes over (`arm,smmu.yaml`, `stream-match-mask`).
+    fn match_mask(&mut self, node: NodeId, architecture: Architecture) -> u16 {
+        let name = "stream-match-mask";
+        let property = self.source.property(node, name);
+        let Some(property) = property.filter(|_| architecture == Architecture::Smmu) else {
+            return 0;
+        };
+        let mask = self.source.number(node, name).unwrap_or(Ok(0));
+        let mask = mask.and_then(|mask| {
+            let value = mask.into();
+            u16::try_from(mask).map_err(|_| Problem::Value { value })
+        });
+        mask.unwrap_or_else(|problem| {
+            let sentence = Sentence::new(Topic::Instance, None, node, (name, property));
+            self.flaw(sentence, problem);
+            // Nothing that it says parts devices.
+            u16::MAX
+        })
     }
 
     fn architecture(&self, node: NodeId) -> Option<Architecture> {

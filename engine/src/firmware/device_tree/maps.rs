@@ -134,14 +134,19 @@ impl<'a> Reader<'_, 'a> {
             (0, _) => Output::Cells(Vec::new()),
             (_, 1) => {
                 let output = at(2);
-                output.checked_add(more).ok_or_else(|| overflow(output))?;
+                let last = output.checked_add(more).ok_or_else(|| overflow(output))?;
+                self.check_ids(instance, &[last])?;
                 Output::Offset(output)
             }
             (_, cells) if more != 0 => {
                 let cells = u32::try_from(cells).unwrap_or(u32::MAX);
                 return Err(Problem::RangeOfCells { ids, cells });
             }
-            (_, cells) => Output::Cells((2..2 + cells).map(at).collect()),
+            (_, cells) => {
+                let cells: Vec<_> = (2..2 + cells).map(at).collect();
+                self.check_ids(instance, &cells)?;
+                Output::Cells(cells)
+            }
         };
         Ok(Some(MapEntry {
             first: base,

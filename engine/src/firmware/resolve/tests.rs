@@ -57,6 +57,7 @@ fn description(rules: Vec<(Subject, Output)>) -> Description {
             is_enabled: true,
             is_coherent: None,
             itself: None,
+            match_mask: 0,
         });
         description.rules.push(Rule {
             subject,

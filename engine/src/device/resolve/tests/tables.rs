@@ -22,6 +22,15 @@ fn smmu(writer: Blob, phandle: u32, cells: u32) -> Blob {
         .cells("#iommu-cells", &[cells])
 }
 
+/// An SMMU before version 3, for more properties.
+fn old_smmu(writer: Blob, phandle: u32, cells: u32) -> Blob {
+    writer
+        .begin("iommu")
+        .text("compatible", "qcom,smmu-v2")
+        .cells("phandle", &[phandle])
+        .cells("#iommu-cells", &[cells])
+}
+
 fn of_tree(writer: Blob) -> Description {
     device_tree::parse(&writer.finish()).expect("it is sound")
 }
@@ -81,4 +90,92 @@ fn a_virtio_iommu_in_memory_is_not_behind_itself_but_behind_another_it_is() {
     assert_eq!(resolution.streams(node(2)), [(1, vec![3])]);
     assert_eq!(resolution.parts.instances[1].hardware, Some(node(1)));
     assert_eq!(resolution.parts.devices.len(), tree().functions().len() + 3);
+}
+
+#[test]
+fn devices_of_which_an_old_smmu_may_see_one_id_are_one_group() {
+    let writer = old_smmu(blob(), 1, 2).end();
+    let ids: [&[u32]; 5] = [
+        &[1, 0x1a1, 0x1],
+        &[1, 0x1a1, 0],
+        &[1, 0x1a2, 0],
+        &[1, 0x400, 0x3ff, 1, 0x9a2, 0x800],
+        &[1, 0x800, 0],
+    ];
+    let writer = ids.iter().fold(writer, |writer, iommus| {
+        writer.begin("nic").cells("iommus", iommus).end()
+    });
+    // A map of one cell, as Linux long read it, leads to the same streams.
+    let writer = writer.begin("pci").text("device_type", "pci");
+    let writer = writer.cells("iommu-map", &[0, 1, 0x7f0, 0x18]).end();
+    let resolution = resolve(&of_tree(writer));
+    let streams = |number| resolution.streams(node(number));
+    assert_eq!(streams(0), [(0, vec![0x0001_01a0])]);
+    assert_eq!(streams(1), [(0, vec![0x1a1])]);
+    assert_eq!(streams(3), [(0, vec![0x03ff_0400, 0x0800_01a2])]);
+    let machine = Machine::new(resolution.parts).expect("it is a machine");
+    let group = |device| {
+        machine
+            .group(device)
+            .expect("it is there")
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(group(node(0)), [node(0), node(1)]);
+    // The first function of the third device is seen under one of the fourth device's IDs.
+    let function = device("0000:00:01.0");
+    assert_eq!(
+        machine.device(function).expect("it is there").streams[0].ids,
+        [0x7f8]
+    );
+    assert_eq!(group(node(2)), [function, node(2), node(3)]);
+    assert_eq!(group(node(4)).len(), 2);
+}
+
+#[test]
+fn an_old_smmu_with_a_mask_of_its_own_uses_it_for_all_ids() {
+    let writer = old_smmu(blob(), 1, 1)
+        .cells("stream-match-mask", &[0x7f80])
+        .end();
+    let writer = writer.begin("nic").cells("iommus", &[1, 0x85]).end();
+    let writer = writer.begin("nic").cells("iommus", &[1, 0x105]).end();
+    let writer = writer.begin("nic").cells("iommus", &[1, 0x106]).end();
+    let resolution = resolve(&of_tree(writer));
+    assert_eq!(resolution.streams(node(0)), [(0, vec![0x7f80_0005])]);
+    assert_eq!(resolution.streams(node(1)), [(0, vec![0x7f80_0005])]);
+    let group = |number| resolution.of(node(number)).group;
+    assert_eq!(group(0), group(1));
+    assert_ne!(group(0), group(2));
+}
+
+#[test]
+fn an_id_that_an_old_smmu_cannot_see_is_no_id() {
+    for iommus in [&[1, 0x1_0000, 0][..], &[1, 5, 0x1_0000]] {
+        let writer = old_smmu(blob(), 1, 2).end();
+        let writer = writer.begin("nic").cells("iommus", iommus).end();
+        let resolution = resolve(&of_tree(writer));
+        assert_eq!(
+            resolution.why_not(node(0)),
+            Some(Untranslated::Unreadable(0))
+        );
+    }
+    let writer = old_smmu(blob(), 1, 1).end();
+    let writer = writer.begin("pci").text("device_type", "pci");
+    let writer = writer.cells("iommu-map", &[0, 1, 0xfff0, 0x20]).end();
+    let why = resolve(&of_tree(writer)).why_not(device("0000:00:01.0"));
+    assert_eq!(why, Some(Untranslated::Unreadable(0)));
+    // Tables say as they like; there is no such ID.
+    let rules = [sentence(
+        requesters(0, 0xffff),
+        Some(0),
+        Output::Offset(0x1_0000 - 0x18),
+    )];
+    let mut description = described(1, rules);
+    description.instances[0].architecture = Architecture::Smmu;
+    let resolution = resolve(&description);
+    assert_eq!(
+        resolution.streams(device("0000:00:02.0")),
+        [(0, vec![0xfff8])]
+    );
+    let why = resolution.why_not(device("0000:00:03.0"));
+    assert_eq!(why, Some(Untranslated::Nothing(0)));
 }

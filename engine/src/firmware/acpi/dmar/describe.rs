@@ -45,6 +45,7 @@ impl Table {
                 is_enabled: true,
                 is_coherent: None,
                 itself: None,
+                match_mask: 0,
             });
             unit.describe(instance, &names, description)?;
             if unit.is_rest {

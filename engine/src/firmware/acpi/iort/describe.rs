@@ -85,6 +85,7 @@ impl Writer<'_> {
                 is_enabled: true,
                 is_coherent: Some(smmu.is_coherent),
                 itself: None,
+                match_mask: 0,
             },
             NodeKind::Smmuv3(smmu) => Instance {
                 architecture: Architecture::Smmuv3,
@@ -96,6 +97,7 @@ impl Writer<'_> {
                 is_enabled: true,
                 is_coherent: Some(smmu.flags & 1 != 0),
                 itself: None,
+                match_mask: 0,
             },
             _ => return,
         };

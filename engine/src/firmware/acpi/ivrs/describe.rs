@@ -71,6 +71,7 @@ impl Hardware {
             is_enabled: true,
             is_coherent: None,
             itself: Some(Itself::Function(self.address)),
+            match_mask: 0,
         });
         let mut add = |subject: Subject, output, settings: Settings| {
             if self.has_device_tlbs() && !settings.is_ats_disabled() {

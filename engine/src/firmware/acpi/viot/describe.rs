@@ -46,6 +46,7 @@ impl Table {
                 is_enabled: true,
                 is_coherent: None,
                 itself: None,
+                match_mask: 0,
             });
         }
         let mut endpoints = BTreeMap::new();
