@@ -50,7 +50,18 @@ pub enum DeviceTreeError {
         /// Where its property is in the blob, in bytes.
         offset: usize,
     },
+    /// The names of all that it describes would be far larger than the blob: nodes with long names have many
+    /// others inside.
+    #[error("the paths of what it describes have more than {limit} bytes")]
+    Paths {
+        /// How many they may have together.
+        limit: usize,
+    },
 }
+
+/// How many bytes of paths a description has at most for each byte of the blob. Trees of real machines need
+/// less than one.
+const PATH_BYTES: usize = 16;
 
 /// Reads a flattened device tree.
 ///
@@ -63,7 +74,8 @@ pub fn parse(blob: &[u8]) -> Result<Description, DeviceTreeError> {
     for entry in tree.reservations() {
         entry?;
     }
-    let source = Source::new(tree.nodes()?)?;
+    let limit = tree.as_bytes().len().saturating_mul(PATH_BYTES);
+    let source = Source::new(tree.nodes()?, limit)?;
     let mut reader = Reader::new(&source);
     reader.read_hosts();
     reader.read_instances();
@@ -72,6 +84,9 @@ pub fn parse(blob: &[u8]) -> Result<Description, DeviceTreeError> {
     reader.read_reaches();
     reader.read_coherence();
     reader.find_instances_among_devices();
+    if source.has_too_long_paths() {
+        return Err(DeviceTreeError::Paths { limit });
+    }
     Ok(reader.description)
 }
 

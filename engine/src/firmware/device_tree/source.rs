@@ -2,6 +2,7 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::cell::Cell;
 
 use crate::firmware::Problem;
 use crate::firmware::device_tree::DeviceTreeError;
@@ -19,6 +20,8 @@ pub(super) struct Source<'a> {
     phandles: Vec<(u32, NodeId)>,
     /// Of each node: neither it nor one around it is disabled.
     is_enabled: Vec<bool>,
+    /// How many bytes of paths may still be made; `None` if there were more.
+    path_bytes: Cell<Option<usize>>,
 }
 
 /// An entry of `ranges` or `dma-ranges`: where a part of the addresses of a bus is on the bus above.
@@ -30,7 +33,7 @@ pub(super) struct Window {
 }
 
 impl<'a> Source<'a> {
-    pub(super) fn new(nodes: Nodes<'a>) -> Result<Self, DeviceTreeError> {
+    pub(super) fn new(nodes: Nodes<'a>, path_bytes: usize) -> Result<Self, DeviceTreeError> {
         let mut phandles = Vec::new();
         let mut is_enabled: Vec<bool> = Vec::new();
         for node in nodes.iter() {
@@ -64,6 +67,7 @@ impl<'a> Source<'a> {
             nodes,
             phandles,
             is_enabled,
+            path_bytes: Cell::new(Some(path_bytes)),
         })
     }
 
@@ -71,8 +75,18 @@ impl<'a> Source<'a> {
         self.nodes.iter()
     }
 
+    /// The path of a node, or nothing once all paths together have become too long.
     pub(super) fn path(&self, node: NodeId) -> String {
-        self.nodes.path(node)
+        let Some(left) = self.path_bytes.get() else {
+            return String::new();
+        };
+        let path = self.nodes.path(node);
+        self.path_bytes.set(left.checked_sub(path.len()));
+        path
+    }
+
+    pub(super) fn has_too_long_paths(&self) -> bool {
+        self.path_bytes.get().is_none()
     }
 
     pub(super) fn name(&self, node: NodeId) -> &'a str {

@@ -8,9 +8,9 @@ mod reserved;
 
 use std::vec::Vec;
 
-use crate::firmware::device_tree::parse;
-use crate::firmware::fdt::FdtError;
+use crate::firmware::device_tree::{PATH_BYTES, parse};
 use crate::firmware::fdt::writer::Writer;
+use crate::firmware::fdt::{FdtError, MAX_DEPTH, MAX_NAME};
 use crate::firmware::{
     Description, DeviceTreeError, InstanceIndex, NodeIndex, Output, Problem, Rule, Subject, Topic,
 };
@@ -123,4 +123,31 @@ fn a_phandle_that_two_nodes_have_is_refused() {
 fn a_tree_without_iommus_says_nothing() {
     let writer = tree().begin("uart").cells("reg", &[0, 1]).end();
     assert_eq!(read(writer), Description::default());
+}
+
+/// IOMMUs inside of nodes with the longest names, as deep as they may be.
+fn deep(count: usize) -> Vec<u8> {
+    let name = "n".repeat(MAX_NAME);
+    let writer = (2..MAX_DEPTH).fold(tree(), |writer, _| writer.begin(&name));
+    let writer = (0..count).fold(writer, |writer, _| {
+        writer.begin("a").bytes("#iommu-cells", &[]).end()
+    });
+    (2..MAX_DEPTH)
+        .fold(writer, |writer, _| writer.end())
+        .finish()
+}
+
+#[test]
+fn a_description_is_in_proportion_to_its_tree() {
+    let blob = deep(8);
+    let found = parse(&blob).expect("it is sound");
+    assert_eq!(found.instances.len(), 8);
+    let limit = PATH_BYTES * blob.len();
+    let names = found.instances.iter().map(|instance| instance.name.len());
+    assert!(names.sum::<usize>() < limit);
+    for count in [100, 1000] {
+        let blob = deep(count);
+        let limit = PATH_BYTES * blob.len();
+        assert_eq!(parse(&blob), Err(DeviceTreeError::Paths { limit }));
+    }
 }
