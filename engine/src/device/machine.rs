@@ -166,6 +166,7 @@ pub struct Machine {
     sorted: Vec<usize>,
     instances: Vec<InstanceFacts>,
     anonymous_count: u32,
+    /// By consumer.
     suppliers: Vec<SupplierEdge>,
     /// The group of each device, numbered by its first member.
     group_of: Vec<usize>,
@@ -235,8 +236,9 @@ impl Machine {
             devices,
             instances,
             anonymous_count,
-            suppliers,
+            mut suppliers,
         } = parts;
+        suppliers.sort_by_key(|edge| edge.consumer);
         let mut sorted: Vec<_> = (0..devices.len()).collect();
         sorted.sort_unstable_by_key(|&number| devices[number].address);
         let mut devices_of: Vec<Vec<usize>> = instances.iter().map(|_| Vec::new()).collect();
@@ -555,8 +557,10 @@ impl Order<'_> {
     fn suppliers(&self, number: usize) -> Vec<usize> {
         let machine = self.machine;
         let address = machine.address(number);
-        let edges = machine.suppliers.iter();
-        let edges = edges.filter(|edge| edge.consumer == address);
+        let all = &machine.suppliers;
+        let start = all.partition_point(|edge| edge.consumer < address);
+        let edges = all.iter().skip(start);
+        let edges = edges.take_while(|edge| edge.consumer == address);
         let served = machine.resolved(number).streams.iter();
         let instances = edges
             .map(|edge| edge.instance)

@@ -144,3 +144,23 @@ fn the_binding_order_puts_suppliers_first_and_cuts_circles() {
     };
     assert!(place(3) < place(1) && place(2) < place(3));
 }
+
+/// Whoever looks for the suppliers of each device among all does not end.
+#[test]
+fn a_binding_order_of_many_devices_is_no_endless_work() {
+    let count = if cfg!(any(miri, loom)) { 20 } else { 40_000 };
+    let mut parts = parts(
+        (0..count)
+            .map(|number| behind(number, number, &[]))
+            .collect(),
+    );
+    parts.instances = alloc::vec![InstanceFacts::default()];
+    parts.instances[0].hardware = Some(node(count - 1));
+    let edges = (0..count - 1).rev().map(|consumer| SupplierEdge {
+        consumer: node(consumer),
+        instance: InstanceIndex(0),
+    });
+    parts.suppliers = edges.collect();
+    let order = Machine::new(parts).expect("it is one").binding_order();
+    assert_eq!((order.len(), order[0]), (count, node(count - 1)));
+}

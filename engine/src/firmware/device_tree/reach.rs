@@ -19,6 +19,8 @@ use crate::firmware::{Coherence, DmaRange, Problem, Reach, Subject, Topic};
 const RANGES: &str = "dma-ranges";
 /// How many ranges a device has at most.
 const MAX_RANGES: usize = 64;
+/// How often ranges and windows of buses above are compared, for all devices of a tree together.
+pub(super) const MAX_STEPS: usize = 1 << 22;
 
 /// The ranges of a bus, or on which bus which problem is.
 type Found = Result<Vec<DmaRange>, (NodeId, Problem)>;
@@ -26,8 +28,11 @@ type Found = Result<Vec<DmaRange>, (NodeId, Problem)>;
 impl Reader<'_, '_> {
     pub(super) fn read_reaches(&mut self) {
         let mut known: BTreeMap<NodeId, Found> = BTreeMap::new();
+        let mut steps = MAX_STEPS;
         for (bus, _, subject) in self.subjects() {
-            let found = known.entry(bus).or_insert_with(|| self.ranges(bus));
+            let found = known
+                .entry(bus)
+                .or_insert_with(|| self.ranges(bus, &mut steps));
             match found.clone() {
                 Ok(ranges) if ranges.is_empty() => {}
                 Ok(ranges) => self.description.reaches.push(Reach {
@@ -84,8 +89,8 @@ impl Reader<'_, '_> {
         subjects
     }
 
-    /// What devices on a bus reach; nothing if no bus says.
-    fn ranges(&self, bus: NodeId) -> Found {
+    /// What devices on a bus reach; nothing if no bus says. Takes what it needs from the steps that are left.
+    fn ranges(&self, bus: NodeId, steps: &mut usize) -> Found {
         let source = self.source;
         let mut buses = source.up(bus);
         let mut has_ranges = false;
@@ -116,6 +121,11 @@ impl Reader<'_, '_> {
                 .map_err(|problem| (above, problem))?
                 .filter_map(|window| window.piece())
                 .collect();
+            let needed = windows.len() * found.len();
+            *steps = steps.checked_sub(needed).ok_or_else(|| {
+                let limit = MAX_STEPS;
+                (above, Problem::TooMany { limit })
+            })?;
             let pieces = found.iter().flat_map(|range| {
                 let through = windows.iter().map(|window| through(*range, *window));
                 through.flatten()

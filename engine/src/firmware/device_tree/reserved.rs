@@ -3,6 +3,7 @@
 //! An entry is a device and a range, in the cells of the bus that the device is on. It names its device
 //! itself, so that it counts whether or not that device refers to the memory by `memory-region`.
 
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 use iopt_formats::{Iova, IovaRange, Prot};
@@ -16,6 +17,27 @@ const ADDRESSES: &str = "iommu-addresses";
 
 /// The device, the address and the size of an entry; and what is behind it.
 type Entry<'v> = (NodeId, (u64, u64), &'v [u8]);
+
+/// The pieces of memory of a node, for as many look-ups.
+struct Memory {
+    /// Address and length.
+    pieces: BTreeSet<(u64, u64)>,
+    /// By length the address of the first one.
+    first_of_len: BTreeMap<u64, u64>,
+}
+
+impl Memory {
+    fn new(pieces: &[(u64, u64)]) -> Self {
+        let mut first_of_len = BTreeMap::new();
+        for (address, len) in pieces {
+            first_of_len.entry(*len).or_insert(*address);
+        }
+        Self {
+            pieces: pieces.iter().copied().collect(),
+            first_of_len,
+        }
+    }
+}
 
 impl Reader<'_, '_> {
     pub(super) fn read_reserved_memory(&mut self) {
@@ -46,6 +68,7 @@ impl Reader<'_, '_> {
             Ok(memory) => memory,
             Err(problem) => return self.flaw(sentence, problem),
         };
+        let memory = Memory::new(&memory);
         let mut rest = property.value;
         while !rest.is_empty() {
             let mut sentence = sentence;
@@ -98,7 +121,7 @@ impl Reader<'_, '_> {
         sentence: Sentence<'_>,
         device: NodeId,
         (first, len): (u64, u64),
-        memory: &[(u64, u64)],
+        memory: &Memory,
     ) {
         if !self.source.is_enabled(device) {
             return;
@@ -118,18 +141,15 @@ impl Reader<'_, '_> {
             return;
         };
         let prot = Prot::RW;
-        let kind = if memory.contains(&(first, len)) {
+        let kind = if memory.pieces.contains(&(first, len)) {
             RegionKind::Direct {
                 prot,
                 is_relaxable: false,
             }
         } else {
             // Memory of another size says nothing of where the rest of the IOVA leads.
-            let mapped = memory.iter().find(|(_, size)| *size == len);
-            mapped.map_or(RegionKind::Reserved, |(oa, _)| RegionKind::Mapped {
-                oa: *oa,
-                prot,
-            })
+            let mapped = memory.first_of_len.get(&len).copied();
+            mapped.map_or(RegionKind::Reserved, |oa| RegionKind::Mapped { oa, prot })
         };
         self.description.regions.push(Region {
             subject: Some(subject),

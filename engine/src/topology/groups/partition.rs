@@ -1,6 +1,6 @@
 //! A partition of devices into groups, and what becomes of it when devices come and go.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -82,6 +82,8 @@ pub struct Partition {
     /// The members of each group, ascending, never none.
     groups: BTreeMap<GroupId, Vec<Node>>,
     places: BTreeMap<Node, (GroupId, Translation)>,
+    /// Members behind each instance that cannot tell them apart.
+    alike: BTreeMap<usize, BTreeSet<Node>>,
     /// Larger than all numbers used so far.
     next: u64,
 }
@@ -101,6 +103,7 @@ impl Partition {
             rule,
             groups: BTreeMap::new(),
             places: BTreeMap::new(),
+            alike: BTreeMap::new(),
             next: 0,
         };
         match rule {
@@ -208,9 +211,16 @@ impl Partition {
     /// Lets a device go, and returns the group that it was in. The others stay together, even if it was all
     /// that connected them: so it comes back to them, if it comes back. A group without members is gone.
     pub fn remove(&mut self, node: Node) -> Option<GroupId> {
-        let (group, _) = self.places.remove(&node)?;
+        let (group, translation) = self.places.remove(&node)?;
+        if let Translation::Alike { instance } = translation
+            && let Some(alike) = self.alike.get_mut(&instance)
+        {
+            alike.remove(&node);
+        }
         if let Some(nodes) = self.groups.get_mut(&group) {
-            nodes.retain(|member| *member != node);
+            if let Ok(place) = nodes.binary_search(&node) {
+                nodes.remove(place);
+            }
             if nodes.is_empty() {
                 self.groups.remove(&group);
             }
@@ -227,6 +237,9 @@ impl Partition {
     fn put(&mut self, member: Member, group: GroupId) {
         let Member { node, translation } = member;
         self.places.insert(node, (group, translation));
+        if let Translation::Alike { instance } = translation {
+            self.alike.entry(instance).or_default().insert(node);
+        }
         let nodes = self.groups.entry(group).or_default();
         // Members mostly come in ascending order, which then moves nothing.
         let place = nodes.partition_point(|other| *other < node);
@@ -240,10 +253,9 @@ impl Partition {
 
     fn linux_group(&self, tree: &PciTree, member: Member) -> Option<GroupId> {
         match (member.translation, member.node) {
-            (Translation::Alike { .. }, _) => {
-                let mut places = self.places.values();
-                let alike = places.find(|(_, translation)| *translation == member.translation);
-                alike.map(|(group, _)| *group)
+            (Translation::Alike { instance }, _) => {
+                let first = self.alike.get(&instance)?.first();
+                self.group_of(*first?)
             }
             (_, Node::Pci(address)) => {
                 let functions = tree.functions();

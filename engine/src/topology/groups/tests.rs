@@ -363,9 +363,20 @@ fn what_cannot_be_told_apart_is_one_group_and_what_is_no_pci_function_is_alone()
         alike(node("0:0:1f.0"), 0),
     ];
     for rule in [Reachability, Linux] {
-        let partition = groups(&tree, &members, rule).expect("all are there, once");
+        let mut partition = groups(&tree, &members, rule).expect("all are there, once");
         assert_eq!(shared(&partition), ["00:1f.0+device 1"]);
         assert_eq!(partition.len(), 4);
+        // Whoever comes joins those who are left, and nobody if all are gone.
+        let group = partition.remove(Node::Other(1));
+        let add = |partition: &mut Partition, number| {
+            let added = partition.add(&tree, alike(Node::Other(number), 0), |_| false);
+            added.expect("it can").group
+        };
+        assert_eq!(add(&mut partition, 5), group);
+        assert_eq!(partition.remove(Node::Other(5)), group);
+        assert_eq!(partition.remove(node("0:0:1f.0")), group);
+        assert_eq!(partition.len(), 3);
+        assert_ne!(add(&mut partition, 6), group);
     }
 }
 

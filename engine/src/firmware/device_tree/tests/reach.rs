@@ -1,7 +1,10 @@
 //! `dma-ranges` from a device up to the root.
 
+use std::vec::Vec;
+
 use iopt_formats::{Iova, IovaRange};
 
+use crate::firmware::device_tree::reach::MAX_STEPS;
 use crate::firmware::device_tree::tests::{flaws, iommu, node, open_host, read, requesters, tree};
 use crate::firmware::fdt::writer::Writer;
 use crate::firmware::{Description, DmaRange, NodeIndex, Problem, Reach, Subject, Topic};
@@ -167,4 +170,26 @@ fn devices_on_a_mapped_bus_reach_what_the_bus_itself_says() {
             reach(node(0), &[range(0, 0xfff, 0x1000)])
         ]
     );
+}
+
+#[test]
+fn buses_below_a_deep_chain_of_many_windows_are_no_endless_work() {
+    // 64 ranges pass each bus, and are compared with 256 windows there.
+    let windows = |count: u32| -> Vec<u32> {
+        let starts = (0..count).map(|window| window << 16);
+        starts.flat_map(|start| [start, start, 0x1000]).collect()
+    };
+    let mut writer = iommu(tree(), 1, 1);
+    for _ in 0..50 {
+        writer = open_bus(writer, Some(&windows(256)));
+    }
+    for _ in 0..1000 {
+        writer = open_bus(writer, Some(&windows(64)));
+        writer = writer.begin("nic").cells("iommus", &[1, 0]).end().end();
+    }
+    let found = read((0..50).fold(writer, |writer, _| writer.end()));
+    assert_eq!(found.reaches.len(), MAX_STEPS / (50 * 64 * 256));
+    assert_eq!(found.reaches.len() + found.flaws.len(), 1000);
+    let problem = Problem::TooMany { limit: MAX_STEPS };
+    assert!(found.flaws.iter().all(|flaw| flaw.problem == problem));
 }

@@ -1,5 +1,7 @@
 //! `iommu-addresses` of reserved memory.
 
+use std::vec::Vec;
+
 use iopt_formats::{Iova, IovaRange, Prot};
 
 use crate::firmware::device_tree::tests::{flaws, iommu, node, open_host, read, requesters, tree};
@@ -215,4 +217,30 @@ fn a_device_behind_an_iommu_must_not_refer_to_memory_that_is_not_there() {
     assert_eq!(flaws(&device(&[1, 0], 6)), [missing]);
     assert_eq!(device(&[1, 0], 5).flaws, []);
     assert_eq!(device(&[], 6).flaws, []);
+}
+
+#[test]
+fn of_memory_with_the_size_of_an_entry_the_first_counts() {
+    let reg = [
+        0, 0x9000, 0, 0x2000, 0, 0x6000, 0, 0x1000, 0, 0x4000, 0, 0x1000,
+    ];
+    let found = read(region(&reg, &[1, 0x8000, 0x1000, 1, 0x4000, 0x1000]));
+    let kinds: Vec<_> = found.regions.iter().map(|region| region.kind).collect();
+    let mapped = RegionKind::Mapped {
+        oa: 0x6000,
+        prot: Prot::RW,
+    };
+    assert_eq!(kinds, [mapped, DIRECT]);
+}
+
+/// Whoever compares each entry with all memory does not end.
+#[test]
+fn much_memory_and_many_entries_are_no_endless_work() {
+    let count = if cfg!(miri) { 100 } else { 60_000 };
+    let reg: Vec<u32> = (0..count).flat_map(|at| [0, at, 0, 1]).collect();
+    let addresses: Vec<u32> = (0..count).flat_map(|at| [1, at, 2]).collect();
+    let found = read(region(&reg, &addresses));
+    assert_eq!(found.regions.len(), count as usize);
+    let is_reserved = |region: &Region| region.kind == RegionKind::Reserved;
+    assert!(found.regions.iter().all(is_reserved));
 }
