@@ -304,12 +304,14 @@ impl<'a> Resolver<'a> {
                 let ids = Vec::new();
                 streams.push(Stream { instance, ids });
             }
-            match seen.identity {
-                Identity::Number(id) => {
-                    if let Some(stream) = streams.last_mut() {
-                        stream.ids.push(id);
-                    }
+            if let Some(stream) = streams.last_mut() {
+                stream.ids.extend(seen.alias);
+                if let Identity::Number(id) = seen.identity {
+                    stream.ids.push(id);
                 }
+            }
+            match seen.identity {
+                Identity::Number(_) => {}
                 Identity::Cells([]) => self.instances[instance.0].tells_devices_apart = false,
                 Identity::Cells(cells) => self.cells.push(((instance, cells), device)),
             }

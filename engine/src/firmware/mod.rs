@@ -267,6 +267,14 @@ pub enum Output {
     Offset(u32),
     /// Always the same one: another function's requester ID, or the one input of a named device.
     Fixed(u32),
+    /// Two of them: what [`Offset`](Self::Offset) says, and always another one, under which a bridge may
+    /// pass requests on.
+    Both {
+        /// What is added to the input.
+        offset: u32,
+        /// The other one.
+        alias: u32,
+    },
     /// As a device tree gives it, in the instance's own cells.
     Cells(Vec<u32>),
 }

@@ -54,6 +54,8 @@ pub struct Seen<'a> {
     pub instance: InstanceIndex,
     /// The ID.
     pub identity: Identity<'a>,
+    /// Another ID under which it may see the device as well.
+    pub alias: Option<u32>,
     /// The rule that says so.
     pub rule: &'a Rule,
 }
@@ -194,7 +196,9 @@ impl Description {
             }
         };
         let identity = match &rule.output {
-            Output::Offset(offset) => Identity::Number(number(input.checked_add(*offset)?)?),
+            Output::Offset(offset) | Output::Both { offset, .. } => {
+                Identity::Number(number(input.checked_add(*offset)?)?)
+            }
             Output::Fixed(fixed) => Identity::Number(number(*fixed)?),
             Output::Cells(cells) => match cells.as_slice() {
                 [one] => Identity::Number(number(*one)?),
@@ -202,9 +206,14 @@ impl Description {
                 cells => Identity::Cells(cells),
             },
         };
+        let alias = match rule.output {
+            Output::Both { alias, .. } => Some(number(alias)?),
+            _ => None,
+        };
         Some(Seen {
             instance,
             identity,
+            alias,
             rule,
         })
     }
@@ -227,10 +236,12 @@ impl Seen<'_> {
         else {
             return false;
         };
-        let Identity::Number(number) = self.identity else {
-            return false;
+        let own = match self.identity {
+            Identity::Number(number) => Some(number),
+            Identity::Cells(_) => None,
         };
-        self.instance == *instance && (*first..=*last).contains(&number)
+        let mut ids = own.into_iter().chain(self.alias);
+        self.instance == *instance && ids.any(|id| (*first..=*last).contains(&id))
     }
 }
 

@@ -85,6 +85,7 @@ fn check_device(
             Identity::Cells(_) => None,
         };
         found.push((seen.instance, id));
+        found.extend(seen.alias.map(|alias| (seen.instance, Some(alias))));
     };
     match device.address {
         DeviceAddress::Pci(address) => {

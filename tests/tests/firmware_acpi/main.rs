@@ -343,12 +343,16 @@ fn of_the_two_blocks_of_an_amd_iommu_the_newer_one_counts() {
 }
 
 #[test]
-fn functions_below_a_pci_bridge_are_seen_under_its_id() {
+fn functions_below_a_pci_bridge_are_seen_under_its_id_and_their_own() {
     let own = [0, 0x10, 0x18, 0x20, 0x28, 0x40, 0xf8, 0xfa, 0xfb];
     let mut rules = own.map(|id| unchanged(id, id)).to_vec();
     rules.extend([unchanged(0x100, 0x1ff), unchanged(0x200, 0x2ff)]);
     rules.push(unchanged(0x300, 0x3ff));
-    rules.push(behind(requesters(0x400, 0x4ff), Output::Fixed(0x400)));
+    let (offset, alias) = (0x400, 0x400);
+    rules.push(behind(
+        requesters(0x400, 0x4ff),
+        Output::Both { offset, alias },
+    ));
     rules.push(behind(Subject::Node(NodeIndex(0)), Output::Fixed(0xa0)));
     let name = "IVRS IOMMU 0000:00:01.0 at 0x9c";
     let mut found = describe("x86-ivrs-intremap");

@@ -125,6 +125,10 @@ pub(super) fn output(subject: &Subject, output: &Output) -> String {
             let cells: Vec<_> = cells.iter().map(|cell| format!("{cell:#x}")).collect();
             format!("<{}>", cells.join(" "))
         }
+        Output::Both { offset, alias } => {
+            let own = self::output(subject, &Output::Offset(*offset));
+            format!("{own}, and {alias:#x}")
+        }
         Output::Offset(first) => {
             let span = match subject {
                 Subject::Requesters { first, last, .. } => {

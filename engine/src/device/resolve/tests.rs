@@ -555,8 +555,12 @@ impl Random {
         description.instances[2].is_enabled = self.below(2) == 0;
         for _ in 0..self.below(8) {
             // Of some outputs, most inputs are too large.
-            let output = match self.below(4) {
+            let output = match self.below(5) {
                 0 => Output::Fixed(7),
+                4 => Output::Both {
+                    offset: 0x400,
+                    alias: 9,
+                },
                 1 => Output::Offset(u32::MAX - 0x20),
                 _ => Output::Offset(0x400),
             };
@@ -602,6 +606,7 @@ fn resolving_all_says_what_looking_up_each_says() {
                             panic!("{seen:?}")
                         };
                         expected.push((seen.instance.0, id));
+                        expected.extend(seen.alias.map(|alias| (seen.instance.0, alias)));
                     }
                     Behind::Nothing(rule) => {
                         let mut rules = description.rules.iter();

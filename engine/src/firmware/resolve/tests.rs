@@ -160,6 +160,7 @@ fn a_node_has_all_its_ids() {
     let seen = |at: usize, identity| Seen {
         instance: InstanceIndex(at),
         identity,
+        alias: None,
         rule: &rules[at],
     };
     assert_eq!(

@@ -179,3 +179,26 @@ fn an_id_that_an_old_smmu_cannot_see_is_no_id() {
     let why = resolution.why_not(device("0000:00:03.0"));
     assert_eq!(why, Some(Untranslated::Nothing(0)));
 }
+
+#[test]
+fn an_amd_iommu_may_see_a_function_under_its_alias_and_its_own_id() {
+    // The range 0x100 to 0x1ff with the alias 0xa0, and a device of its own ID there.
+    let block = Acpi::default().u8(0x10).u8(0).u16(40).u16(2).u16(0x40);
+    let block = block.u64(0xfeb8_0000).u16(0).u16(0).u32(0);
+    let block = block.bytes(&[0x43, 0, 1, 0, 0, 0xa0, 0, 0, 4, 0xff, 1, 0]);
+    let block = block.bytes(&[2, 0xa0, 0, 0]);
+    let writer = Acpi::table(*b"IVRS", 2).u32(0).zeroes(8);
+    let table = writer.bytes(&block.part()).finish();
+    let description = acpi::parse(&[&table]).expect("it is right");
+    let resolution = resolve(&description);
+    let streams = resolution.streams(device("0000:01:00.0"));
+    assert_eq!(streams, [(0, vec![0xa0, 0x100, 0x101])]);
+    assert_eq!(
+        resolution.streams(device("0000:01:10.0")),
+        [(0, vec![0xa0, 0x180])]
+    );
+    let machine = Machine::new(resolution.parts).expect("it is a machine");
+    let group = machine.group(device("0000:01:10.0")).expect("it is there");
+    let expected = ["0000:01:00.0", "0000:01:10.0"].map(device);
+    assert_eq!(group.collect::<Vec<_>>(), expected);
+}

@@ -96,7 +96,10 @@ impl Hardware {
                     last: RequesterId::new(piece.last),
                 },
                 match piece.alias {
-                    Some(alias) => Output::Fixed(alias.get().into()),
+                    Some(alias) => Output::Both {
+                        offset: piece.first.into(),
+                        alias: alias.get().into(),
+                    },
                     None => Output::Offset(piece.first.into()),
                 },
                 *piece.settings,
@@ -137,6 +140,8 @@ impl Hardware {
 
     /// Returns whose requests the IOMMU sees, each function once, ascending.
     ///
+    /// A function with an alias may be seen under both IDs: a bridge to PCI-X passes some requests on as they
+    /// are, and an entry of the device table that was never written lets them through.
     /// Of two entries with the same function the later one counts. The function that others are aliases
     /// of is one too, although no entry may say so. The IOMMU's own function is not behind it, although
     /// an entry may say so.

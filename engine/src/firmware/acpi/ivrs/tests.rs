@@ -84,7 +84,8 @@ fn rules(entries: &[&[u8]]) -> Vec<Rule> {
 }
 
 #[test]
-fn functions_keep_their_ids_unless_they_have_an_alias() {
+fn functions_keep_their_ids_and_may_have_an_alias_besides() {
+    let both = |offset, alias| Output::Both { offset, alias };
     assert_eq!(
         rules(&[
             &[2, 0x08, 0x00, 0xd7],
@@ -100,8 +101,8 @@ fn functions_keep_their_ids_unless_they_have_an_alias() {
             // Who others are aliases of.
             rule(requesters(0, 0xa0, 0xa0), Output::Offset(0xa0), 0x30),
             rule(requesters(0, 0x100, 0x1ff), Output::Offset(0x100), 0x01),
-            rule(requesters(0, 0x310, 0x310), Output::Fixed(0xa0), 0x30),
-            rule(requesters(0, 0x400, 0x40f), Output::Fixed(0x408), 0x80),
+            rule(requesters(0, 0x310, 0x310), both(0x310, 0xa0), 0x30),
+            rule(requesters(0, 0x400, 0x40f), both(0x400, 0x408), 0x80),
             rule(requesters(0, 0x500, 0x500), Output::Offset(0x500), 0x02),
             rule(requesters(0, 0x600, 0x601), Output::Offset(0x600), 0x04),
         ]
