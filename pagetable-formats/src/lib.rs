@@ -38,6 +38,7 @@ pub mod catalog;
 pub mod command;
 pub mod conformance;
 pub mod context;
+pub mod event;
 pub mod riscv;
 #[cfg(feature = "tiny")]
 pub mod tiny;

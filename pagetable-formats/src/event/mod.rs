@@ -1,0 +1,6 @@
+//! Records that an IOMMU writes into queues for software: requests for pages, and faults.
+//!
+//! Unlike commands, records come from hardware, of any revision: decoding drops what it does not know rather
+//! than refuse it. `encode` gives the words as hardware would write them, for who plays hardware.
+
+pub mod smmuv3;
