@@ -35,6 +35,32 @@ pub trait DeviceControl: Send + Sync + fmt::Debug {
     fn set_pasids(&self, device: DeviceAddress, are_enabled: bool) {
         let _ = (device, are_enabled);
     }
+
+    /// Returns whether a device can ask for pages that are not there (PRI) and should; always the same.
+    fn has_page_requests(&self, device: DeviceAddress) -> bool {
+        let _ = device;
+        false
+    }
+
+    /// Lets a device ask for pages, or forbids it. It is allowed after ATS was enabled and forbidden before ATS
+    /// is disabled. What a device asked for before is answered all the same.
+    fn set_page_requests(&self, device: DeviceAddress, are_enabled: bool) {
+        let _ = (device, are_enabled);
+    }
+
+    /// Returns whether responses to requests with a PASID have to name it (*PCI Express Base Specification*,
+    /// section 10.5.2.3, PRG Response PASID Required); always the same.
+    fn needs_pasids_in_responses(&self, device: DeviceAddress) -> bool {
+        let _ = device;
+        true
+    }
+
+    /// Returns whether a device that is no PCI function can wait while a fault is resolved, as firmware says;
+    /// always the same.
+    fn can_stall(&self, device: DeviceAddress) -> bool {
+        let _ = device;
+        false
+    }
 }
 
 /// Devices that cache nothing, and whose PASIDs somebody else switches.

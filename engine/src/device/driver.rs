@@ -22,6 +22,7 @@ use core::fmt;
 use iopt_formats::command::Pasid;
 use iopt_formats::{IovaRange, Oa, Prot};
 
+use crate::device::fault::FaultHandler;
 use crate::device::{DeviceAddress, Identity, Resolved};
 use crate::domain::{Domain, DomainError};
 
@@ -211,6 +212,12 @@ pub trait Hwpt: Any + Send + Sync + fmt::Debug {
 
     /// Returns its translations, if they are the engine's.
     fn domain(&self) -> Option<Arc<dyn Domain>> {
+        None
+    }
+
+    /// Returns who answers when devices ask for pages that are not there; always the same. A domain that has
+    /// one is fault-capable.
+    fn fault_handler(&self) -> Option<Arc<dyn FaultHandler>> {
         None
     }
 

@@ -58,6 +58,7 @@ mod control;
 mod defer;
 mod driver;
 mod error;
+pub mod fault;
 mod group;
 pub mod ids;
 mod leave;
@@ -74,6 +75,8 @@ pub mod smmuv3;
 mod snapshot;
 #[cfg(all(test, not(loom)))]
 mod testing;
+#[cfg(all(test, not(loom)))]
+mod testing_faults;
 #[cfg(all(test, not(loom)))]
 mod tests;
 pub mod vtd;

@@ -70,6 +70,8 @@ classes! {
         "what the devices of a group are attached to";
     ENDPOINT = 520, Lock "endpoint":
         "what a device is attached to, as its driver knows it";
+    FAULTS = 530, Lock "faults":
+        "the pages that a device asked for, and who is to answer";
     DOMAIN_IDS = 540, Lock "domain IDs":
         "by which IDs IOMMU instances know a domain";
     CONTEXTS = 560, Lock "contexts":
@@ -100,6 +102,8 @@ classes! {
         "the accesses of an address space";
     ACCESS = 1120, Lock "access":
         "which address space an access is bound to, and what it has pinned";
+    MAILBOX = 1125, Lock "mailbox":
+        "groups of page requests that wait for who reads and answers them";
     LEFTOVERS = 1130, Lock "leftovers":
         "areas that hardware may still use";
     PAGES = 1150, Lock "pages":

@@ -65,12 +65,12 @@ fn faults_stand_where_the_figure_of_f_translation_says() {
 #[test]
 fn each_bit_of_a_fault_has_its_own_place() {
     let none = Fault {
+        stall: None,
         is_read: false,
         is_fetch: false,
         is_privileged: false,
         is_stage2: false,
         class: FaultClass::Descriptor,
-        stall: None,
         ..FAULT
     };
     let word = |fault: Fault| fault.encode()[1];
@@ -150,12 +150,12 @@ fn page_requests_stand_where_the_figure_of_chapter_8_says() {
     assert_eq!(PageRequest::decode(words), REQUEST);
     let other = PageRequest {
         substream: None,
+        group: Narrow::MIN,
         is_last: false,
         is_read: false,
         is_write: true,
         is_fetch: false,
         is_privileged: true,
-        group: Narrow::MIN,
         ..REQUEST
     };
     let words = [0x2400_0000_1234_5678, 0xffff_1234_5678_9000];

@@ -1,0 +1,529 @@
+//! The page requests of one device: who is to answer, and what is open.
+
+use alloc::boxed::Box;
+use alloc::collections::TryReserveError;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use core::time::Duration;
+
+use iopt_formats::command::{PageResponse, Pasid};
+
+use crate::device::fault::group::{Fate, FaultGroup, FaultHandler, RespondError};
+use crate::device::fault::request::{
+    Answer, Origin, PageRequest, PageResponder, Reported, Requester,
+};
+use crate::device::{Clock, DeviceAddress, DeviceControl, SystemClock};
+use crate::invalidation::SyncError;
+use crate::sync::{FAULTS, Mutex, lockdep};
+
+/// How the page requests of a device are treated.
+#[derive(Clone, Debug)]
+pub struct FaultSettings {
+    /// What the time is.
+    pub clock: Arc<dyn Clock>,
+    /// How long a handler may take to answer, and how long the last request of a group may take to come.
+    pub patience: Duration,
+    /// How many groups of a device may wait for an answer, and how many for their last request: as many as it
+    /// may have on their way.
+    pub group_limit: usize,
+    /// How many requests of incomplete groups are kept.
+    pub request_limit: usize,
+}
+
+impl Default for FaultSettings {
+    /// Ten seconds by the system's clock, 512 groups, 4096 requests.
+    fn default() -> Self {
+        Self {
+            clock: Arc::new(SystemClock),
+            patience: Duration::from_secs(10),
+            group_limit: 512,
+            request_limit: 4096,
+        }
+    }
+}
+
+/// The page requests of one device.
+pub struct DeviceFaults {
+    address: DeviceAddress,
+    control: Arc<dyn DeviceControl>,
+    responder: Arc<dyn PageResponder>,
+    settings: FaultSettings,
+    needs_pasids: bool,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    /// Fault-capable attachments and preparations.
+    count: usize,
+    /// There is one while there is any of these; F1.
+    queue: Option<Box<Queue>>,
+    /// Who answers, by PASID. Has room for all that are being prepared.
+    places: Vec<(Option<Pasid>, Arc<dyn FaultHandler>)>,
+    /// Whether the device may ask.
+    is_enabled: bool,
+    /// Groups whose answer hardware did not take.
+    lost_count: usize,
+}
+
+#[derive(Default)]
+struct Queue {
+    partial: Vec<Partial>,
+    /// Requests of partial groups together.
+    request_count: usize,
+    open: Vec<Open>,
+}
+
+/// A group whose last request did not come yet.
+struct Partial {
+    requester: Requester,
+    pasid: Option<Pasid>,
+    group: u16,
+    requests: Vec<PageRequest>,
+    /// Some of its requests found no room.
+    is_spoilt: bool,
+    deadline: Duration,
+}
+
+/// A group that waits for its answer.
+pub(super) struct Open {
+    pub(super) fate: Arc<Fate>,
+    requester: Requester,
+    pasid: Option<Pasid>,
+    origin: Origin,
+    deadline: Duration,
+}
+
+/// Why a fault-capable domain cannot be attached.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("no memory for the page requests of a device")]
+pub struct CountError;
+
+impl From<TryReserveError> for CountError {
+    fn from(_: TryReserveError) -> Self {
+        Self
+    }
+}
+
+/// A fault-capable attachment that is about to be. It is counted, until it is dropped or what it became is
+/// replaced.
+#[must_use = "dropped, it is not counted any more"]
+pub struct Counted {
+    faults: Arc<DeviceFaults>,
+    /// Gone once it is attached.
+    handler: Option<Arc<dyn FaultHandler>>,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if self.handler.is_some() {
+            let queue = self.faults.inner.lock().uncount();
+            drop(queue);
+        }
+    }
+}
+
+impl fmt::Debug for Counted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Counted").finish_non_exhaustive()
+    }
+}
+
+impl DeviceFaults {
+    /// Creates what a device has that asks for nothing yet.
+    pub fn new(
+        address: DeviceAddress,
+        control: Arc<dyn DeviceControl>,
+        responder: Arc<dyn PageResponder>,
+        settings: FaultSettings,
+    ) -> Arc<Self> {
+        let inner = Inner {
+            count: 0,
+            queue: None,
+            places: Vec::new(),
+            is_enabled: false,
+            lost_count: 0,
+        };
+        Arc::new(Self {
+            address,
+            needs_pasids: control.needs_pasids_in_responses(address),
+            control,
+            responder,
+            settings,
+            inner: Mutex::new(&FAULTS, inner),
+        })
+    }
+
+    /// Returns which device it is.
+    pub const fn address(&self) -> DeviceAddress {
+        self.address
+    }
+
+    /// Returns how many fault-capable attachments and preparations there are.
+    pub fn count(&self) -> usize {
+        self.inner.lock().count
+    }
+
+    /// Returns whether there is a queue.
+    pub fn has_queue(&self) -> bool {
+        self.inner.lock().queue.is_some()
+    }
+
+    /// Returns how many groups wait for an answer.
+    pub fn open_count(&self) -> usize {
+        let inner = self.inner.lock();
+        inner.queue.as_ref().map_or(0, |queue| queue.open.len())
+    }
+
+    /// Returns how many groups wait for their last request.
+    pub fn partial_count(&self) -> usize {
+        let inner = self.inner.lock();
+        inner.queue.as_ref().map_or(0, |queue| queue.partial.len())
+    }
+
+    /// Returns how many answers hardware did not take.
+    pub fn lost_count(&self) -> usize {
+        self.inner.lock().lost_count
+    }
+
+    /// Counts an attachment of a domain with this handler, which is about to be made. The first one makes the
+    /// queue.
+    ///
+    /// # Errors
+    ///
+    /// [`CountError`], with nothing counted.
+    pub fn prepare(
+        self: &Arc<Self>,
+        handler: Arc<dyn FaultHandler>,
+    ) -> Result<Counted, CountError> {
+        let mut inner = self.inner.lock();
+        // Each that is counted has a place, or will have one.
+        let needed = (inner.count + 1).saturating_sub(inner.places.len());
+        inner.places.try_reserve(needed)?;
+        if inner.queue.is_none() {
+            inner.queue = Some(Box::default());
+        }
+        inner.count += 1;
+        Ok(Counted {
+            faults: Arc::clone(self),
+            handler: Some(handler),
+        })
+    }
+
+    /// Says that what is attached at a place is about to be replaced by something, fault-capable if `is_capable`.
+    /// If no fault-capable domain remains the device may not ask any more. Comes before ATS is disabled and
+    /// before contexts change.
+    ///
+    /// One change of a device's attachments at a time, as under its lock.
+    pub fn begin_change(&self, place: Option<Pasid>, is_capable: bool) {
+        let ends = {
+            let mut inner = self.inner.lock();
+            let mut others = inner.places.iter().filter(|(other, _)| *other != place);
+            let ends = inner.is_enabled && !is_capable && others.next().is_none();
+            inner.is_enabled &= !ends;
+            ends
+        };
+        if ends {
+            self.control.set_page_requests(self.address, false);
+        }
+    }
+
+    /// Says that contexts lead requests of a place elsewhere: `new` answers from now on, or nobody. What the old
+    /// domain has not answered is answered with [`PageResponse::Invalid`] (F3). With the first fault-capable
+    /// domain the device may ask for pages; so this comes after ATS was enabled. Cannot fail, and allocates
+    /// nothing.
+    ///
+    /// One change of a device's attachments at a time, as under its lock.
+    pub fn change(&self, place: Option<Pasid>, new: Option<Counted>) {
+        let handler = new.and_then(|mut new| {
+            debug_assert!(
+                core::ptr::eq(&raw const *new.faults, self),
+                "of this device"
+            );
+            new.handler.take()
+        });
+        let (old, queue, begins) = {
+            let mut inner = self.inner.lock();
+            let at = inner.places.iter().position(|(other, _)| *other == place);
+            let old = at.map(|at| inner.places.swap_remove(at));
+            if old.is_some() {
+                self.close(&mut inner, place);
+            }
+            let begins = handler.is_some() && !inner.is_enabled;
+            if let Some(handler) = handler {
+                // Reserved in `prepare`.
+                inner.places.push((place, handler));
+                inner.is_enabled = true;
+            }
+            let queue = old.as_ref().and_then(|_| inner.uncount());
+            (old, queue, begins)
+        };
+        // Handlers are strangers, also in their end.
+        drop((old, queue));
+        if begins {
+            self.control.set_page_requests(self.address, true);
+        }
+    }
+
+    /// Takes in a request that hardware reported. If it completes a group, the handler is called.
+    ///
+    /// Markers that ask for nothing (Stop Marker) are not requests.
+    pub fn report(self: &Arc<Self>, reported: &Reported) {
+        lockdep::assert_none_held();
+        let now = self.settings.clock.now();
+        let handed = {
+            let mut inner = self.inner.lock();
+            match self.enter(&mut inner, reported, now) {
+                Entered::Kept => None,
+                Entered::Complete(handler, group) => Some((handler, group)),
+                Entered::Refused => {
+                    let answer = self.answer(
+                        reported.requester,
+                        reported.pasid,
+                        reported.origin,
+                        PageResponse::Invalid,
+                    );
+                    // Counted there; nobody asked.
+                    let _ = self.send(&mut inner, &answer);
+                    None
+                }
+            }
+        };
+        if let Some((handler, group)) = handed {
+            lockdep::assert_none_held();
+            handler.handle(group);
+        }
+    }
+
+    /// Says that hardware lost requests and answered their groups itself: what is kept of groups whose last
+    /// request did not come is forgotten. To be called once all records were reported that had room.
+    pub fn forget_partial(&self) {
+        if let Some(queue) = &mut self.inner.lock().queue {
+            queue.forget(|_| true);
+        }
+    }
+
+    /// Answers, with [`PageResponse::Invalid`], what was not answered in time, and forgets groups whose last
+    /// request did not come in time. Returns when to call it next, if anything is left.
+    pub fn expire(&self) -> Option<Duration> {
+        let now = self.settings.clock.now();
+        let mut inner = self.inner.lock();
+        while let Some(open) = inner.take_open(|open| open.deadline <= now) {
+            open.fate.set_timed_out();
+            self.send_invalid(&mut inner, &open);
+        }
+        let queue = inner.queue.as_mut()?;
+        queue.forget(|partial| partial.deadline <= now);
+        let open = queue.open.iter().map(|open| open.deadline);
+        let partial = queue.partial.iter().map(|partial| partial.deadline);
+        open.chain(partial).min()
+    }
+
+    /// Answers an open group.
+    pub(super) fn respond(
+        &self,
+        fate: &Arc<Fate>,
+        response: PageResponse,
+    ) -> Result<(), RespondError> {
+        let now = self.settings.clock.now();
+        let mut inner = self.inner.lock();
+        let open = inner.take_open(|open| fate.is_of(open));
+        let open = open.ok_or_else(|| fate.error())?;
+        if open.deadline <= now {
+            self.send_invalid(&mut inner, &open);
+            return Err(RespondError::TimedOut);
+        }
+        let answer = self.answer(open.requester, open.pasid, open.origin, response);
+        Ok(self.send(&mut inner, &answer)?)
+    }
+
+    fn enter(self: &Arc<Self>, inner: &mut Inner, reported: &Reported, now: Duration) -> Entered {
+        let pasid = reported.pasid;
+        let handler = inner.places.iter().find(|(place, _)| *place == pasid);
+        let handler = handler.map(|(_, handler)| Arc::clone(handler));
+        let (Some(handler), Some(queue)) = (handler, &mut inner.queue) else {
+            return Entered::refused(reported);
+        };
+        let deadline = now.saturating_add(self.settings.patience);
+        if !reported.is_complete() {
+            queue.keep(reported, deadline, &self.settings);
+            return Entered::Kept;
+        }
+        let partial = queue.take_partial(reported);
+        let is_spoilt = partial.as_ref().is_some_and(|partial| partial.is_spoilt);
+        let mut requests = partial.map_or(Vec::new(), |partial| partial.requests);
+        let has_room = queue.open.len() < self.settings.group_limit
+            && queue.open.try_reserve(1).is_ok()
+            && requests.try_reserve(1).is_ok();
+        if is_spoilt || !has_room {
+            return Entered::Refused;
+        }
+        requests.push(reported.request);
+        let fate = Fate::new();
+        queue.open.push(Open {
+            fate: Arc::clone(&fate),
+            requester: reported.requester,
+            pasid,
+            origin: reported.origin,
+            deadline,
+        });
+        let group = FaultGroup {
+            faults: Arc::clone(self),
+            pasid,
+            requests,
+            fate,
+            has_responded: false,
+        };
+        Entered::Complete(handler, group)
+    }
+
+    /// Answers and forgets all that came for a place.
+    fn close(&self, inner: &mut Inner, place: Option<Pasid>) {
+        while let Some(open) = inner.take_open(|open| open.pasid == place) {
+            open.fate.set_detached();
+            self.send_invalid(inner, &open);
+        }
+        if let Some(queue) = &mut inner.queue {
+            queue.forget(|partial| partial.pasid == place);
+        }
+    }
+
+    fn send_invalid(&self, inner: &mut Inner, open: &Open) {
+        let answer = self.answer(
+            open.requester,
+            open.pasid,
+            open.origin,
+            PageResponse::Invalid,
+        );
+        // Counted there; who asked is told that it is too late.
+        let _ = self.send(inner, &answer);
+    }
+
+    fn send(&self, inner: &mut Inner, answer: &Answer) -> Result<(), SyncError> {
+        let sent = self.responder.respond(self.address, answer);
+        inner.lost_count += usize::from(sent.is_err());
+        sent
+    }
+
+    fn answer(
+        &self,
+        requester: Requester,
+        pasid: Option<Pasid>,
+        origin: Origin,
+        response: PageResponse,
+    ) -> Answer {
+        Answer {
+            requester,
+            pasid: pasid.filter(|_| self.needs_pasids),
+            origin,
+            response,
+        }
+    }
+}
+
+/// What becomes of a request.
+enum Entered {
+    /// More of its group follows.
+    Kept,
+    /// Somebody is to answer its group.
+    Complete(Arc<dyn FaultHandler>, FaultGroup),
+    /// Nobody can.
+    Refused,
+}
+
+impl Entered {
+    const fn refused(reported: &Reported) -> Self {
+        if reported.is_complete() {
+            Self::Refused
+        } else {
+            Self::Kept
+        }
+    }
+}
+
+impl Inner {
+    /// Returns the queue after the last one, to be dropped without the lock.
+    #[must_use]
+    fn uncount(&mut self) -> Option<Box<Queue>> {
+        self.count -= 1;
+        if self.count == 0 {
+            self.queue.take()
+        } else {
+            None
+        }
+    }
+
+    fn take_open(&mut self, is_meant: impl Fn(&Open) -> bool) -> Option<Open> {
+        let open = &mut self.queue.as_mut()?.open;
+        let at = open.iter().position(is_meant)?;
+        Some(open.remove(at))
+    }
+}
+
+impl Queue {
+    /// Keeps a request until the last one of its group comes, as far as there is room.
+    fn keep(&mut self, reported: &Reported, deadline: Duration, settings: &FaultSettings) {
+        let Some(at) = self.position(reported).or_else(|| {
+            let has_room =
+                self.partial.len() < settings.group_limit && self.partial.try_reserve(1).is_ok();
+            let Origin::Group(group) = reported.origin else {
+                return None;
+            };
+            if !has_room {
+                return None;
+            }
+            self.partial.push(Partial {
+                requester: reported.requester,
+                pasid: reported.pasid,
+                group,
+                requests: Vec::new(),
+                is_spoilt: false,
+                deadline,
+            });
+            Some(self.partial.len() - 1)
+        }) else {
+            return;
+        };
+        let partial = &mut self.partial[at];
+        let has_room = self.request_count < settings.request_limit;
+        if has_room && partial.requests.try_reserve(1).is_ok() {
+            partial.requests.push(reported.request);
+            self.request_count += 1;
+        } else {
+            partial.is_spoilt = true;
+        }
+    }
+
+    fn position(&self, reported: &Reported) -> Option<usize> {
+        self.partial.iter().position(|partial| {
+            partial.requester == reported.requester
+                && partial.pasid == reported.pasid
+                && Origin::Group(partial.group) == reported.origin
+        })
+    }
+
+    fn take_partial(&mut self, reported: &Reported) -> Option<Partial> {
+        let at = self.position(reported)?;
+        let partial = self.partial.swap_remove(at);
+        self.request_count -= partial.requests.len();
+        Some(partial)
+    }
+
+    fn forget(&mut self, is_meant: impl Fn(&Partial) -> bool) {
+        self.partial.retain(|partial| !is_meant(partial));
+        let counts = self.partial.iter().map(|partial| partial.requests.len());
+        self.request_count = counts.sum();
+    }
+}
+
+impl fmt::Debug for DeviceFaults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let inner = self.inner.lock();
+        f.debug_struct("DeviceFaults")
+            .field("address", &self.address)
+            .field("count", &inner.count)
+            .field("is_enabled", &inner.is_enabled)
+            .field("lost_count", &inner.lost_count)
+            .finish_non_exhaustive()
+    }
+}

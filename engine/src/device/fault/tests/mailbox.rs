@@ -1,0 +1,80 @@
+//! Groups that are read and answered by cookie.
+
+use super::*;
+
+fn rig() -> (Arc<World>, Arc<DeviceFaults>, Arc<Mailbox>) {
+    let world = World::new();
+    let faults = world.faults();
+    let mailbox = Arc::new(Mailbox::new());
+    let handler = Arc::clone(&mailbox) as Arc<dyn FaultHandler>;
+    let counted = faults.prepare(handler).expect("memory");
+    faults.change(pasid(3), Some(counted));
+    (world, faults, mailbox)
+}
+
+#[test]
+fn groups_are_read_whole_and_answered_by_cookie() {
+    let (world, faults, mailbox) = rig();
+    assert_eq!(mailbox.read(1), Ok(None));
+    faults.report(&member(pasid(3), 1, 1, false));
+    assert!(!mailbox.has_unread());
+    faults.report(&member(pasid(3), 1, 2, true));
+    faults.report(&member(pasid(3), 2, 3, true));
+    assert!(mailbox.has_unread());
+    assert_eq!(
+        mailbox.read(1),
+        Err(MailboxError::TooSmall { needed: 2 }),
+        "the second one has to wait for the first"
+    );
+    let first = mailbox.read(2).expect("room").expect("one");
+    assert_eq!(first.device, world.address);
+    assert_eq!(first.pasid, pasid(3));
+    assert_eq!(first.requests, [request(1), request(2)]);
+    let second = mailbox.read(1).expect("room").expect("one");
+    assert_ne!(first.cookie, second.cookie);
+    assert_eq!(mailbox.read(9), Ok(None));
+    let respond = |cookie| mailbox.respond(cookie, PageResponse::Success);
+    assert_eq!(respond(second.cookie), Ok(()));
+    assert_eq!(respond(second.cookie), Err(MailboxError::Unknown));
+    assert_eq!(respond(Cookie(99)), Err(MailboxError::Unknown));
+    assert_eq!(world.answers()[0].origin, Origin::Group(2));
+    // It could not be passed on, and is the next one again.
+    assert_eq!(mailbox.unread(first.cookie), Ok(()));
+    assert_eq!(respond(first.cookie), Err(MailboxError::Unknown));
+    assert_eq!(mailbox.read(2), Ok(Some(first.clone())));
+    assert_eq!(respond(first.cookie), Ok(()));
+    assert_eq!(mailbox.unread(first.cookie), Err(MailboxError::Unknown));
+}
+
+#[test]
+fn what_was_answered_meanwhile_is_not_read_and_its_answer_refused() {
+    let (world, faults, mailbox) = rig();
+    faults.report(&member(pasid(3), 1, 1, true));
+    let read = mailbox.read(1).expect("room").expect("one");
+    faults.report(&member(pasid(3), 2, 1, true));
+    detach(&faults, pasid(3));
+    assert_eq!(world.answers().len(), 2);
+    assert!(!mailbox.has_unread());
+    assert_eq!(mailbox.read(1), Ok(None));
+    let refused = mailbox.respond(read.cookie, PageResponse::Success);
+    assert_eq!(refused, Err(RespondError::Detached.into()));
+    assert!(world.answers().is_empty());
+}
+
+#[test]
+fn a_mailbox_that_nobody_reads_does_not_grow() {
+    let (world, faults, mailbox) = rig();
+    for round in 0..2000 {
+        faults.report(&member(pasid(3), 1, round, true));
+        world.pass(10);
+        faults.expire();
+    }
+    assert_eq!(world.answers().len(), 2000);
+    let kept = alloc::format!("{mailbox:?}");
+    let kept: usize = kept
+        .split(&[' ', ','])
+        .nth(3)
+        .and_then(|count| count.parse().ok())
+        .expect("a number");
+    assert!(kept < 16, "{kept} groups are kept");
+}
