@@ -7,8 +7,8 @@ use iopt_formats::command::Pasid;
 
 use crate::device::group::{Inner, Old, Unfit};
 use crate::device::{
-    AttachError, DefaultKind, DeviceAddress, DeviceGuard, GroupDomainError, Hwpt, Ownership,
-    Registry, UnknownDevice,
+    AttachError, DefaultKind, DeviceAddress, DeviceGuard, Driver, Endpoint, GroupDomainError, Hwpt,
+    Ownership, Registry, UnknownDevice,
 };
 use crate::sync::{MutexGuard, lockdep};
 
@@ -142,6 +142,28 @@ impl Registry {
         Ok(())
     }
 
+    /// As [`detach_pasid`](Self::detach_pasid), if `domain` is what is attached.
+    pub(super) fn detach_from_pasid(
+        &self,
+        address: DeviceAddress,
+        by: By<'_>,
+        pasid: Pasid,
+        domain: &Arc<dyn Hwpt>,
+    ) -> Result<(), AttachError> {
+        let (_, mut group) = self.enter(address, by, false)?;
+        let attached = group.pasids.get(&pasid);
+        let is_it = |attached: &Arc<dyn Hwpt>| {
+            core::ptr::addr_eq(Arc::as_ptr(attached), Arc::as_ptr(domain))
+        };
+        if !attached.is_some_and(is_it) {
+            return Err(AttachError::Detached { pasid });
+        }
+        let old = group.block_pasid(pasid);
+        drop(group);
+        drop(old);
+        Ok(())
+    }
+
     /// Returns what is attached to the group of a device, for requests with a PASID or without one; `None`
     /// if they are blocked.
     pub fn attached(&self, address: DeviceAddress, pasid: Option<Pasid>) -> Option<Arc<dyn Hwpt>> {
@@ -163,19 +185,24 @@ impl Registry {
         address: DeviceAddress,
         kind: DefaultKind,
     ) -> Result<Arc<dyn Hwpt>, GroupDomainError> {
-        let number = self.number_of(address)?;
-        let (driver, endpoints) = {
-            let group = self.groups[self.machine().group_of(number)].lock();
-            let Some(member) = group.members.get(&number) else {
-                return Err(GroupDomainError::NoIommu { address });
-            };
-            let members = group.members.values();
-            let endpoints = members.map(|member| Arc::clone(&member.endpoint));
-            let endpoints: Vec<_> = endpoints.collect();
-            (Arc::clone(&member.driver), endpoints)
-        };
+        let (driver, endpoints) = self.members_for_domain(address)?;
         lockdep::assert_none_held();
         Ok(driver.new_domain(kind, &endpoints)?)
+    }
+
+    /// Returns who makes a domain for the group of a device, and which endpoints it has to fit.
+    pub(super) fn members_for_domain(
+        &self,
+        address: DeviceAddress,
+    ) -> Result<(Arc<dyn Driver>, Vec<Arc<dyn Endpoint>>), GroupDomainError> {
+        let number = self.number_of(address)?;
+        let group = self.groups[self.machine().group_of(number)].lock();
+        let Some(member) = group.members.get(&number) else {
+            return Err(GroupDomainError::NoIommu { address });
+        };
+        let members = group.members.values();
+        let endpoints = members.map(|member| Arc::clone(&member.endpoint));
+        Ok((Arc::clone(&member.driver), endpoints.collect()))
     }
 
     /// Checks that a device's group is ready and the caller may change what is attached.

@@ -23,6 +23,7 @@ use iopt_formats::command::Pasid;
 use iopt_formats::{IovaRange, Oa, Prot};
 
 use crate::device::fault::FaultHandler;
+use crate::device::process::{Process, ProcessDomain};
 use crate::device::{DeviceAddress, Identity, Resolved};
 use crate::domain::{Domain, DomainError};
 
@@ -52,6 +53,21 @@ pub trait Driver: Send + Sync + fmt::Debug {
         kind: DefaultKind,
         endpoints: &[Arc<dyn Endpoint>],
     ) -> Result<Arc<dyn Hwpt>, NewDomainError>;
+
+    /// Makes a domain of a process to which all of `endpoints`, which this driver made, can be attached with its
+    /// PASID.
+    ///
+    /// # Errors
+    ///
+    /// [`NewDomainError`].
+    fn new_process_domain(
+        &self,
+        process: &Arc<Process>,
+        endpoints: &[Arc<dyn Endpoint>],
+    ) -> Result<Arc<dyn ProcessDomain>, NewDomainError> {
+        let _ = (process, endpoints);
+        Err(NewDomainError::Unsupported)
+    }
 
     /// Returns whether an instance of this driver can treat its devices differently. One that cannot is
     /// registered only if the machine knows that

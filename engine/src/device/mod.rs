@@ -66,6 +66,7 @@ mod machine;
 #[cfg(all(test, loom))]
 mod models;
 mod owner;
+pub mod process;
 mod registry;
 mod report;
 mod resolve;
@@ -77,6 +78,8 @@ mod snapshot;
 mod testing;
 #[cfg(all(test, not(loom)))]
 mod testing_faults;
+#[cfg(all(test, not(loom)))]
+mod testing_smmu;
 #[cfg(all(test, not(loom)))]
 mod tests;
 pub mod vtd;

@@ -116,11 +116,22 @@ impl Recorder {
     pub(super) fn instance() -> Arc<Instance<crate::invalidation::plan::smmuv3::Smmuv3, Self>> {
         Self::instance_of(crate::invalidation::plan::smmuv3::Smmuv3::default())
     }
+
+    /// As [`instance`](Self::instance), for as many threads as make time pass while they wait.
+    pub(super) fn patient_instance()
+    -> Arc<Instance<crate::invalidation::plan::smmuv3::Smmuv3, Self>> {
+        let planner = crate::invalidation::plan::smmuv3::Smmuv3::default();
+        Self::instance_with(planner, Duration::from_secs(1000))
+    }
 }
 
 impl<C: Recorded> Recorder<C> {
     /// Creates the queue of an instance, and the instance.
     pub(super) fn instance_of(planner: C::Planner) -> Arc<Instance<C::Planner, Self>> {
+        Self::instance_with(planner, Duration::from_micros(1))
+    }
+
+    fn instance_with(planner: C::Planner, limit: Duration) -> Arc<Instance<C::Planner, Self>> {
         let words = C::Entry::WORDS << LG2_ENTRIES;
         let recorder = Self {
             ring: (0..words).map(|_| AtomicU64::new(0)).collect(),
@@ -132,7 +143,7 @@ impl<C: Recorded> Recorder<C> {
             commands: Mutex::new(&LOG, Vec::new()),
         };
         let queue = Queue::new(recorder).expect("the shape is sound");
-        let queue = queue.with_limit(Duration::from_micros(1));
+        let queue = queue.with_limit(limit);
         Arc::new(Instance::new(planner, queue))
     }
 

@@ -79,6 +79,16 @@ impl Changes {
         }
     }
 
+    /// Returns changes of `range` of which any entry of tables that are not the engine's may be part.
+    #[cfg(feature = "std")]
+    pub(crate) const fn any_in(range: IovaRange) -> Self {
+        Self {
+            start: range.start().get(),
+            last: range.last().get(),
+            ..Self::everything()
+        }
+    }
+
     /// Returns the changes of one range of leaves of `sizes`.
     #[inline]
     pub(crate) const fn leaves(range: IovaRange, sizes: PageSizes, kind: Kind) -> Self {

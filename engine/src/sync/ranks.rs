@@ -64,6 +64,8 @@ classes! {
         "walks over a bus that probe devices";
     ACCESS_UNMAP = 300, Wait "access_unmap":
         "callbacks into accesses whose pages are unmapped";
+    PROCESS = 350, Lock "process":
+        "which devices are bound to a process";
     REGISTRY = 400, Lock "registry":
         "which devices and IOMMU instances there are, and how each stands";
     GROUP = 500, Lock "group":
@@ -72,10 +74,16 @@ classes! {
         "what a device is attached to, as its driver knows it";
     FAULTS = 530, Lock "faults":
         "the pages that a device asked for, and who is to answer";
+    LISTENERS = 535, Lock "listeners":
+        "which device an ID in a record of hardware names";
+    PROCESS_DOMAINS = 537, Lock "process domains":
+        "the domains of a process, and which endpoints lead to one";
     DOMAIN_IDS = 540, Lock "domain IDs":
         "by which IDs IOMMU instances know a domain";
     CONTEXTS = 560, Lock "contexts":
         "the context tables of an IOMMU instance";
+    PROCESSES = 580, Lock "processes":
+        "which processes are known";
     IDS = 600, Lock "ids":
         "which ASIDs, VMIDs, DIDs and PASIDs are in use";
     ATTACH = 700, Lock "attach":

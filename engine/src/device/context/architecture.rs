@@ -9,7 +9,9 @@ use iopt_formats::command::Pasid;
 use crate::device::context::{
     Attached, HardwareDomain, HardwareEndpoint, LinkError, Tags, Unwritten,
 };
+use crate::device::fault::{Listeners, PageResponder};
 use crate::device::ids::Ids;
+use crate::device::process::ProcessTables;
 use crate::device::{AttachFailure, DeviceAddress, DeviceControl, NewDomainError, Resolved};
 use crate::invalidation::plan::Planner;
 use crate::invalidation::queue::Device;
@@ -108,6 +110,36 @@ pub trait Architecture: Sized + 'static {
         id: u32,
         has_ats: bool,
     ) -> Tags<Self::Planner>;
+
+    /// Returns how hardware is led to a process's own tables; `None` if it cannot walk them.
+    fn process_stage(tables: &ProcessTables) -> Option<Self::Stage> {
+        let _ = tables;
+        None
+    }
+
+    /// Returns whether an instance passes on that devices ask for pages (PRI), and answers to them.
+    fn has_page_requests(unit: &Self::Unit) -> bool {
+        let _ = unit;
+        false
+    }
+
+    /// Returns whether an instance can let a transaction wait while a fault is resolved.
+    fn can_stall(unit: &Self::Unit) -> bool {
+        let _ = unit;
+        false
+    }
+
+    /// Returns the way for answers to a device behind these instances; `None` if there is none.
+    fn responder(units: &[Arc<Self::Unit>]) -> Option<Arc<dyn PageResponder>> {
+        let _ = units;
+        None
+    }
+
+    /// Returns which devices an instance's records of faults and page requests are about.
+    fn listeners(unit: &Self::Unit) -> Option<&Listeners> {
+        let _ = unit;
+        None
+    }
 
     /// Returns where the device itself caches translations for requests of that place, in rising order.
     fn device_tags(

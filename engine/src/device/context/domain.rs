@@ -5,16 +5,19 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
-use iopt_formats::Format;
+use iopt_formats::{Format, IovaRange};
 
 use crate::claim::ClaimError;
+use crate::device::context::process::ProcessPart;
 use crate::device::context::{Architecture, Target, Users};
+use crate::device::fault::FaultHandler;
+use crate::device::process::{ExitError, Process, ProcessDomain};
 use crate::device::{DirectRegion, DomainKind, Hwpt};
 use crate::domain::{Domain, DomainError as TableError, TableDomain};
-use crate::invalidation::InvalidationSet;
+use crate::invalidation::{Changes, Invalidate as _, InvalidationSet, SyncError};
 use crate::mem::TableMemory;
 use crate::radix::{MapError, Table};
-use crate::sync::{DOMAIN_IDS, Mutex};
+use crate::sync::{DOMAIN_IDS, Mutex, SYNC};
 
 /// The set of a domain of that architecture.
 pub type Set<A> = InvalidationSet<<A as Architecture>::Planner, <A as Architecture>::Queue>;
@@ -25,6 +28,9 @@ pub struct HardwareDomain<A: Architecture> {
     translation: Option<Translation<A>>,
     /// The tables, if they are the engine's.
     tables: Option<Tables>,
+    /// Whose tables they are, if they are a process's.
+    process: Option<ProcessPart<A>>,
+    faults: Option<Arc<dyn FaultHandler>>,
 }
 
 /// How hardware finds translations, and who caches them.
@@ -49,6 +55,8 @@ impl<A: Architecture> HardwareDomain<A> {
             kind: DomainKind::Blocked,
             translation: None,
             tables: None,
+            process: None,
+            faults: None,
         }
     }
 
@@ -58,6 +66,8 @@ impl<A: Architecture> HardwareDomain<A> {
             kind: DomainKind::Identity,
             translation: None,
             tables: None,
+            process: None,
+            faults: None,
         }
     }
 
@@ -84,7 +94,31 @@ impl<A: Architecture> HardwareDomain<A> {
                 domain,
                 map_direct: Box::new(move |region| direct.map(region)),
             }),
+            process: None,
+            faults: None,
         }
+    }
+
+    /// Creates a domain of a process, to whose tables `stage` leads. Changes are told to `set`.
+    pub(super) fn of_process(process: &Arc<Process>, set: Arc<Set<A>>, stage: A::Stage) -> Self {
+        Self {
+            kind: DomainKind::Process,
+            translation: Some(Translation {
+                users: Users::new(set),
+                stage,
+                allows_ats: true,
+            }),
+            tables: None,
+            process: Some(ProcessPart::new(process)),
+            faults: process.fault_handler(),
+        }
+    }
+
+    /// Makes it fault-capable: `handler` is asked for pages that are not there.
+    #[must_use]
+    pub fn with_faults(mut self, handler: Arc<dyn FaultHandler>) -> Self {
+        self.faults = Some(handler);
+        self
     }
 
     /// Forbids devices to cache its translations.
@@ -107,6 +141,19 @@ impl<A: Architecture> HardwareDomain<A> {
             Some(translation) => Some(&translation.users),
             None => None,
         }
+    }
+
+    pub(super) const fn process(&self) -> Option<&ProcessPart<A>> {
+        self.process.as_ref()
+    }
+
+    /// Whether its process has ended.
+    pub(super) fn has_exited(&self) -> bool {
+        self.process.as_ref().is_some_and(ProcessPart::has_exited)
+    }
+
+    pub(super) const fn is_fault_capable(&self) -> bool {
+        self.faults.is_some()
     }
 
     pub(super) const fn translation(&self) -> Option<&Translation<A>> {
@@ -168,6 +215,10 @@ impl<A: Architecture> Hwpt for HardwareDomain<A> {
         tables.map(|tables| Arc::clone(&tables.domain))
     }
 
+    fn fault_handler(&self) -> Option<Arc<dyn FaultHandler>> {
+        self.faults.clone()
+    }
+
     fn map_direct(&self, region: DirectRegion) -> Result<(), TableError> {
         match (&self.tables, self.kind) {
             (Some(tables), _) => (tables.map_direct)(region),
@@ -175,6 +226,36 @@ impl<A: Architecture> Hwpt for HardwareDomain<A> {
             (None, _) => Err(TableError::Unsupported {
                 what: "regions of a domain without tables of its own",
             }),
+        }
+    }
+}
+
+impl<A: Architecture> HardwareDomain<A> {
+    /// Makes all places forget `changes`.
+    fn forget(&self, changes: &Changes) -> Result<(), SyncError> {
+        let _waiting = SYNC.waiting();
+        let Some(set) = self.set() else {
+            return Ok(());
+        };
+        set.wait(set.submit(changes)?)
+    }
+}
+
+impl<A: Architecture> ProcessDomain for HardwareDomain<A> {
+    fn changed(&self, range: IovaRange) -> Result<(), SyncError> {
+        self.forget(&Changes::any_in(range))
+    }
+
+    fn exit(self: Arc<Self>) -> Result<(), ExitError> {
+        let Some(process) = &self.process else {
+            return Ok(());
+        };
+        let are_released = process.exit(|endpoint| endpoint.end_process(&self));
+        let forgotten = self.forget(&Changes::everything());
+        if are_released && forgotten.is_ok() {
+            Ok(())
+        } else {
+            Err(ExitError)
         }
     }
 }

@@ -7,16 +7,22 @@ use alloc::vec::Vec;
 use core::any::Any;
 use core::fmt;
 
-use crate::device::context::{Architecture, Arrival, HardwareDomain, HardwareEndpoint, Target};
+use crate::device::context::endpoint::Faults;
+use crate::device::context::{
+    Architecture, Arrival, HardwareDomain, HardwareEndpoint, Set, Target,
+};
+use crate::device::fault::{DeviceFaults, FaultSettings};
+use crate::device::process::{Process, ProcessDomain};
 use crate::device::{
-    DefaultKind, DeviceControl, Driver, Endpoint, Hwpt, Identity, NewDomainError, ProbeError,
-    ProbeRequest,
+    DefaultKind, DeviceAddress, DeviceControl, Driver, Endpoint, Hwpt, Identity, NewDomainError,
+    ProbeError, ProbeRequest,
 };
 
 /// Drives instances that were registered with it as an [`Architecture::Unit`].
 pub struct HardwareDriver<A: Architecture> {
     memory: Arc<A::Memory>,
     control: Arc<dyn DeviceControl>,
+    faults: FaultSettings,
 }
 
 /// An instance, and under which IDs it sees the device.
@@ -30,7 +36,52 @@ struct NoInstance;
 impl<A: Architecture> HardwareDriver<A> {
     /// Creates a driver that takes the tables of domains from `memory`, and asks `control` about devices.
     pub fn new(memory: Arc<A::Memory>, control: Arc<dyn DeviceControl>) -> Arc<Self> {
-        Arc::new(Self { memory, control })
+        Self::with_faults(memory, control, FaultSettings::default())
+    }
+
+    /// As [`new`](Self::new), with page requests of devices treated as `faults` says.
+    pub fn with_faults(
+        memory: Arc<A::Memory>,
+        control: Arc<dyn DeviceControl>,
+        faults: FaultSettings,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            memory,
+            control,
+            faults,
+        })
+    }
+
+    /// Returns how a device asks for pages, if it and all its instances can.
+    fn faults(
+        &self,
+        device: DeviceAddress,
+        units: &[Arc<A::Unit>],
+        can_ats: bool,
+    ) -> Option<Faults> {
+        let can_ask = can_ats
+            && units.iter().all(|unit| A::has_page_requests(unit))
+            && self.control.has_page_requests(device);
+        let can_stall =
+            units.iter().all(|unit| A::can_stall(unit)) && self.control.can_stall(device);
+        let responder = A::responder(units).filter(|_| can_ask || can_stall)?;
+        let control = Arc::clone(&self.control);
+        let requests = DeviceFaults::new(device, control, responder, self.faults.clone());
+        Some(Faults {
+            requests,
+            can_stall,
+        })
+    }
+
+    /// Finds the endpoints that are this driver's, if all are.
+    fn own<'e>(
+        endpoints: &'e [Arc<dyn Endpoint>],
+    ) -> Result<Vec<&'e HardwareEndpoint<A>>, NewDomainError> {
+        let own = endpoints.iter().map(|endpoint| {
+            let any: &dyn Any = &**endpoint;
+            any.downcast_ref().ok_or(NewDomainError::Unsupported)
+        });
+        own.collect()
     }
 }
 
@@ -69,13 +120,23 @@ impl<A: Architecture> Driver for HardwareDriver<A> {
             let port = port.map_err(|error| ProbeError::Failed(Box::new(error)))?;
             at.push((unit, port));
         }
+        let units: Vec<_> = at.iter().map(|(unit, _)| Arc::clone(unit)).collect();
+        let faults = self.faults(device.address, &units, can_ats);
+        if let Some(faults) = &faults {
+            for (index, unit) in units.iter().enumerate() {
+                if let Some(listeners) = A::listeners(unit) {
+                    let entered = listeners.enter(request.ids(index), index, &faults.requests);
+                    entered.map_err(|error| ProbeError::Failed(Box::new(error)))?;
+                }
+            }
+        }
         if pasid_bits > 0 {
             self.control.set_pasids(device.address, true);
         }
         let control = Arc::clone(&self.control);
         let facts = (can_ats, pasid_bits);
         let endpoint = HardwareEndpoint::<A>::new(device.address, at, control, facts);
-        Ok(Arc::new(endpoint))
+        Ok(endpoint.with_faults(faults).into_shared())
     }
 
     fn new_domain(
@@ -83,11 +144,7 @@ impl<A: Architecture> Driver for HardwareDriver<A> {
         kind: DefaultKind,
         endpoints: &[Arc<dyn Endpoint>],
     ) -> Result<Arc<dyn Hwpt>, NewDomainError> {
-        let mut own: Vec<&HardwareEndpoint<A>> = Vec::new();
-        for endpoint in endpoints {
-            let any: &dyn Any = &**endpoint;
-            own.push(any.downcast_ref().ok_or(NewDomainError::Unsupported)?);
-        }
+        let own = Self::own(endpoints)?;
         let mut units = own.iter().flat_map(|endpoint| endpoint.units());
         Ok(match kind {
             DefaultKind::Identity => {
@@ -98,6 +155,22 @@ impl<A: Architecture> Driver for HardwareDriver<A> {
             }
             DefaultKind::Paging => Arc::new(A::translate(&self.memory, &own)?),
         })
+    }
+
+    fn new_process_domain(
+        &self,
+        process: &Arc<Process>,
+        endpoints: &[Arc<dyn Endpoint>],
+    ) -> Result<Arc<dyn ProcessDomain>, NewDomainError> {
+        let own = Self::own(endpoints)?;
+        let stage = A::process_stage(&process.tables()).ok_or(NewDomainError::Unsupported)?;
+        let mut units = own.iter().flat_map(|endpoint| endpoint.units());
+        if !units.all(|unit| A::fits(unit, &stage)) {
+            return Err(NewDomainError::Unsupported);
+        }
+        let set = Set::<A>::new().map_err(|_| NewDomainError::Exhausted)?;
+        let domain = HardwareDomain::<A>::of_process(process, Arc::new(set), stage);
+        Ok(Arc::new(domain))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::any::Any;
 use core::fmt;
@@ -10,10 +10,12 @@ use core::fmt;
 use iopt_formats::command::Pasid;
 use smallvec::SmallVec;
 
+use crate::device::context::process::ProcessPart;
 use crate::device::context::slots::{Lead, Slot, Slots, State};
 use crate::device::context::{
     Architecture, Attached, Attachment, HardwareDomain, JoinDomainError, Outcome, Tags, Target,
 };
+use crate::device::fault::{Counted, DeviceFaults};
 use crate::device::{AttachFailure, DeviceAddress, DeviceControl, Endpoint, Hwpt, Prepared};
 use crate::invalidation::{SetError, SyncError};
 use crate::sync::{ENDPOINT, Mutex};
@@ -31,7 +33,19 @@ pub struct HardwareEndpoint<A: Architecture> {
     /// Whether the device and all its instances can.
     can_ats: bool,
     pasid_bits: u8,
+    /// What the device asks for, if it can.
+    faults: Option<Faults>,
+    /// Dangles if nobody shares it.
+    me: Weak<Self>,
     state: Mutex<State<A>>,
+}
+
+/// How a device asks for pages.
+#[derive(Debug)]
+pub(in crate::device) struct Faults {
+    pub(in crate::device) requests: Arc<DeviceFaults>,
+    /// It waits where it is, and need not have ATS.
+    pub(in crate::device) can_stall: bool,
 }
 
 impl<A: Architecture> HardwareEndpoint<A> {
@@ -59,8 +73,30 @@ impl<A: Architecture> HardwareEndpoint<A> {
             control,
             can_ats,
             pasid_bits,
+            faults: None,
+            me: Weak::new(),
             state: Mutex::new(&ENDPOINT, state),
         }
+    }
+
+    /// Lets fault-capable domains be attached.
+    #[must_use]
+    pub(in crate::device) fn with_faults(mut self, faults: Option<Faults>) -> Self {
+        self.faults = faults;
+        self
+    }
+
+    /// Shares it, so that domains of processes can be attached.
+    pub(in crate::device) fn into_shared(self) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
+            me: Weak::clone(me),
+            ..self
+        })
+    }
+
+    /// Returns what the device asks for, if it can: for who takes records from hardware, and lets time pass.
+    pub fn faults(&self) -> Option<&Arc<DeviceFaults>> {
+        self.faults.as_ref().map(|faults| &faults.requests)
     }
 
     /// Returns whether ATS is enabled at the device.
@@ -96,6 +132,7 @@ impl<A: Architecture> HardwareEndpoint<A> {
                 slots,
                 port: index,
                 has_ats,
+                can_stall: self.faults.as_ref().is_some_and(|it| it.can_stall),
             };
             outcome = outcome.and(A::write(unit, port, place, &attached));
         }
@@ -103,9 +140,13 @@ impl<A: Architecture> HardwareEndpoint<A> {
     }
 
     /// Puts `new`, or nothing, in a place; C3.
-    fn change(&self, state: &mut State<A>, place: Option<Pasid>, new: Option<Slot<A>>) {
+    fn change(&self, state: &mut State<A>, place: Option<Pasid>, mut new: Option<Slot<A>>) {
         if let Some(slot) = &new {
             slot.attachments.iter().for_each(Attachment::set_live);
+        }
+        let counted = new.as_mut().and_then(|slot| slot.counted.take());
+        if let Some(faults) = self.faults() {
+            faults.begin_change(place, counted.is_some());
         }
         let had_ats = state.has_ats;
         let old = state.slots.replace(place, new);
@@ -119,6 +160,9 @@ impl<A: Architecture> HardwareEndpoint<A> {
         }
         if has_ats && had_ats && self.forget_device_tlb(state, place).is_err() {
             outcome = Outcome::Unknown;
+        }
+        if let Some(faults) = self.faults() {
+            faults.change(place, counted);
         }
         if let Some(mut old) = old
             && (outcome == Outcome::Unknown || old.leave().is_err())
@@ -194,8 +238,56 @@ impl<A: Architecture> HardwareEndpoint<A> {
         })
     }
 
+    /// Stops walks of a process's tables, if it is attached. Returns whether hardware said that none goes on.
+    pub(super) fn end_process(&self, domain: &Arc<HardwareDomain<A>>) -> bool {
+        let mut state = self.state.lock();
+        let place = domain.process().map(ProcessPart::pasid);
+        let has_ats = state.has_ats;
+        // What hardware did not confirm to have left, it may walk.
+        let is_it = |slot: &Slot<A>| Arc::ptr_eq(&slot.lead.domain, domain);
+        let is_stuck = state.stuck.iter().any(is_it);
+        let is_attached = state.slots.get(place).is_some_and(is_it);
+        let outcome = if is_attached {
+            self.write(&mut state, place, has_ats)
+        } else {
+            Outcome::Known
+        };
+        outcome == Outcome::Known && !is_stuck
+    }
+
+    /// Checks what more a domain wants than tables.
+    fn count(
+        &self,
+        place: Option<Pasid>,
+        domain: &HardwareDomain<A>,
+        has_ats: bool,
+    ) -> Result<Option<Counted>, AttachFailure> {
+        if let Some(process) = domain.process() {
+            if place != Some(process.pasid()) {
+                return Err(AttachFailure::Unsupported {
+                    what: "a process's domain at another place than its PASID",
+                });
+            }
+            process.enter(&self.me)?;
+        }
+        let Some(handler) = domain.fault_handler() else {
+            return Ok(None);
+        };
+        let faults = self.faults.as_ref().filter(|it| has_ats || it.can_stall);
+        let faults = faults.ok_or(AttachFailure::Unsupported {
+            what: "page requests",
+        })?;
+        let counted = faults.requests.prepare(handler);
+        counted.map(Some).map_err(|_| AttachFailure::Exhausted)
+    }
+
     /// Joins the set of the domain at all ports.
-    fn join(&self, state: &State<A>, lead: Lead<A>) -> Result<Slot<A>, AttachFailure> {
+    fn join(
+        &self,
+        state: &State<A>,
+        lead: Lead<A>,
+        counted: Option<Counted>,
+    ) -> Result<Slot<A>, AttachFailure> {
         let mut attachments = SmallVec::new();
         if let Some(translation) = lead.domain.translation() {
             let stage = &translation.stage;
@@ -206,7 +298,11 @@ impl<A: Architecture> HardwareEndpoint<A> {
                 attachments.push(joined.map_err(exhausted)?);
             }
         }
-        Ok(Slot { lead, attachments })
+        Ok(Slot {
+            lead,
+            attachments,
+            counted,
+        })
     }
 }
 
@@ -253,6 +349,7 @@ impl<A: Architecture> Endpoint for HardwareEndpoint<A> {
                 what: "ATS for some of a device's domains",
             });
         }
+        let counted = self.count(place, &domain, has_ats)?;
         let exhausted = |_| AttachFailure::Exhausted;
         state.stuck.try_reserve(2).map_err(exhausted)?;
         state.pending.try_reserve(1).map_err(exhausted)?;
@@ -264,7 +361,7 @@ impl<A: Architecture> Endpoint for HardwareEndpoint<A> {
             domain: Arc::clone(&domain),
             has_ats,
         };
-        let slot = self.join(&state, lead.clone())?;
+        let slot = self.join(&state, lead.clone(), counted)?;
         state.pending.push(lead.clone());
         Ok(Box::new(Preparation {
             endpoint: self,
@@ -283,6 +380,10 @@ impl<A: Architecture> Endpoint for HardwareEndpoint<A> {
             self.change(&mut state, Some(pasid), None);
         }
         self.change(&mut state, None, None);
+        if let Some(faults) = self.faults() {
+            let listeners = self.units.iter().filter_map(|unit| A::listeners(unit));
+            listeners.for_each(|listeners| listeners.strike_out(faults));
+        }
         if self.pasid_bits > 0 {
             self.control.set_pasids(self.address, false);
         }

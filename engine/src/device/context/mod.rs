@@ -22,8 +22,9 @@
 //!   attachment are in the domain's set.
 //! - **C2** (one answer about ATS): of the domains that translate a device's requests all have its ATS places in
 //!   their sets, or none has; ATS is enabled at the device exactly if there is one, and all do.
-//! - **C3** (order): prepare: decide ATS, join the set. Commit: disable ATS if it ends; write the contexts; enable
-//!   ATS if it begins, or make the device forget; leave the old set; note whether ATS is enabled.
+//! - **C3** (order): prepare: decide ATS, join the set. Commit: forbid page requests if they end; disable ATS if it
+//!   ends; write the contexts; enable ATS if it begins, or make the device forget; answer what the old domain did
+//!   not, and allow page requests if they begin; leave the old set; note whether ATS is enabled.
 
 mod architecture;
 mod directory;
@@ -33,6 +34,7 @@ mod endpoint;
 mod live;
 #[cfg(all(test, loom))]
 mod models;
+mod process;
 mod slots;
 #[cfg(all(test, not(loom)))]
 mod tests;

@@ -10,6 +10,7 @@ use iopt_formats::command::Pasid;
 use smallvec::SmallVec;
 
 use crate::device::context::{Architecture, Attachment, HardwareDomain, Target};
+use crate::device::fault::Counted;
 use crate::invalidation::SyncError;
 
 /// What changes in the life of an endpoint.
@@ -36,6 +37,8 @@ pub(super) struct Slot<A: Architecture> {
     pub(super) lead: Lead<A>,
     /// One for each port, in their order; none if nothing is translated.
     pub(super) attachments: SmallVec<[Attachment<A::Planner, A::Queue>; 1]>,
+    /// Until it is attached, that it will be fault-capable.
+    pub(super) counted: Option<Counted>,
 }
 
 /// Where the requests of a place are led, or are to be.
@@ -81,7 +84,7 @@ impl<A: Architecture> Slot<A> {
 }
 
 impl<A: Architecture> Slots<A> {
-    fn get(&self, place: Option<Pasid>) -> Option<&Slot<A>> {
+    pub(super) fn get(&self, place: Option<Pasid>) -> Option<&Slot<A>> {
         match place {
             None => self.default.as_ref(),
             Some(pasid) => self.pasids.get(&pasid),
@@ -148,19 +151,47 @@ pub struct Attached<'a, A: Architecture> {
     pub(super) slots: &'a Slots<A>,
     pub(super) port: usize,
     pub(super) has_ats: bool,
+    pub(super) can_stall: bool,
 }
 
 impl<'a, A: Architecture> Attached<'a, A> {
-    /// Returns where requests of a place are led: to which tables, and under which ID of the domain.
+    /// Returns where requests of a place are led: to which tables, and under which ID of the domain. The tables of
+    /// a process that has ended are none.
     pub fn at(&self, place: Option<Pasid>) -> Target<(&'a A::Stage, u32)> {
         let Some(slot) = self.slots.get(place) else {
             return Target::Blocked;
         };
-        match (slot.lead.domain.target(), slot.attachments.get(self.port)) {
-            (Target::Stage(stage), Some(attachment)) => Target::Stage((stage, attachment.id())),
+        match (slot.lead.domain.target(), self.stage(slot)) {
+            (Target::Stage(_), Some(stage)) if !slot.lead.domain.has_exited() => {
+                Target::Stage(stage)
+            }
             (Target::Identity, _) => Target::Identity,
             _ => Target::Blocked,
         }
+    }
+
+    /// Returns what led requests of a place to tables of a process that has ended: they must not be walked any
+    /// more, and the place is kept.
+    pub fn ended_at(&self, place: Option<Pasid>) -> Option<(&'a A::Stage, u32)> {
+        let slot = self.slots.get(place)?;
+        self.stage(slot).filter(|_| slot.lead.domain.has_exited())
+    }
+
+    fn stage(&self, slot: &'a Slot<A>) -> Option<(&'a A::Stage, u32)> {
+        let translation = slot.lead.domain.translation()?;
+        let attachment = slot.attachments.get(self.port)?;
+        Some((&translation.stage, attachment.id()))
+    }
+
+    /// Returns whether the device's transactions can wait while a fault is resolved.
+    pub const fn can_stall(&self) -> bool {
+        self.can_stall
+    }
+
+    /// Returns whether somebody resolves faults of requests of a place, and they should wait.
+    pub fn stalls(&self, place: Option<Pasid>) -> bool {
+        let slot = self.slots.get(place).filter(|_| self.can_stall);
+        slot.is_some_and(|slot| slot.lead.domain.is_fault_capable())
     }
 
     /// Returns whether anything is attached for requests with a PASID.

@@ -28,6 +28,7 @@
 //! who lets time pass, and bounds each of them by the command queue's limit alone.
 
 mod group;
+mod listeners;
 mod mailbox;
 #[cfg(all(test, loom))]
 mod models;
@@ -37,6 +38,7 @@ mod request;
 mod tests;
 
 pub use crate::device::fault::group::{FaultGroup, FaultHandler, RespondError};
+pub use crate::device::fault::listeners::{ListenError, Listeners};
 pub use crate::device::fault::mailbox::{Cookie, Delivery, Mailbox, MailboxError};
 pub use crate::device::fault::queue::{CountError, Counted, DeviceFaults, FaultSettings};
 pub use crate::device::fault::request::{

@@ -12,7 +12,10 @@ use crate::device::context::{
     Architecture, Arrival, Attached, HardwareDriver, HardwareEndpoint, LinkError, Outcome, Tags,
     Target,
 };
+use crate::device::fault::{Listeners, PageResponder};
 use crate::device::ids::Ids;
+use crate::device::process::ProcessTables;
+use crate::device::smmuv3::events::Responder;
 use crate::device::smmuv3::port::Port;
 use crate::device::smmuv3::tables::CdTables;
 use crate::device::smmuv3::{CommandDevice, DomainError, Features, Smmu, Smmuv3Domain, Stage};
@@ -79,6 +82,29 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for Smmuv3<M, D> {
             (_, Target::Stage(Stage::Second { .. })) => Some("PASIDs beside a domain of stage 2"),
             _ => None,
         }
+    }
+
+    fn process_stage(tables: &ProcessTables) -> Option<Stage> {
+        match *tables {
+            ProcessTables::Armv8 { tcr, mair, root } => Stage::first(tcr, mair, root).ok(),
+            _ => None,
+        }
+    }
+
+    fn has_page_requests(unit: &Smmu<M, D>) -> bool {
+        unit.features().has_page_requests
+    }
+
+    fn can_stall(unit: &Smmu<M, D>) -> bool {
+        unit.features().has_stalls
+    }
+
+    fn responder(units: &[Arc<Smmu<M, D>>]) -> Option<Arc<dyn PageResponder>> {
+        Some(Responder::new(units))
+    }
+
+    fn listeners(unit: &Smmu<M, D>) -> Option<&Listeners> {
+        Some(unit.listeners())
     }
 
     fn ids<'u>(unit: &'u Smmu<M, D>, stage: &Stage) -> &'u Arc<Ids> {

@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 
 use iopt_formats::armv8::{Granule, MAIR, Stage1, Stage2, Tcr, Vtcr};
-use iopt_formats::context::smmuv3::{Cd, Context, StreamStage2};
+use iopt_formats::context::smmuv3::{Cd, Context, FaultPolicy, StreamStage2};
 use iopt_formats::{ConfigError, Format, Oa};
 
 use crate::device::context::{HardwareDomain, Set};
@@ -66,13 +66,8 @@ impl<M: TableMemory + 'static, D: CommandDevice> HardwareDomain<Smmuv3<M, D>> {
     {
         let set = Arc::new(Set::<Smmuv3<M, D>>::new()?);
         let table = Table::new(format, memory)?;
-        let stage = Stage::First {
-            tcr: format.tcr(walk::<T>()),
-            mair: MAIR,
-            root: table.root().oa,
-        };
         // Legal, or nothing is made.
-        stage.context(0)?;
+        let stage = Stage::first(format.tcr(walk::<T>()), MAIR, table.root().oa)?;
         Ok(Self::paging(table, set, stage))
     }
 
@@ -96,6 +91,17 @@ impl<M: TableMemory + 'static, D: CommandDevice> HardwareDomain<Smmuv3<M, D>> {
 }
 
 impl Stage {
+    /// Returns how a CD leads to tables of stage 1.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] if no CD can.
+    pub fn first(tcr: Tcr, mair: u64, root: Oa) -> Result<Self, ConfigError> {
+        let stage = Self::First { tcr, mair, root };
+        stage.context(0)?;
+        Ok(stage)
+    }
+
     /// Returns whether it is stage 1.
     pub const fn is_first(&self) -> bool {
         matches!(self, Self::First { .. })
@@ -148,10 +154,33 @@ impl Stage {
         }
     }
 
-    /// Returns the CD that leads to the tables of stage 1.
-    pub(super) fn cd(&self, asid: u16) -> Cd {
+    /// Returns the CD that leads to the tables of stage 1; transactions that fault wait, or not.
+    pub(super) fn cd(&self, asid: u16, stalls: bool) -> Cd {
         let context = self.context(asid).ok().flatten();
-        context.map_or(Cd::INVALID, |context| Cd::encode(&context))
+        let faults = FaultPolicy {
+            stalls,
+            ..FaultPolicy::ABORT
+        };
+        context.map_or(Cd::INVALID, |context| {
+            Cd::encode(&context.with_faults(faults))
+        })
+    }
+
+    /// Returns the CD after the end of the process whose tables these were: valid, so that its transactions abort
+    /// without a record, and nothing is walked (`EPD0`). It can take the place of [`cd`](Self::cd) in one store.
+    pub(super) fn ended_cd(&self, asid: u16) -> Cd {
+        let faults = FaultPolicy {
+            stalls: false,
+            records: false,
+            aborts: true,
+        };
+        let Self::First { tcr, .. } = self else {
+            return Cd::INVALID;
+        };
+        let context = self.context(asid).ok().flatten();
+        context.map_or(Cd::INVALID, |context| {
+            Cd::encode(&context.without_table(tcr.half).with_faults(faults))
+        })
     }
 
     /// Returns what an STE says of stage 2.

@@ -23,6 +23,8 @@ pub struct Features {
     pub has_stage2: bool,
     /// ATS requests are understood (`IDR0.ATS`).
     pub has_ats: bool,
+    /// Devices may ask for pages (`IDR0.PRI`).
+    pub has_page_requests: bool,
     /// Faults may stall (`IDR0.STALL_MODEL` is 0, or 2: they must).
     pub has_stalls: bool,
     /// ASIDs have 16 bits, not 8 (`IDR0.ASID16`).
@@ -64,6 +66,7 @@ impl Features {
             has_stage1: has(idr0, 1),
             has_stage2: has(idr0, 0),
             has_ats: has(idr0, 10),
+            has_page_requests: has(idr0, 16),
             has_stalls: matches!(idr0 >> 24 & 3, 0 | 2),
             has_wide_asids: has(idr0, 12),
             has_wide_vmids: has(idr0, 18),

@@ -10,6 +10,7 @@ use iopt_formats::context::smmuv3::{
 };
 
 use crate::device::context::{Directory, LinkError, Unwritten};
+use crate::device::fault::Listeners;
 use crate::device::ids::Ids;
 use crate::device::smmuv3::{CommandDevice, Features};
 use crate::invalidation::plan::smmuv3::Smmuv3 as Planner;
@@ -32,6 +33,7 @@ pub struct Smmu<M: TableMemory, D: CommandDevice> {
     vmids: Arc<Ids>,
     layout: StreamTable,
     streams: Mutex<Directory<M, 8>>,
+    listeners: Listeners,
 }
 
 /// Why there is no such instance.
@@ -80,6 +82,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> Smmu<M, D> {
             vmids: Ids::of_width(width(features.has_wide_vmids)),
             layout,
             streams: Mutex::new(&CONTEXTS, streams),
+            listeners: Listeners::new(),
         }))
     }
 
@@ -106,6 +109,11 @@ impl<M: TableMemory + 'static, D: CommandDevice> Smmu<M, D> {
     /// Returns the VMIDs, by which it knows domains of stage 2.
     pub const fn vmids(&self) -> &Arc<Ids> {
         &self.vmids
+    }
+
+    /// Returns which devices its records are about.
+    pub(super) const fn listeners(&self) -> &Listeners {
+        &self.listeners
     }
 
     /// Returns the memory of its tables.

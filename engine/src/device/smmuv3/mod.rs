@@ -20,6 +20,7 @@
 
 mod architecture;
 mod domain;
+mod events;
 mod features;
 mod instance;
 mod port;

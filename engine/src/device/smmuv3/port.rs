@@ -51,7 +51,8 @@ impl<M: TableMemory + 'static> Port<M> {
         attached: &Attached<'_, Smmuv3<M, D>>,
     ) -> Stream {
         let with_cds = |default| {
-            let stage1 = self.cds.as_ref()?.stage1(smmu, default);
+            let cds = self.cds.as_ref()?;
+            let stage1 = cds.stage1(smmu, default, attached.can_stall());
             Some(smmu.attributed(Stream::stage1(stage1)))
         };
         let has_pasids = attached.has_pasids();
@@ -113,8 +114,11 @@ impl<M: TableMemory + 'static> Port<M> {
         place: Option<Pasid>,
         attached: &Attached<'_, Smmuv3<M, D>>,
     ) -> Outcome {
-        let cd = match attached.at(place) {
-            Target::Stage((stage @ Stage::First { .. }, id)) => stage.cd(id as u16),
+        let cd = match (attached.at(place), attached.ended_at(place)) {
+            (Target::Stage((stage @ Stage::First { .. }, id)), _) => {
+                stage.cd(id as u16, attached.stalls(place))
+            }
+            (_, Some((stage, id))) => stage.ended_cd(id as u16),
             _ => Cd::INVALID,
         };
         // A CD before the STE that leads to it; an STE that leads elsewhere before its CD goes.

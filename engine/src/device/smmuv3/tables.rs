@@ -61,12 +61,14 @@ impl<M: TableMemory + 'static> CdTables<M> {
         &self,
         smmu: &Smmu<M, D>,
         default_substream: DefaultSubstream,
+        can_stall: bool,
     ) -> StreamStage1 {
         StreamStage1 {
             cds: self.layout,
             fetch: walk::<M>(),
             default_substream,
-            stalls_disabled: smmu.features().has_stalls,
+            // Otherwise each CD says whether it stalls.
+            stalls_disabled: smmu.features().has_stalls && !can_stall,
             is_el2: false,
         }
     }

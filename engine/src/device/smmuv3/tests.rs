@@ -22,6 +22,8 @@ use crate::invalidation::plan::smmuv3::Tag;
 use crate::mem::Heap;
 use crate::sync::{Class, Mutex};
 
+mod faults;
+
 type Domain = Smmuv3Domain<Heap, Recorder>;
 type Device = Smmuv3Endpoint<Heap, Recorder>;
 

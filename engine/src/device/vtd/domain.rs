@@ -140,8 +140,10 @@ pub(super) fn translate<M: TableMemory + 'static, D: CommandDevice>(
     let second = second.filter(|format| fits(Stage::second(*format, root, second_side)));
     let memory = Arc::clone(memory);
     let made = match (first, second) {
-        (Some(format), _) => HardwareDomain::first_stage(format, memory, first_side),
-        (None, Some(format)) => HardwareDomain::second_stage(format, memory, second_side),
+        (Some(format), _) => HardwareDomain::<Vtd<M, D>>::first_stage(format, memory, first_side),
+        (None, Some(format)) => {
+            HardwareDomain::<Vtd<M, D>>::second_stage(format, memory, second_side)
+        }
         (None, None) => return Err(NewDomainError::Unsupported),
     };
     made.map_err(|error| match error {

@@ -60,6 +60,8 @@ fn description() -> Description {
         name: String::new(),
         is_enabled: true,
         is_coherent: None,
+        itself: None,
+        match_mask: 0,
     };
     let path = |device| PciPath {
         segment: 0,

@@ -1,0 +1,92 @@
+//! Which device an ID in a record of hardware names.
+
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use core::fmt;
+
+use crate::device::fault::queue::DeviceFaults;
+use crate::device::fault::request::Requester;
+use crate::sync::{LISTENERS, Mutex};
+
+/// The devices of one instance that can ask for pages, by the IDs in its records.
+pub struct Listeners {
+    /// In rising order of ID.
+    entries: Mutex<Vec<Entry>>,
+}
+
+struct Entry {
+    id: u32,
+    port: usize,
+    faults: Weak<DeviceFaults>,
+}
+
+/// No memory to note that a device may ask for pages.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("no memory to note that a device may ask for pages")]
+pub struct ListenError;
+
+impl Default for Listeners {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Listeners {
+    /// Creates an empty list.
+    pub fn new() -> Self {
+        Self {
+            entries: Mutex::new(&LISTENERS, Vec::new()),
+        }
+    }
+
+    /// Says that records with one of `ids` are about a device, of which this instance is the `port`th. Nobody else
+    /// has one of the IDs; who had one before is forgotten.
+    ///
+    /// # Errors
+    ///
+    /// [`ListenError`], with nothing noted.
+    pub fn enter(
+        &self,
+        ids: &[u32],
+        port: usize,
+        faults: &Arc<DeviceFaults>,
+    ) -> Result<(), ListenError> {
+        let mut entries = self.entries.lock();
+        entries.try_reserve(ids.len()).map_err(|_| ListenError)?;
+        for &id in ids {
+            let entry = Entry {
+                id,
+                port,
+                faults: Arc::downgrade(faults),
+            };
+            match entries.binary_search_by_key(&id, |entry| entry.id) {
+                Ok(at) => entries[at] = entry,
+                Err(at) => entries.insert(at, entry),
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets a device.
+    pub fn strike_out(&self, faults: &Arc<DeviceFaults>) {
+        let is_it = |entry: &Entry| core::ptr::eq(entry.faults.as_ptr(), Arc::as_ptr(faults));
+        self.entries.lock().retain(|entry| !is_it(entry));
+    }
+
+    /// Returns whose an ID is, and what answers have to name.
+    pub fn find(&self, id: u32) -> Option<(Arc<DeviceFaults>, Requester)> {
+        let entries = self.entries.lock();
+        let at = entries.binary_search_by_key(&id, |entry| entry.id).ok()?;
+        let Entry { port, faults, .. } = &entries[at];
+        let requester = Requester { port: *port, id };
+        Some((faults.upgrade()?, requester))
+    }
+}
+
+impl fmt::Debug for Listeners {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let entries = self.entries.lock();
+        let ids = entries.iter().map(|entry| entry.id);
+        f.debug_set().entries(ids).finish()
+    }
+}
