@@ -12,6 +12,8 @@ use crate::device::{
 };
 use crate::sync::{MutexGuard, lockdep};
 
+type Endpoints = Vec<Arc<dyn Endpoint>>;
+
 /// By what right something is attached.
 #[derive(Clone, Copy, Debug)]
 pub enum By<'a> {
@@ -194,7 +196,7 @@ impl Registry {
     pub(super) fn members_for_domain(
         &self,
         address: DeviceAddress,
-    ) -> Result<(Arc<dyn Driver>, Vec<Arc<dyn Endpoint>>), GroupDomainError> {
+    ) -> Result<(Arc<dyn Driver>, Endpoints), GroupDomainError> {
         let number = self.number_of(address)?;
         let group = self.groups[self.machine().group_of(number)].lock();
         let Some(member) = group.members.get(&number) else {

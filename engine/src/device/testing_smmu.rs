@@ -282,7 +282,7 @@ impl Rig {
     }
 
     pub(super) fn ste(&self, number: usize) -> Ste {
-        let smmu = if number.is_multiple_of(2) { 0 } else { 1 };
+        let smmu = usize::from(!number.is_multiple_of(2));
         let ste = self.smmus[smmu].ste(0x10 + number as u32);
         ste.expect("it is linked")
     }

@@ -74,9 +74,7 @@ impl<A: Architecture> HardwareDriver<A> {
     }
 
     /// Finds the endpoints that are this driver's, if all are.
-    fn own<'e>(
-        endpoints: &'e [Arc<dyn Endpoint>],
-    ) -> Result<Vec<&'e HardwareEndpoint<A>>, NewDomainError> {
+    fn own(endpoints: &[Arc<dyn Endpoint>]) -> Result<Vec<&HardwareEndpoint<A>>, NewDomainError> {
         let own = endpoints.iter().map(|endpoint| {
             let any: &dyn Any = &**endpoint;
             any.downcast_ref().ok_or(NewDomainError::Unsupported)

@@ -144,12 +144,13 @@ impl DeviceFaults {
             is_enabled: false,
             lost_count: 0,
         };
+        let needs_pasids = control.needs_pasids_in_responses(address);
         Arc::new(Self {
             address,
-            needs_pasids: control.needs_pasids_in_responses(address),
             control,
             responder,
             settings,
+            needs_pasids,
             inner: Mutex::new(&FAULTS, inner),
         })
     }

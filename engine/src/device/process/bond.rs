@@ -216,24 +216,19 @@ impl Process {
         right: &Right,
     ) -> Result<Option<Arc<dyn ProcessDomain>>, BindProcessError> {
         let pasid = self.pasid();
-        let mut index = 0;
-        while let Some(domain) = self.domain(index) {
-            index += 1;
-            let Some(domain) = domain else { continue };
+        let attached = self.find_domain(|domain| {
             let hwpt = Arc::clone(&domain) as Arc<dyn Hwpt>;
             match at.registry.attach_pasid(device, right.by(), pasid, &hwpt) {
-                Ok(()) => return Ok(Some(domain)),
+                Ok(()) => Some(Ok(domain)),
                 Err(AttachError::Failed {
                     error: AttachFailure::Foreign,
                     ..
-                }) => {}
-                Err(AttachError::Attached { pasid }) => {
-                    return Err(BindProcessError::Busy { pasid });
-                }
-                Err(error) => return Err(BindProcessError::Attach(error)),
+                }) => None,
+                Err(AttachError::Attached { pasid }) => Some(Err(BindProcessError::Busy { pasid })),
+                Err(error) => Some(Err(BindProcessError::Attach(error))),
             }
-        }
-        Ok(None)
+        });
+        attached.transpose()
     }
 
     fn unbind(&self, bond: &Bond) {

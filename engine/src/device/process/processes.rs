@@ -87,19 +87,16 @@ impl Processes {
         let other = {
             let mut known = self.known.lock();
             let others = known.iter_mut().find(|(other, _)| *other == identity);
-            match others {
-                Some((_, other)) => {
-                    let found = other.upgrade();
-                    if found.is_none() {
-                        *other = Arc::downgrade(&process);
-                    }
-                    found
+            if let Some((_, other)) = others {
+                let found = other.upgrade();
+                if found.is_none() {
+                    *other = Arc::downgrade(&process);
                 }
-                None => {
-                    known.try_reserve(1).map_err(|_| ProcessError::Memory)?;
-                    known.push((identity, Arc::downgrade(&process)));
-                    None
-                }
+                found
+            } else {
+                known.try_reserve(1).map_err(|_| ProcessError::Memory)?;
+                known.push((identity, Arc::downgrade(&process)));
+                None
             }
         };
         Ok(other.unwrap_or(process))
@@ -172,7 +169,10 @@ impl Process {
     /// [`SyncError`] if hardware fails or does not answer: devices may use what was there.
     pub fn changed(&self, range: IovaRange) -> Result<(), SyncError> {
         let mut outcome = Ok(());
-        self.for_each_domain(|domain| outcome = outcome.and(domain.changed(range)));
+        self.find_domain(|domain| {
+            outcome = outcome.and(domain.changed(range));
+            None::<()>
+        });
         outcome
     }
 
@@ -185,28 +185,28 @@ impl Process {
     pub fn exit(&self) -> Result<(), ExitError> {
         self.domains.lock().has_exited = true;
         let mut outcome = Ok(());
-        self.for_each_domain(|domain| outcome = outcome.and(domain.exit()));
+        self.find_domain(|domain| {
+            outcome = outcome.and(domain.exit());
+            None::<()>
+        });
         outcome
     }
 
-    /// Looks at the domains one after the other. One that is entered meanwhile leads devices only to what the
-    /// tables are now, or nowhere.
-    fn for_each_domain(&self, mut look: impl FnMut(Arc<dyn ProcessDomain>)) {
+    /// Looks at the domains one after the other, without a lock, until it finds something. One that is entered
+    /// meanwhile leads devices only to what the tables are now, or nowhere.
+    pub(super) fn find_domain<R>(
+        &self,
+        mut look: impl FnMut(Arc<dyn ProcessDomain>) -> Option<R>,
+    ) -> Option<R> {
         let mut index = 0;
         loop {
-            let next = self.domains.lock().list.get(index).map(Weak::upgrade);
-            match next {
-                None => return,
-                Some(Some(domain)) => look(domain),
-                Some(None) => {}
+            let domain = self.domains.lock().list.get(index)?.upgrade();
+            let found = domain.and_then(&mut look);
+            if found.is_some() {
+                return found;
             }
             index += 1;
         }
-    }
-
-    /// Returns the `index`th domain, `Some(None)` if it is gone.
-    pub(super) fn domain(&self, index: usize) -> Option<Option<Arc<dyn ProcessDomain>>> {
-        self.domains.lock().list.get(index).map(Weak::upgrade)
     }
 
     /// Enters a domain. Returns whether the process lives still and there was memory.

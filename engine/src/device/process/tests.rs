@@ -3,7 +3,7 @@
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 
-use iopt_formats::armv8::{MAIR, Stage1, TableWalk, Tcr};
+use iopt_formats::armv8::{Half, MAIR, Stage1, TableWalk, Tcr};
 use iopt_formats::command::smmuv3::Command;
 use iopt_formats::context::smmuv3::Cd;
 use iopt_formats::{Iova, IovaRange, Oa};
@@ -165,7 +165,7 @@ fn a_device_and_a_process_that_are_bound_twice_are_bound_once() {
     let (_, root) = entry
         .decode()
         .expect("legal")
-        .table(iopt_formats::armv8::Half::Lower)
+        .table(Half::Lower)
         .expect("enabled");
     assert_eq!(root, ROOT);
     rig.commands(0);
@@ -205,7 +205,6 @@ fn of_a_process_that_ends_while_bound_nothing_is_walked_and_nothing_freed_twice(
         // Valid, so that what still comes is no configuration error; and nothing is walked.
         assert!(ended.is_valid());
         let context = ended.decode().expect("legal");
-        use iopt_formats::armv8::Half;
         assert_eq!(
             [Half::Lower, Half::Upper].map(|half| context.table(half)),
             [None; 2]
@@ -216,7 +215,7 @@ fn of_a_process_that_ends_while_bound_nothing_is_walked_and_nothing_freed_twice(
     }
     // First the CD, then what was cached under it, then what the device has.
     let commands = rig.commands(0);
-    let position = |is_it: &dyn Fn(&Command) -> bool| commands.iter().position(|it| is_it(it));
+    let position = |is_it: &dyn Fn(&Command) -> bool| commands.iter().position(is_it);
     let entry = position(&|it| matches!(it, Command::CfgiCd { .. }));
     let tlb = position(&|it| is_tlbi(it, asid));
     let device = position(&|it| matches!(it, Command::AtcInv { .. }));
@@ -267,7 +266,7 @@ fn a_process_that_has_ended_leads_no_device_that_comes_later_anywhere() {
         .attach_pasid(node(3), by, process.pasid(), &hwpt);
     attached.expect("it fits");
     let context = cd(&rig, 3, &process).decode().expect("legal");
-    assert_eq!(context.table(iopt_formats::armv8::Half::Lower), None);
+    assert_eq!(context.table(Half::Lower), None);
     rig.detach(3, 1);
     drop(bond);
 }
@@ -281,7 +280,7 @@ fn hardware_that_does_not_confirm_the_end_is_asked_again() {
     rig.silence(0, false);
     assert_eq!(toy.end(), Ok(()));
     let context = cd(&rig, 2, &process).decode();
-    assert!(context.is_ok_and(|it| it.table(iopt_formats::armv8::Half::Lower).is_none()));
+    assert!(context.is_ok_and(|it| it.table(Half::Lower).is_none()));
     drop(bond);
     assert_eq!(rig.smmus[0].asids().used_count(), 0);
 }
@@ -485,7 +484,7 @@ fn a_process_ends_beside_devices_that_come_and_none_walks() {
         for device in 0..4 {
             let cd = cd(&rig, device, &process);
             let context = cd.decode().ok();
-            let root = context.and_then(|it| it.table(iopt_formats::armv8::Half::Lower));
+            let root = context.and_then(|it| it.table(Half::Lower));
             assert_eq!(root, None);
         }
         drop(bonds);

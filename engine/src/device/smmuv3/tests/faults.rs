@@ -230,7 +230,9 @@ fn a_device_is_allowed_to_ask_once_and_forbidden_once_whatever_fails_in_between(
         let before = counts();
         assert!(rig.attach(0, place, &capable(&collector)).is_err());
         assert_eq!(counts(), before, "a failure restores the count");
-        taken.into_iter().for_each(|id| id.give_back_unused());
+        for id in taken {
+            id.give_back_unused();
+        }
         // Nor with another answer about ATS than the others, nor with what the SMMU cannot walk.
         if before[0] > 0 {
             let plain = testing_smmu::stage1().without_ats();
