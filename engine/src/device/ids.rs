@@ -110,6 +110,46 @@ impl Ids {
         })
     }
 
+    /// Takes a certain number; `None` if it is in use, lost, or not of the range. Takes time in proportion to the
+    /// numbers below it that nobody had.
+    ///
+    /// # Errors
+    ///
+    /// [`IdError::Memory`].
+    pub fn take(self: &Arc<Self>, number: u32) -> Result<Option<Id>, IdError> {
+        let mut inner = self.inner.lock();
+        if number > self.last {
+            return Ok(None);
+        }
+        // Those below it are free, too.
+        let skipped = u64::from(number).saturating_sub(inner.fresh) as usize;
+        let needed = inner.used_count + 1 + skipped;
+        inner
+            .free
+            .try_reserve(needed)
+            .map_err(|_| IdError::Memory)?;
+        if u64::from(number) >= inner.fresh {
+            while inner.fresh < number.into() {
+                let skipped = inner.fresh as u32;
+                inner.free.push(Reverse(skipped));
+                inner.fresh += 1;
+            }
+            inner.fresh += 1;
+        } else {
+            let before = inner.free.len();
+            inner.free.retain(|&Reverse(free)| free != number);
+            if inner.free.len() == before {
+                return Ok(None);
+            }
+        }
+        inner.used_count += 1;
+        Ok(Some(Id {
+            number,
+            is_clean: false,
+            ids: Arc::clone(self),
+        }))
+    }
+
     /// Returns how many are in use.
     pub fn used_count(&self) -> usize {
         self.inner.lock().used_count

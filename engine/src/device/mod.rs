@@ -41,6 +41,11 @@
 //! - **L6** (no wait without end): nobody waits for a probe; binding defers. Who removes or unregisters
 //!   waits for callbacks, some seconds at most.
 //!
+//! # Pages that are not there, and processes
+//!
+//! [`fault`] brings what devices ask for to the domains that answer for it; [`process`] attaches processes' own
+//! tables. Both are joined to hardware by [`context`].
+//!
 //! # Locks
 //!
 //! [`DEVICE_GUARD`](crate::sync::DEVICE_GUARD) of one device, then [`REGISTRY`](crate::sync::REGISTRY), then

@@ -70,6 +70,8 @@ classes! {
         "which devices and IOMMU instances there are, and how each stands";
     GROUP = 500, Lock "group":
         "what the devices of a group are attached to";
+    SHARED_ASIDS = 510, Lock "shared ASIDs":
+        "which ASIDs of the CPUs an instance uses; held while a domain moves to another one";
     ENDPOINT = 520, Lock "endpoint":
         "what a device is attached to, as its driver knows it";
     FAULTS = 530, Lock "faults":
@@ -84,6 +86,8 @@ classes! {
         "the context tables of an IOMMU instance";
     PROCESSES = 580, Lock "processes":
         "which processes are known";
+    ASID_HOLDERS = 590, Lock "ASID holders":
+        "which domain has an ASID of an instance";
     IDS = 600, Lock "ids":
         "which ASIDs, VMIDs, DIDs and PASIDs are in use";
     ATTACH = 700, Lock "attach":

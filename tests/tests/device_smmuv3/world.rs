@@ -81,7 +81,7 @@ pub(crate) struct World {
     pub(crate) rig: Arc<Rig>,
     pub(crate) smmu: Arc<Smmu<Tables, Queue>>,
     pub(crate) registry: Arc<Registry>,
-    ownerships: Vec<Ownership>,
+    pub(crate) ownerships: Vec<Arc<Ownership>>,
     /// Where something is attached, to tell replacements.
     attached: Mutex<BTreeMap<(usize, u32), Option<u64>>>,
 }
@@ -142,7 +142,7 @@ impl World {
             registry.add_device(address(number)).unwrap();
         }
         let owner = Owner::new("the test");
-        let claim = |number| registry.claim_owner(address(number), &owner).unwrap();
+        let claim = |number| Arc::new(registry.claim_owner(address(number), &owner).unwrap());
         let ownerships = (0..STREAMS.len()).map(claim).collect();
         Self {
             rig,

@@ -3,6 +3,7 @@
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::fmt;
+use core::time::Duration;
 
 use crate::device::fault::queue::DeviceFaults;
 use crate::device::fault::request::Requester;
@@ -71,6 +72,42 @@ impl Listeners {
     pub fn strike_out(&self, faults: &Arc<DeviceFaults>) {
         let is_it = |entry: &Entry| core::ptr::eq(entry.faults.as_ptr(), Arc::as_ptr(faults));
         self.entries.lock().retain(|entry| !is_it(entry));
+    }
+
+    /// Answers what was not answered in time, of all devices ([`DeviceFaults::expire`]). Returns when to call it
+    /// next, by the clock of the devices, if anything is left.
+    pub fn expire(&self) -> Option<Duration> {
+        let mut next = None;
+        self.for_each(|faults| {
+            let own = faults.expire();
+            next = own.into_iter().chain(next).min();
+        });
+        next
+    }
+
+    /// Forgets what is kept of groups whose last request did not come, of all devices
+    /// ([`DeviceFaults::forget_partial`]).
+    pub fn forget_partial(&self) {
+        self.for_each(|faults| faults.forget_partial());
+    }
+
+    /// Looks at the devices one after the other, without the lock; at one with several IDs for each.
+    fn for_each(&self, mut look: impl FnMut(&DeviceFaults)) {
+        let mut from = Some(0);
+        while let Some(first) = from {
+            let (id, faults) = {
+                let entries = self.entries.lock();
+                let at = entries.partition_point(|entry| entry.id < first);
+                let Some(entry) = entries.get(at) else {
+                    return;
+                };
+                (entry.id, entry.faults.upgrade())
+            };
+            if let Some(faults) = faults {
+                look(&faults);
+            }
+            from = id.checked_add(1);
+        }
     }
 
     /// Returns whose an ID is, and what answers have to name.

@@ -16,6 +16,7 @@
 //! - **S3** (no walk): when [`Process::exit`] returns `Ok`, no device walks the process's tables any more, nor uses
 //!   what it cached of them. The PASIDs stay attached until their bonds are gone.
 
+mod asids;
 mod bond;
 mod domain;
 mod memory;
@@ -25,6 +26,9 @@ mod processes;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
+pub use crate::device::process::asids::{
+    AsidHolder, PinError, RenumberError, SharedAsid, SharedAsids,
+};
 pub use crate::device::process::bond::{BindProcessError, Bond, Right};
 pub use crate::device::process::domain::{ExitError, ProcessDomain};
 pub use crate::device::process::memory::{ProcessMemory, ProcessTables};

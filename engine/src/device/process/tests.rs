@@ -17,6 +17,8 @@ use crate::device::testing_smmu::{FEATURES, Rig, node, pasid, stage1};
 use crate::device::{AttachError, AttachFailure, DomainKind};
 use crate::sync::{Class, Mutex};
 
+mod asids;
+
 /// Of the tests' own locks: held for a moment, and around nothing.
 static LOG: Class = Class::unranked("log of a test");
 

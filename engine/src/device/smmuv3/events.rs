@@ -6,6 +6,7 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
+use core::time::Duration;
 
 use iopt_formats::command::smmuv3::{Command, PageResponse as PriResponse};
 use iopt_formats::command::{Narrow, PageResponse};
@@ -21,9 +22,8 @@ impl<M: TableMemory + 'static, D: CommandDevice> Smmu<M, D> {
     /// Takes in a record of the PRI queue. If it completes a group, the handler of the domain is called that is
     /// attached where it came from; if there is none, or no such device, it is answered at once.
     ///
-    /// When the queue has overflown (`SMMU_PRIQ_PROD.OVFLG`), all its records are to be taken in, then each device
-    /// has to [forget](crate::device::fault::DeviceFaults::forget_partial) groups that are not complete: the SMMU
-    /// has answered them (section 8.1).
+    /// When the queue has overflown (`SMMU_PRIQ_PROD.OVFLG`), all its records are to be taken in, and then
+    /// [those that are not complete](Self::forget_partial_groups) forgotten.
     ///
     /// # Errors
     ///
@@ -103,6 +103,18 @@ impl<M: TableMemory + 'static, D: CommandDevice> Smmu<M, D> {
             response: PageResponse::Invalid,
         })?;
         Ok(true)
+    }
+
+    /// Forgets groups whose last request did not come: the PRI queue overflew, and the SMMU has answered them
+    /// (section 8.1.1). Their indices may name other groups next.
+    pub fn forget_partial_groups(&self) {
+        self.listeners().forget_partial();
+    }
+
+    /// Answers what the handlers of domains did not answer in time, for all devices. Returns when to call it next,
+    /// by the clock of the driver's [`FaultSettings`](crate::device::fault::FaultSettings), if anything is left.
+    pub fn expire_page_requests(&self) -> Option<Duration> {
+        self.listeners().expire()
     }
 
     fn answer(&self, answer: &Answer) -> Result<(), SyncError> {

@@ -17,6 +17,18 @@
 //! | stage 2 | no | stage 2; PASIDs are refused |
 //! | blocked | yes | stage 1, `S1DSS` = terminate |
 //! | identity | yes | stage 1, `S1DSS` = bypass |
+//!
+//! # What a CD says
+//!
+//! | attached | CD |
+//! |---|---|
+//! | stage 1 | its table; faults are recorded and abort |
+//! | stage 1, fault-capable, and the device can wait | its table; faults stall |
+//! | a process that has ended | no table (`EPD0`); requests abort, without a record |
+//! | nothing, or what needs none | not valid |
+//!
+//! Records of the PRI queue and the event queue are the user's to read; it hands them to
+//! [`take_page_request`](Smmu::take_page_request) and [`take_event`](Smmu::take_event).
 
 mod architecture;
 mod domain;

@@ -314,3 +314,22 @@ fn who_is_removed_is_asked_nothing_more_and_answered() {
     assert_eq!(answers(&rig, 0).len(), 1);
     assert!(collector.take().is_empty());
 }
+
+#[test]
+fn what_the_smmu_answered_itself_is_forgotten_for_all_devices() {
+    let rig = Rig::new();
+    let collector = Collector::new();
+    for device in [0, 2] {
+        rig.attach(device, 0, &capable(&collector))
+            .expect("it fits");
+    }
+    assert_eq!(rig.smmus[0].expire_page_requests(), None);
+    let take = |record: &Record| rig.smmus[0].take_page_request(record).expect("kept");
+    take(&record(0x10, 0, 1, false));
+    take(&record(0x12, 0, 1, false));
+    assert!(rig.smmus[0].expire_page_requests().is_some());
+    rig.smmus[0].forget_partial_groups();
+    assert_eq!(rig.smmus[0].expire_page_requests(), None);
+    take(&record(0x12, 0, 1, true));
+    assert_eq!(collector.take()[0].requests().len(), 1);
+}
