@@ -1,6 +1,8 @@
 //! Hardware that does not answer.
 
 use super::*;
+use crate::invalidation::Instance;
+use crate::mem::{FlushLine, NonSnooped};
 
 /// Whether a device's requests of a place are led anywhere, as far as memory says.
 fn leads(world: &World, device: &Device, place: Option<Pasid>, is_host: bool) -> bool {
@@ -108,5 +110,94 @@ fn what_a_quarantined_device_leaves_is_never_used_again() {
                 .is_some()
         );
         assert_eq!(world.iommu.domain_ids().used_count(), 1);
+    }
+}
+
+/// Makes hardware silent for some stores.
+#[derive(Clone)]
+struct Pauses {
+    instance: Arc<Instance<Planner, Queue>>,
+    /// Stores so far, and those around which hardware is silent.
+    state: Arc<Mutex<(usize, core::ops::Range<usize>)>>,
+}
+
+impl FlushLine for Pauses {
+    fn flush_line(&self, _line: *const u8) {
+        let is_silent = {
+            let mut state = self.state.lock();
+            state.0 += 1;
+            state.1.contains(&(state.0 - 1))
+        };
+        self.instance.queue().device().set_silent(is_silent);
+    }
+}
+
+/// Where hardware may still take tables for ones of the old number of levels, it is not led to the new ones.
+#[test]
+fn tables_are_not_led_to_while_their_levels_are_unknown() {
+    type Memory = NonSnooped<Heap, Pauses>;
+
+    let mut quarantined_count = 0;
+    for (first, count) in (0..6).flat_map(|first| (1..6).map(move |count| (first, count))) {
+        let planner = Planner {
+            has_absent_entries: false,
+        };
+        let instance = Queue::instance_of(planner);
+        let pauses = Pauses {
+            instance: Arc::clone(&instance),
+            state: Arc::new(Mutex::new(&LOG, (0, 0..0))),
+        };
+        let memory = Arc::new(NonSnooped::new(Heap, pauses.clone()));
+        let iommu = AmdIommu::new(FEATURES, memory, instance, 0x7f).expect("memory");
+        let address = DeviceAddress::Node(NodeIndex(0));
+        let arrival = Arrival {
+            device: &Resolved::new(address, 0),
+            ids: &[8, 9],
+            pasid_bits: 4,
+            control: &PlainDevices,
+        };
+        let port = AmdVi::port(&iommu, &arrival).expect("the table has them");
+        let at = vec![(Arc::clone(&iommu), port)];
+        let device = AmdEndpoint::new(address, at, Arc::new(PlainDevices), (false, 4));
+        let domain = |bits| -> Arc<dyn Hwpt> {
+            let format = AmdV2::new(bits).expect("legal");
+            let made = AmdDomain::<Memory, Queue>::guest(format, Arc::new(Heap), MapSide::Silent);
+            Arc::new(made.expect("memory"))
+        };
+        let (old, new) = (domain(47), domain(56));
+        device.prepare(None, &old).expect("it fits").commit();
+        let prepared = device.prepare(None, &new).expect("it fits");
+        *pauses.state.lock() = (0, first..first + count);
+        prepared.commit();
+        let is_known = !iommu.is_quarantined(8) && !iommu.is_quarantined(9);
+        let entry = device.gcr3_entry(0, pasid(0));
+        assert!(is_known || entry.is_none(), "{first} {count}");
+        quarantined_count += usize::from(!is_known);
+        pauses.state.lock().1 = 0..0;
+        iommu.instance().queue().device().set_silent(false);
+        device
+            .prepare(None, &new)
+            .expect("hardware answers")
+            .commit();
+        assert!(!device.is_quarantined());
+        assert!(device.gcr3_entry(0, pasid(0)).is_some());
+        device.release();
+    }
+    assert!(quarantined_count > 3, "{quarantined_count}");
+}
+
+/// Nobody knows what hardware holds under the ID of a device that was not released.
+#[test]
+fn the_id_of_a_device_that_is_dropped_where_it_is_is_lost() {
+    let world = World::new(FEATURES);
+    for (is_released, lost_count) in [(true, 0), (false, 1)] {
+        let device = world.device(&[8], false, 4);
+        attach(&device, None, &guest()).expect("it fits");
+        if is_released {
+            device.release();
+        }
+        drop(device);
+        let ids = world.iommu.domain_ids();
+        assert_eq!((ids.used_count(), ids.quarantined_count()), (0, lost_count));
     }
 }
