@@ -85,13 +85,13 @@ impl Numbers {
 
 /// Second stages are a third of all.
 const fn stage_of(number: u64) -> u8 {
-    if number % 3 == 0 { 2 } else { 1 }
+    if number.is_multiple_of(3) { 2 } else { 1 }
 }
 
 /// Law L2, and the laws of the simulation, over random lives.
 #[test]
 fn nothing_that_was_left_is_ever_reached_again() -> Checked {
-    for seed in 0..12_u64 {
+    for seed in 0..8_u64 {
         let kind = Kind::of(seed);
         let world = World::new(seed, kind);
         let place_count = if kind.is_scalable() { 4 } else { 1 };
@@ -101,7 +101,7 @@ fn nothing_that_was_left_is_ever_reached_again() -> Checked {
             .collect();
         let mut mapped = vec![[false; 8]; spaces.len()];
         let mut next = 5;
-        for step in 0..400 {
+        for step in 0..250 {
             let device = numbers.below(SOURCES.len() as u64) as usize;
             let place = numbers.below(place_count) as u32;
             let number = numbers.below(4) as usize;
@@ -176,7 +176,7 @@ fn change_while_devices_come_and_go(world: &World) {
     };
     std::thread::scope(|threads| {
         threads.spawn(|| {
-            for round in 0..100 {
+            for round in 0..60 {
                 let iova = 0x20_0000 * (round % 4);
                 world.map(space, iova, 16 * PAGE);
                 check(world.access(0, 0, iova + PAGE));

@@ -51,14 +51,14 @@ fn translation(world: &World, device: usize) -> Translation {
 #[test]
 fn a_device_without_a_driver_does_not_pass_unless_that_was_chosen() -> Checked {
     for seed in 0..8 {
-        for default_kind in [DefaultKind::Paging, DefaultKind::Identity] {
+        for chosen in [DefaultKind::Paging, DefaultKind::Identity] {
             let kind = Kind {
-                default_kind,
+                chosen,
                 ..Kind::of(seed)
             };
             let world = World::unowned(seed, kind);
             for device in 0..SOURCES.len() {
-                if default_kind == DefaultKind::Identity {
+                if chosen == DefaultKind::Identity {
                     assert_eq!(translation(&world, device), Translation::PassThrough);
                     continue;
                 }

@@ -41,7 +41,7 @@ pub(crate) struct Kind {
     /// Of devices; in legacy mode without meaning.
     pub(crate) pasid_bits: u8,
     /// What default domains are.
-    pub(crate) default_kind: DefaultKind,
+    pub(crate) chosen: DefaultKind,
     /// `CAP_REG.ND`: of 16 domain IDs, or of 65536.
     pub(crate) nd: u64,
 }
@@ -58,7 +58,7 @@ impl Kind {
             has_caching_mode: seed & 2 != 0,
             has_ats: !seed.is_multiple_of(3),
             pasid_bits: if seed & 4 == 0 { 4 } else { 14 },
-            default_kind: DefaultKind::Paging,
+            chosen: DefaultKind::Paging,
             nd: 6,
         }
     }
@@ -227,7 +227,7 @@ impl World {
             suppliers: Vec::new(),
         };
         let config = Config {
-            default_kind: Some(kind.default_kind),
+            default_kind: Some(kind.chosen),
             ..Config::default()
         };
         Arc::new(Registry::new(
