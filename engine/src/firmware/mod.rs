@@ -156,7 +156,7 @@ impl Instance {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Node {
     /// Its path in a device tree, or its name in the ACPI namespace; where the table has none, what it
-    /// knows the device by: `HID:UID`, `memory at ADDRESS`, `IOAPIC NUMBER`, `HPET NUMBER`.
+    /// knows the device by: `HID:UID`, `memory at ADDRESS`.
     pub name: String,
     /// The bus that it sits on.
     pub bus: Bus,

@@ -1,4 +1,7 @@
 //! What the blocks say, as rules.
+//!
+//! Interrupt controllers and timers do no DMA and have the ID of another device, mostly: they stay in the typed
+//! form, with what is to be programmed for their interrupts.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
@@ -8,9 +11,7 @@ use alloc::vec::Vec;
 use iopt_formats::{Iova, IovaRange, Prot, Rights};
 
 use crate::firmware::acpi::error::{AcpiError, Fault};
-use crate::firmware::acpi::ivrs::{
-    Entry, Hardware, Memory, SIGNATURE, Settings, SpecialKind, Table, Uid,
-};
+use crate::firmware::acpi::ivrs::{Entry, Hardware, Memory, SIGNATURE, Settings, Table, Uid};
 use crate::firmware::acpi::taken::Taken;
 use crate::firmware::{
     Architecture, Ats, Bus, Description, Instance, InstanceIndex, Itself, Location, Node,
@@ -106,31 +107,19 @@ impl Hardware {
             );
         }
         for entry in &self.entries {
-            let (name, source, settings) = match entry {
-                Entry::Functions { .. } => continue,
-                Entry::Special {
-                    kind,
-                    handle,
-                    source,
-                    settings,
-                } => {
-                    let kind = match kind {
-                        SpecialKind::IoApic => "IOAPIC",
-                        SpecialKind::Hpet => "HPET",
-                    };
-                    (format!("{kind} {handle}"), source, settings)
-                }
-                Entry::Named {
-                    hid,
-                    uid,
-                    source,
-                    settings,
-                    ..
-                } => (name(hid, uid.as_ref()), source, settings),
+            let Entry::Named {
+                hid,
+                uid,
+                source,
+                settings,
+                ..
+            } = entry
+            else {
+                continue;
             };
             let index = NodeIndex(description.nodes.len());
             description.nodes.push(Node {
-                name,
+                name: name(hid, uid.as_ref()),
                 bus: Bus::Platform,
             });
             let output = Output::Fixed(source.get().into());

@@ -130,7 +130,7 @@ fn a_later_entry_counts_and_the_iommu_is_not_behind_itself() {
 }
 
 #[test]
-fn interrupt_controllers_timers_and_named_devices_have_one_id() {
+fn named_devices_have_one_id_and_interrupt_controllers_and_timers_are_no_devices() {
     let named = |uid: &[u8]| {
         let writer = Writer::default().u8(0xf0).u16(0x98).u8(0x40);
         writer
@@ -141,7 +141,7 @@ fn interrupt_controllers_timers_and_named_devices_have_one_id() {
     };
     let number = [&[1, 8][..], &7_u64.to_le_bytes()].concat();
     let text = [&[2, 5][..], b"ABCD\0"].concat();
-    let description = describe(&[hardware(
+    let blocks = [hardware(
         0x40,
         0x10,
         2,
@@ -152,34 +152,43 @@ fn interrupt_controllers_timers_and_named_devices_have_one_id() {
             &named(&text),
             &named(&[0, 0]),
         ],
-    )])
-    .expect("it is right");
+    )];
+    let description = describe(&blocks).expect("it is right");
     let names: Vec<_> = description
         .nodes
         .iter()
         .map(|node| node.name.as_str())
         .collect();
-    assert_eq!(
-        names,
-        [
-            "IOAPIC 33",
-            "HPET 0",
-            "AMDI0040:7",
-            "AMDI0040:ABCD",
-            "AMDI0040"
-        ]
-    );
+    assert_eq!(names, ["AMDI0040:7", "AMDI0040:ABCD", "AMDI0040"]);
     let node = |index| Subject::Node(NodeIndex(index));
     assert_eq!(
         description.rules,
         [
-            rule(node(0), Output::Fixed(0xa0), 0xd7),
-            rule(node(1), Output::Fixed(0xa1), 0),
+            rule(node(0), Output::Fixed(0x98), 0x40),
+            rule(node(1), Output::Fixed(0x98), 0x40),
             rule(node(2), Output::Fixed(0x98), 0x40),
-            rule(node(3), Output::Fixed(0x98), 0x40),
-            rule(node(4), Output::Fixed(0x98), 0x40),
         ]
     );
+    assert_eq!(description.ats.len(), 3);
+    // The typed form has them all.
+    let table = Table::parse(&table(&blocks)).expect("it is right");
+    let special = table.hardware[0].entries.iter();
+    let special: Vec<_> = special
+        .filter_map(|entry| match entry {
+            Entry::Special {
+                kind,
+                handle,
+                source,
+                settings,
+            } => Some((*kind, *handle, source.get(), settings.data)),
+            _ => None,
+        })
+        .collect();
+    let expected = [
+        (SpecialKind::IoApic, 33, 0xa0, 0xd7),
+        (SpecialKind::Hpet, 0, 0xa1, 0),
+    ];
+    assert_eq!(special, expected);
 }
 
 #[test]
