@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 use iopt::device::amd::{AmdDomain, AmdDriver, AmdIommu, Features};
 use iopt::device::ids::Ids;
 use iopt::device::{
-    AttachError, By, Config, DefaultKind, DeviceAddress, DeviceControl, DeviceReach, Hwpt,
-    Identity, InstanceFacts, Machine, MachineParts, Owner, Ownership, Registration, Registry,
-    Resolved, Stream,
+    AttachError, By, Config, DefaultKind, DeviceAddress, DeviceControl, Hwpt, Identity,
+    InstanceFacts, Machine, MachineParts, Owner, Ownership, Registration, Registry, Resolved,
+    Stream,
 };
 use iopt::firmware::{InstanceIndex, NodeIndex};
 use iopt::invalidation::queue::amd::CommandBuffer;
@@ -230,16 +230,12 @@ impl World {
 
     fn registry(pasid_bits: u8, default_kind: DefaultKind) -> Arc<Registry> {
         let devices = IDS.iter().enumerate().map(|(number, ids)| Resolved {
-            address: address(number),
             streams: vec![Stream {
                 instance: InstanceIndex(0),
                 ids: ids.to_vec(),
             }],
-            group: number,
-            regions: Vec::new(),
-            reach: DeviceReach::default(),
-            is_untrusted: false,
             pasid_bits,
+            ..Resolved::new(address(number), number)
         });
         let parts = MachineParts {
             devices: devices.collect(),

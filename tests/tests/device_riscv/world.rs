@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use iopt::device::riscv::{Features, RiscvDomain, RiscvDriver, RiscvIommu};
 use iopt::device::{
-    AttachError, By, Config, DefaultKind, DeviceAddress, DeviceControl, DeviceReach, Endpoint,
-    Hwpt, Identity, InstanceFacts, Machine, MachineParts, Owner, Ownership, Registration, Registry,
-    Resolved, Stream,
+    AttachError, By, Config, DefaultKind, DeviceAddress, DeviceControl, Endpoint, Hwpt, Identity,
+    InstanceFacts, Machine, MachineParts, Owner, Ownership, Registration, Registry, Resolved,
+    Stream,
 };
 use iopt::firmware::{InstanceIndex, NodeIndex};
 use iopt::invalidation::queue::riscv::CommandQueue;
@@ -228,20 +228,16 @@ impl World {
 
     fn registry(ids: &[Vec<u32>], kind: Kind) -> Arc<Registry> {
         let devices = ids.iter().enumerate().map(|(number, ids)| Resolved {
-            address: address(number),
             streams: vec![Stream {
                 instance: InstanceIndex(0),
                 ids: ids.clone(),
             }],
-            group: if kind.is_one_group { 0 } else { number },
-            regions: Vec::new(),
-            reach: DeviceReach::default(),
-            is_untrusted: false,
             pasid_bits: if kind.is_one_group {
                 kind.pasid_bits.saturating_sub(2 * number as u8)
             } else {
                 kind.pasid_bits
             },
+            ..Resolved::new(address(number), if kind.is_one_group { 0 } else { number })
         });
         let parts = MachineParts {
             devices: devices.collect(),

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use iopt::device::vtd::{Features, VtdDomain, VtdDriver, VtdUnit};
 use iopt::device::{
-    AttachError, By, Config, DefaultKind, DeviceAddress, DeviceControl, DeviceReach, Hwpt,
-    Identity, InstanceFacts, Machine, MachineParts, Owner, Ownership, Registration, Registry,
-    Resolved, Stream,
+    AttachError, By, Config, DefaultKind, DeviceAddress, DeviceControl, Hwpt, Identity,
+    InstanceFacts, Machine, MachineParts, Owner, Ownership, Registration, Registry, Resolved,
+    Stream,
 };
 use iopt::firmware::{InstanceIndex, NodeIndex};
 use iopt::invalidation::queue::vtd::InvalidationQueue;
@@ -205,16 +205,12 @@ impl World {
 
     fn registry(kind: Kind) -> Arc<Registry> {
         let devices = SOURCES.iter().enumerate().map(|(number, ids)| Resolved {
-            address: address(number),
             streams: vec![Stream {
                 instance: InstanceIndex(0),
                 ids: ids.to_vec(),
             }],
-            group: number,
-            regions: Vec::new(),
-            reach: DeviceReach::default(),
-            is_untrusted: false,
             pasid_bits: kind.pasid_bits,
+            ..Resolved::new(address(number), number)
         });
         let parts = MachineParts {
             devices: devices.collect(),

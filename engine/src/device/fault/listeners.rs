@@ -88,7 +88,7 @@ impl Listeners {
     /// Forgets what is kept of groups whose last request did not come, of all devices
     /// ([`DeviceFaults::forget_partial`]).
     pub fn forget_partial(&self) {
-        self.for_each(|faults| faults.forget_partial());
+        self.for_each(DeviceFaults::forget_partial);
     }
 
     /// Looks at the devices one after the other, without the lock; at one with several IDs for each.
