@@ -145,7 +145,7 @@ impl Process {
                 return Err(BindProcessError::Attach(error));
             }
             let domain = registry.new_process_domain(device, self)?;
-            if !self.enter(&domain) && !self.has_exited() {
+            if !self.enter(&domain) {
                 return Err(BindProcessError::Memory);
             }
             made = Some(domain);

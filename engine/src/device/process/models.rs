@@ -7,6 +7,7 @@ use core::time::Duration;
 
 use iopt_formats::command::Pasid;
 use iopt_formats::{IovaRange, Oa};
+use loom::sync::atomic::Ordering;
 use loom::thread;
 
 use super::*;
@@ -247,7 +248,16 @@ fn who_binds_beside_the_last_bond_that_goes_is_bound() {
     bounded_model(2, || {
         let scene = Scene::new();
         let bond = scene.bind().expect("it fits");
-        let going = thread::spawn(move || drop(bond));
+        // The model does not know the counts of an `Arc`: this is where it looks for another order.
+        let turn = Arc::new(loom::sync::atomic::AtomicUsize::new(0));
+        let going = {
+            let turn = Arc::clone(&turn);
+            thread::spawn(move || {
+                turn.fetch_add(1, Ordering::Relaxed);
+                drop(bond);
+            })
+        };
+        turn.fetch_add(1, Ordering::Relaxed);
         let other = scene.bind().expect("it fits");
         going.join().expect("no thread panics");
         scene.world.with(|inner| {

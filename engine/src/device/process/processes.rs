@@ -209,12 +209,10 @@ impl Process {
         }
     }
 
-    /// Enters a domain. Returns whether the process lives still and there was memory.
+    /// Enters a domain, before anything is attached to it. Returns whether there was memory. Who sees afterwards
+    /// that the process has not exited knows that its end will be told to the domain.
     pub(super) fn enter(&self, domain: &Arc<dyn ProcessDomain>) -> bool {
         let mut domains = self.domains.lock();
-        if domains.has_exited {
-            return false;
-        }
         let mut places = domains.list.iter_mut();
         if let Some(place) = places.find(|place| place.strong_count() == 0) {
             *place = Arc::downgrade(domain);
