@@ -45,6 +45,10 @@ impl Position for Nowhere {
     fn is_below(&self, _: &PciPath) -> bool {
         false
     }
+
+    fn is_below_root_port(&self) -> bool {
+        false
+    }
 }
 
 fn read(blob: &[u8]) -> Description {

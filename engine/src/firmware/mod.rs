@@ -20,10 +20,12 @@ pub mod acpi;
 pub mod device_tree;
 pub mod fdt;
 mod flaw;
+mod place;
 mod resolve;
 
 pub use crate::firmware::device_tree::DeviceTreeError;
 pub use crate::firmware::flaw::{Flaw, Problem, Topic};
+pub use crate::firmware::place::Place;
 pub use crate::firmware::resolve::{Behind, Identity, Position, Seen, Who};
 
 use alloc::string::String;
@@ -229,6 +231,11 @@ pub enum Subject {
     Function(PciPath),
     /// All below the bridge at the end of a path, and the bridge.
     Below(PciPath),
+    /// All root ports of a segment, and all below them: not what is part of the root complex.
+    BelowRootPorts {
+        /// The segment.
+        segment: u16,
+    },
     /// All requesters of a segment that no other rule fits.
     Rest {
         /// The segment.

@@ -15,12 +15,15 @@ use crate::firmware::{
 };
 use crate::topology::PciAddress;
 
-/// Where a PCI function is, for sentences that name functions by paths.
+/// Where a PCI function is, for sentences that name functions by paths. [`Place`](crate::firmware::Place) is
+/// one in a tree.
 pub trait Position: fmt::Debug {
     /// Returns whether the function is the one at the end of the path.
     fn is_at(&self, path: &PciPath) -> bool;
     /// Returns whether the function is at the end of the path or below it.
     fn is_below(&self, path: &PciPath) -> bool;
+    /// Returns whether the function is a root port or below one.
+    fn is_below_root_port(&self) -> bool;
 }
 
 /// Who is asked for.
@@ -136,10 +139,16 @@ impl Description {
         found.map(|coherence| coherence.is_coherent)
     }
 
-    /// Returns what firmware says of device TLBs for it.
+    /// Returns what firmware says of device TLBs for it. That it cannot work without counts wherever it is
+    /// said.
     pub fn ats_of(&self, who: Who<'_>) -> Option<&Ats> {
-        let mut ats = self.ats.iter();
-        ats.find(|ats| ats.subject.input(&who).is_some())
+        let ats = self.ats.iter();
+        let mut fitting = ats.filter(|ats| ats.subject.input(&who).is_some());
+        let first = fitting.next()?;
+        if first.is_required {
+            return Some(first);
+        }
+        Some(fitting.find(|ats| ats.is_required).unwrap_or(first))
     }
 
     fn first<'a>(&'a self, who: &Who<'_>) -> Behind<'a, Seen<'a>> {
@@ -268,6 +277,9 @@ impl Subject {
             }
             (Self::Below(path), Who::Requester(address, position)) => {
                 is_in(*address, path.segment, || position.is_below(path))
+            }
+            (Self::BelowRootPorts { segment }, Who::Requester(address, position)) => {
+                is_in(*address, *segment, || position.is_below_root_port())
             }
             (Self::Rest { segment }, Who::Requester(address, _)) => {
                 is_in(*address, *segment, || true)

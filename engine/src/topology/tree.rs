@@ -233,7 +233,8 @@ impl PciTree {
     }
 
     /// Returns where the function at `address` is, seen from a path as [`at_path`](Self::at_path) takes it.
-    /// A virtual function is not where its physical function is.
+    /// A virtual function is not where its physical function is; firmware's sentences mean it, too
+    /// ([`firmware::Place`](crate::firmware::Place)).
     pub fn position(
         &self,
         address: PciAddress,

@@ -234,6 +234,10 @@ impl Position for Nowhere {
     fn is_below(&self, _: &PciPath) -> bool {
         false
     }
+
+    fn is_below_root_port(&self) -> bool {
+        false
+    }
 }
 
 /// Checks that a description of a table of `len` bytes refers to what is there and is in proportion, and

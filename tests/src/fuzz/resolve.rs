@@ -6,9 +6,9 @@ use iopt::device::{
     Besides, DeviceAddress, Machine, Refusal, Resolution, ResolveError, Resolved, Untranslated,
 };
 use iopt::firmware::{
-    Behind, Description, Identity, NodeIndex, PciPath, Position, Seen, Who, acpi, device_tree,
+    Behind, Description, Identity, NodeIndex, Place, Seen, Who, acpi, device_tree,
 };
-use iopt::topology::{self, FunctionKind, PciAddress, PciTree, RequesterId, Rule};
+use iopt::topology::{FunctionKind, PciAddress, PciTree, RequesterId, Rule};
 
 use crate::fuzz::{firmware, topology as trees};
 
@@ -89,7 +89,7 @@ fn check_device(
     };
     match device.address {
         DeviceAddress::Pci(address) => {
-            let place = Place(tree, address);
+            let place = Place::new(tree, address);
             let last = last_taken(tree, address);
             for requester in tree.requesters(address).expect("it is there") {
                 let under = PciAddress {
@@ -164,36 +164,6 @@ fn last_taken(tree: &PciTree, address: PciAddress) -> Option<RequesterId> {
         _ => None,
     });
     taken.last()
-}
-
-/// Where a function is in a tree; a virtual one is also where its physical one is.
-#[derive(Debug)]
-struct Place<'a>(&'a PciTree, PciAddress);
-
-impl Place<'_> {
-    fn any_at(&self, path: &PciPath, fits: impl Fn(topology::Position) -> bool) -> bool {
-        let Self(tree, address) = *self;
-        let function = tree.get(address).expect("it is there");
-        let physical = function.physical.unwrap_or(address.requester);
-        [address.requester, physical].into_iter().any(|requester| {
-            let address = PciAddress {
-                requester,
-                ..address
-            };
-            let steps = path.steps.iter().map(|step| (step.device, step.function));
-            fits(tree.position(address, path.segment, path.start_bus, steps))
-        })
-    }
-}
-
-impl Position for Place<'_> {
-    fn is_at(&self, path: &PciPath) -> bool {
-        self.any_at(path, |position| position == topology::Position::At)
-    }
-
-    fn is_below(&self, path: &PciPath) -> bool {
-        self.any_at(path, |position| position != topology::Position::Elsewhere)
-    }
 }
 
 /// One machine with the tables of each other one.

@@ -91,6 +91,9 @@ pub(super) fn subject(description: &Description, subject: Option<&Subject>) -> S
         }
         Subject::Function(end) => format!("at {}", path(end)),
         Subject::Below(end) => format!("at and below {}", path(end)),
+        Subject::BelowRootPorts { segment } => {
+            format!("root ports of segment {segment:04x} and all below")
+        }
         Subject::Rest { segment } => format!("the rest of segment {segment:04x}"),
         Subject::Node(index) => node(description, *index),
         Subject::Inputs {

@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use crate::firmware::{NodeIndex, PciPath, Subject};
-use crate::topology::{Function, PciTree};
+use crate::topology::{Function, FunctionKind, PciTree};
 
 /// An ID of a device.
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +71,8 @@ pub(super) struct Questions<'a> {
     /// Of each function, the question of the ID that all its requests may arrive under, so that its other ones
     /// need no answer.
     last_taken: Vec<Option<usize>>,
+    /// Of each function, whether it is a root port or below one.
+    is_below_root_port: Vec<bool>,
     /// Physical functions and their virtual ones, by their places.
     virtuals: Vec<(usize, usize)>,
     orders: BTreeMap<(Space, u32), Order>,
@@ -88,10 +90,15 @@ impl<'a> Questions<'a> {
         let mut all = Vec::with_capacity(functions.len() + node_count + inputs.len());
         let mut starts = Vec::with_capacity(all.capacity() + 1);
         let mut virtuals = Vec::new();
+        let mut is_below_root_port: Vec<bool> = Vec::with_capacity(functions.len());
         let mut last_taken = Vec::with_capacity(functions.len());
         for (device, function) in functions.iter().enumerate() {
             let start = all.len();
             starts.push(start);
+            // A bridge stands before all below it.
+            let parent = tree.parent_index(device);
+            let is_below = parent.is_some_and(|parent| is_below_root_port[parent]);
+            is_below_root_port.push(is_below || function.kind == FunctionKind::RootPort);
             let requesters = tree.requesters(function.address).unwrap_or_default();
             let taken = tree.last_taken_id(device);
             let taken = requesters.iter().position(|id| Some(*id) == taken);
@@ -119,6 +126,7 @@ impl<'a> Questions<'a> {
             inputs,
             first_input: functions.len() + node_count,
             last_taken,
+            is_below_root_port,
             virtuals,
             orders: BTreeMap::new(),
             by_device,
@@ -187,6 +195,13 @@ impl<'a> Questions<'a> {
                     self.visit_function(end, &mut visit);
                     let below = self.below(end);
                     self.visit_devices(below, &mut visit);
+                }
+            }
+            Subject::BelowRootPorts { segment } => {
+                for device in self.buses((*segment, 0), (*segment, u8::MAX)) {
+                    if self.is_below_root_port[device] {
+                        self.visit_devices(device..device + 1, &mut visit);
+                    }
                 }
             }
             Subject::Rest { segment } => {

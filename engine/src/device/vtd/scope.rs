@@ -4,8 +4,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use crate::device::DeviceAddress;
-use crate::firmware::{Behind, Description, Identity, InstanceIndex, PciPath, Position};
-use crate::topology::{self, PciAddress, PciTree};
+use crate::firmware::{Behind, Description, Identity, InstanceIndex, Place};
+use crate::topology::{PciAddress, PciTree};
 
 /// What the DMAR table says of one unit, for one that is registered as
 /// [anonymous](crate::device::Identity::Anonymous).
@@ -28,10 +28,7 @@ impl Scope {
         let DeviceAddress::Pci(address) = device else {
             return Vec::new();
         };
-        let place = Place {
-            tree: &self.tree,
-            address,
-        };
+        let place = Place::new(&self.tree, address);
         let requesters = self.tree.requesters(address).unwrap_or_default();
         let mut ids: Vec<_> = requesters
             .into_iter()
@@ -54,36 +51,5 @@ impl Scope {
         ids.sort_unstable();
         ids.dedup();
         ids
-    }
-}
-
-/// Where a function is, seen from a path. Where firmware names a physical function, it means the virtual
-/// ones, too (section 8.3.1).
-#[derive(Debug)]
-struct Place<'a> {
-    tree: &'a PciTree,
-    address: PciAddress,
-}
-
-impl Place<'_> {
-    fn position(&self, path: &PciPath) -> topology::Position {
-        let mut address = self.address;
-        let function = self.tree.get(address);
-        if let Some(physical) = function.and_then(|function| function.physical) {
-            address.requester = physical;
-        }
-        let steps = path.steps.iter().map(|step| (step.device, step.function));
-        self.tree
-            .position(address, path.segment, path.start_bus, steps)
-    }
-}
-
-impl Position for Place<'_> {
-    fn is_at(&self, path: &PciPath) -> bool {
-        self.position(path) == topology::Position::At
-    }
-
-    fn is_below(&self, path: &PciPath) -> bool {
-        self.position(path) != topology::Position::Elsewhere
     }
 }

@@ -23,6 +23,10 @@ impl Position for At {
     fn is_below(&self, path: &PciPath) -> bool {
         self.is_at(path) || path.steps.last().is_some_and(|step| step.device == 1)
     }
+
+    fn is_below_root_port(&self) -> bool {
+        self.0 == 1
+    }
 }
 
 fn path(segment: u16, device: u8) -> PciPath {

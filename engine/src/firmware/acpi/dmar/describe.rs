@@ -8,7 +8,6 @@ use alloc::vec::Vec;
 
 use iopt_formats::{Iova, IovaRange, Prot};
 
-use crate::firmware::acpi::all_of;
 use crate::firmware::acpi::dmar::{SIGNATURE, Scope, ScopeKind, StructureKind, Table, Unit};
 use crate::firmware::acpi::error::{AcpiError, Fault};
 use crate::firmware::{
@@ -89,7 +88,7 @@ impl Table {
                     is_all: true,
                     ..
                 } => description.ats.push(Ats {
-                    subject: all_of(*segment),
+                    subject: Subject::BelowRootPorts { segment: *segment },
                     is_required: false,
                 }),
                 StructureKind::RootPorts {

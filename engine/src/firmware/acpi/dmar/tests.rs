@@ -6,7 +6,6 @@ use alloc::vec::Vec;
 use iopt_formats::{Iova, IovaRange, Prot};
 
 use super::*;
-use crate::firmware::acpi::all_of;
 use crate::firmware::acpi::testing::{Writer, fault};
 use crate::firmware::{
     Architecture, Ats, Description, InstanceIndex, Location, NodeIndex, Output, PciPath, Region,
@@ -208,7 +207,7 @@ fn device_tlbs_are_for_whom_root_ports_and_packages_say() {
     assert_eq!(
         describe(&structures).expect("it is right").ats,
         [
-            ats(all_of(5), false),
+            ats(Subject::BelowRootPorts { segment: 5 }, false),
             ats(Subject::Below(path(6, 0, &[(1, 0)])), false),
             ats(Subject::Function(path(0, 0, &[(3, 0)])), false),
             ats(Subject::Function(path(0, 0, &[(3, 0)])), true),
