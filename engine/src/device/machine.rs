@@ -11,10 +11,7 @@ use core::fmt;
 use iopt_formats::IovaRange;
 
 use crate::device::{DeviceAddress, MachineError};
-use crate::firmware::{DmaRange, InstanceIndex, RegionKind};
-
-/// The widest PASID, in bits (PCI Express Base Specification, 6.20).
-const MAX_PASID_BITS: u8 = 20;
+use crate::firmware::{DmaRange, InstanceIndex, MAX_PASID_BITS, RegionKind};
 
 /// Which instance this is: what look-ups go by, and nothing else does.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -64,6 +61,18 @@ pub struct DeviceReach {
     pub ranges: Vec<DmaRange>,
 }
 
+/// What firmware says of a TLB that a device may have.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum DeviceTlb {
+    /// Nothing: what is between it and the instance may not take its requests. It must stay off.
+    #[default]
+    Unsaid,
+    /// That it may be used.
+    Allowed,
+    /// That the device does not work without it.
+    Required,
+}
+
 /// Why a device is not translated, although instances see it.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 #[non_exhaustive]
@@ -90,6 +99,10 @@ pub struct Resolved {
     pub is_untrusted: bool,
     /// How wide its PASIDs are, 0 to 20 bits; 0 for a device without.
     pub pasid_bits: u8,
+    /// What becomes of a TLB of its own.
+    pub device_tlb: DeviceTlb,
+    /// Whether its requests snoop the processor's caches, if that is known.
+    pub is_coherent: Option<bool>,
     /// Why it is not translated, although it has streams.
     pub refusal: Option<Refusal>,
 }
@@ -108,6 +121,8 @@ impl Resolved {
             },
             is_untrusted: false,
             pasid_bits: 0,
+            device_tlb: DeviceTlb::Unsaid,
+            is_coherent: None,
             refusal: None,
         }
     }

@@ -105,8 +105,8 @@ pub use crate::device::error::{
 };
 pub use crate::device::leave::Removal;
 pub use crate::device::machine::{
-    DeviceReach, DeviceRegion, Identity, InstanceFacts, Machine, MachineParts, Refusal, Resolved,
-    Stream, SupplierEdge,
+    DeviceReach, DeviceRegion, DeviceTlb, Identity, InstanceFacts, Machine, MachineParts, Refusal,
+    Resolved, Stream, SupplierEdge,
 };
 pub use crate::device::owner::{Owner, Ownership};
 pub use crate::device::registry::{NoIommu, Registry};

@@ -17,8 +17,8 @@ use core::mem;
 use crate::device::machine::Sets;
 use crate::device::resolve::questions::{Questions, Then};
 use crate::device::{
-    DeviceAddress, DeviceReach, DeviceRegion, InstanceFacts, Machine, MachineError, MachineParts,
-    Refusal, Resolved, Stream, SupplierEdge,
+    DeviceAddress, DeviceReach, DeviceRegion, DeviceTlb, InstanceFacts, Machine, MachineError,
+    MachineParts, Refusal, Resolved, Stream, SupplierEdge,
 };
 use crate::firmware::{
     self, Architecture, Description, Identity, InstanceIndex, NodeIndex, Seen, Subject, Topic,
@@ -32,7 +32,8 @@ pub struct Besides {
     pub inputs: Vec<(NodeIndex, u32)>,
     /// Ports that lead out of the machine's case: all below them is untrusted.
     pub external_ports: Vec<PciAddress>,
-    /// How wide the PASIDs of functions are that have any, 1 to 20 bits.
+    /// How wide the PASIDs of functions are that have any, 1 to 20 bits. Of devices that firmware names it is
+    /// firmware that says so.
     pub pasid_bits: Vec<(PciAddress, u8)>,
 }
 
@@ -168,6 +169,7 @@ impl Resolution {
         resolver.arrive();
         resolver.find_regions();
         resolver.find_reaches();
+        resolver.find_properties();
         resolver.take_in(besides)?;
         resolver.group(rule)?;
         Ok(resolver.into_resolution())
@@ -431,6 +433,47 @@ impl<'a> Resolver<'a> {
             });
         }
         self.questions.reopen();
+    }
+
+    /// Finds what drivers want to know: of coherence and of PASIDs what is said first, of device TLBs the most.
+    fn find_properties(&mut self) {
+        let Self {
+            description,
+            questions,
+            devices,
+            ..
+        } = self;
+        for said in &description.coherence {
+            questions.visit(&said.subject, |covered| {
+                let is_coherent = &mut devices[covered.device].is_coherent;
+                *is_coherent = is_coherent.or(Some(said.is_coherent));
+                Then::Closed
+            });
+        }
+        questions.reopen();
+        for said in &description.pasids {
+            questions.visit(&said.subject, |covered| {
+                let bits = &mut devices[covered.device].pasid_bits;
+                *bits = if *bits == 0 { said.bits } else { *bits };
+                Then::Closed
+            });
+        }
+        questions.reopen();
+        // Closed once nothing more can be said: who requires it comes first.
+        let (required, allowed): (Vec<_>, Vec<_>) =
+            description.ats.iter().partition(|ats| ats.is_required);
+        for said in required.into_iter().chain(allowed) {
+            let found = match said.is_required {
+                true => DeviceTlb::Required,
+                false => DeviceTlb::Allowed,
+            };
+            questions.visit(&said.subject, |covered| {
+                let tlb = &mut devices[covered.device].device_tlb;
+                *tlb = found.max(*tlb);
+                Then::Closed
+            });
+        }
+        questions.reopen();
     }
 
     fn find_suppliers(&mut self) -> Vec<SupplierEdge> {

@@ -38,6 +38,8 @@ pub enum Topic {
     Region,
     /// How far a device reaches.
     Reach,
+    /// How wide the PASIDs of a device are.
+    Pasids,
 }
 
 /// What is wrong with a sentence.

@@ -35,6 +35,9 @@ use iopt_formats::{IovaRange, Prot};
 
 use crate::topology::{PciAddress, RequesterId};
 
+/// The widest PASID, in bits (PCI Express Base Specification, 6.20).
+pub(crate) const MAX_PASID_BITS: u8 = 20;
+
 /// All that firmware says.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Description {
@@ -54,6 +57,8 @@ pub struct Description {
     pub coherence: Vec<Coherence>,
     /// Who may use device TLBs.
     pub ats: Vec<Ats>,
+    /// How wide PASIDs of devices are that have any, where the table says so.
+    pub pasids: Vec<PasidWidth>,
     /// Which device cannot work before which instance: an order of binding and of power, nothing else.
     pub suppliers: Vec<Supplier>,
     /// What could not be read.
@@ -374,7 +379,17 @@ pub struct Ats {
     pub is_required: bool,
 }
 
-/// A device cannot work before an instance does.
+/// How wide the PASIDs of a device are.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct PasidWidth {
+    /// Who.
+    pub subject: Subject,
+    /// How many bits they have, 1 to 20.
+    pub bits: u8,
+}
+
+/// A device cannot work before an instance does. A PCI host needs all instances of its map, and so do all of its
+/// functions, also those behind only one of them.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Supplier {
     /// The device.

@@ -151,6 +151,13 @@ impl Description {
         Some(fitting.find(|ats| ats.is_required).unwrap_or(first))
     }
 
+    /// Returns how many bits its PASIDs have; 0 if firmware does not say that it has any.
+    pub fn pasid_bits(&self, who: Who<'_>) -> u8 {
+        let mut pasids = self.pasids.iter();
+        let found = pasids.find(|pasids| pasids.subject.input(&who).is_some());
+        found.map_or(0, |pasids| pasids.bits)
+    }
+
     fn first<'a>(&'a self, who: &Who<'_>) -> Behind<'a, Seen<'a>> {
         let mut rest = None;
         let mut nothing = None;

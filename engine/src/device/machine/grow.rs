@@ -25,6 +25,8 @@ impl Machine {
                 && now.reach == device.reach
                 && now.is_untrusted == device.is_untrusted
                 && now.pasid_bits == device.pasid_bits
+                && now.device_tlb == device.device_tlb
+                && now.is_coherent == device.is_coherent
                 && now.refusal == device.refusal;
             if !is_same {
                 return Err(GrowError::Changed { address });

@@ -504,10 +504,18 @@ fn that_a_device_tlb_is_required_counts_wherever_it_is_said() {
         ats(Subject::BelowRootPorts { segment: 1 }, true),
     ]);
     let tree = tree();
+    let resolution = resolve(&description);
     let of = |text| {
         let address = pci(text);
         let who = Who::Requester(address, &Place::new(&tree, address));
-        description.ats_of(who).map(|ats| ats.is_required)
+        let found = description.ats_of(who).map(|ats| ats.is_required);
+        let expected = match found {
+            None => DeviceTlb::Unsaid,
+            Some(false) => DeviceTlb::Allowed,
+            Some(true) => DeviceTlb::Required,
+        };
+        assert_eq!(resolution.of(address.into()).device_tlb, expected, "{text}");
+        found
     };
     assert_eq!(of("0000:00:01.0"), Some(false));
     assert_eq!(of("0000:01:00.0"), Some(true));

@@ -9,7 +9,8 @@ use crate::firmware::device_tree::source::cell;
 use crate::firmware::device_tree::{Reader, Sentence};
 use crate::firmware::fdt::NodeId;
 use crate::firmware::{
-    Architecture, Ats, InstanceIndex, Output, Problem, Rule, Subject, Supplier, Topic,
+    Architecture, Ats, InstanceIndex, MAX_PASID_BITS, Output, PasidWidth, Problem, Rule, Subject,
+    Supplier, Topic,
 };
 use crate::topology::RequesterId;
 
@@ -58,6 +59,31 @@ impl Reader<'_, '_> {
                     Sentence::new(Topic::Rule, Some(&subject), node, ("iommus", property));
                 sentence.offset += at;
                 self.flaw(sentence, problem);
+            }
+        }
+    }
+
+    /// `pasid-num-bits` of devices behind an IOMMU (`iommu.txt`).
+    pub(super) fn read_pasids(&mut self) {
+        let name = "pasid-num-bits";
+        let nodes: Vec<_> = self.nodes.iter().map(|(node, at)| (*node, *at)).collect();
+        for (node, index) in nodes {
+            let subject = Subject::Node(index);
+            match (
+                self.source.number(node, name),
+                self.source.property(node, name),
+            ) {
+                (Some(Ok(bits)), _) if bits > 0 => {
+                    let bits =
+                        u8::try_from(bits).map_or(MAX_PASID_BITS, |bits| bits.min(MAX_PASID_BITS));
+                    self.description.pasids.push(PasidWidth { subject, bits });
+                }
+                (Some(Err(problem)), Some(property)) => {
+                    let sentence =
+                        Sentence::new(Topic::Pasids, Some(&subject), node, (name, property));
+                    self.flaw(sentence, problem);
+                }
+                _ => {}
             }
         }
     }

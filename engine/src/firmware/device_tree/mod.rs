@@ -83,6 +83,7 @@ pub fn parse(blob: &[u8]) -> Result<Description, DeviceTreeError> {
     reader.read_reserved_memory();
     reader.read_reaches();
     reader.read_coherence();
+    reader.read_pasids();
     reader.find_instances_among_devices();
     if source.has_too_long_paths() {
         return Err(DeviceTreeError::Paths { limit });

@@ -202,3 +202,34 @@ fn an_amd_iommu_may_see_a_function_under_its_alias_and_its_own_id() {
     let expected = ["0000:01:00.0", "0000:01:10.0"].map(device);
     assert_eq!(group.collect::<Vec<_>>(), expected);
 }
+
+#[test]
+fn what_drivers_want_to_know_of_a_device_comes_along() {
+    let writer = smmu(blob(), 1, 1).end();
+    let writer = writer.begin("pci").text("device_type", "pci");
+    let writer = writer
+        .bytes("ats-supported", &[])
+        .bytes("dma-coherent", &[]);
+    let writer = writer.cells("iommu-map", &[0, 1, 0, 0x1_0000]).end();
+    let nic = |writer: Blob| writer.begin("nic").cells("iommus", &[1, 5]);
+    let writer = nic(writer).cells("pasid-num-bits", &[8]).end();
+    let writer = nic(writer).cells("pasid-num-bits", &[300]).end();
+    let writer = nic(writer).bytes("dma-noncoherent", &[]).end();
+    let writer = nic(writer).cells("pasid-num-bits", &[8, 8]).end();
+    let description = of_tree(writer);
+    assert_eq!(description.flaws.len(), 1);
+    assert_eq!(description.flaws[0].topic, Topic::Pasids);
+    assert_eq!(description.pasid_bits(Who::Node(NodeIndex(0))), 8);
+    let resolution = resolve(&description);
+    let facts = |address| {
+        let device = resolution.of(address);
+        (device.pasid_bits, device.is_coherent, device.device_tlb)
+    };
+    let unsaid = DeviceTlb::Unsaid;
+    assert_eq!(facts(node(0)), (8, None, unsaid));
+    assert_eq!(facts(node(1)), (20, None, unsaid));
+    assert_eq!(facts(node(2)), (0, Some(false), unsaid));
+    assert_eq!(facts(node(3)), (0, None, unsaid));
+    let function = facts(device("0000:00:03.0"));
+    assert_eq!(function, (0, Some(true), DeviceTlb::Allowed));
+}

@@ -14,7 +14,7 @@ use crate::firmware::acpi::iort::{
 use crate::firmware::acpi::taken::Taken;
 use crate::firmware::{
     Architecture, Ats, Bus, Coherence, Description, Host, Instance, InstanceIndex, Location,
-    NodeIndex, Output, Reach, Region, RegionKind, Rule, Subject,
+    MAX_PASID_BITS, NodeIndex, Output, PasidWidth, Reach, Region, RegionKind, Rule, Subject,
 };
 use crate::topology::RequesterId;
 
@@ -192,6 +192,13 @@ impl Writer<'_> {
             component.access.is_coherent,
             component.address_bits,
         );
+        let bits = (component.flags >> 1 & 0x1f) as u8;
+        if bits != 0 {
+            self.description.pasids.push(PasidWidth {
+                subject: Subject::Node(index),
+                bits: bits.min(MAX_PASID_BITS),
+            });
+        }
         Ok(())
     }
 

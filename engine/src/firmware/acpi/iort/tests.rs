@@ -13,7 +13,7 @@ use crate::firmware::acpi::iort::describe::pieces;
 use crate::firmware::acpi::testing::{Writer, fault};
 use crate::firmware::{
     Architecture, Bus, Coherence, Description, InstanceIndex, Location, NodeIndex, Output, Reach,
-    Region, RegionKind, Rule, Subject,
+    Region, RegionKind, Rule, Subject, Who,
 };
 use crate::intervals::random::{Random, rounds};
 use crate::topology::RequesterId;
@@ -493,4 +493,15 @@ fn an_unknown_node_is_passed_over_but_nobody_goes_to_it() {
             Fault::Reference { to: 72 }
         )
     );
+}
+
+#[test]
+fn a_named_component_has_pasids_of_as_many_bits_as_its_flags_say() {
+    for (flags, expected) in [(1, 0), (8 << 1, 8), (31 << 1 | 1, 20)] {
+        let fields = Writer::default().u32(flags).u64(0).u8(0).bytes(b"NIC");
+        let nodes = [node(1, 4, &fields.u8(0), &[])];
+        let description = describe(&table(5, &nodes)).expect("it is right");
+        let bits = description.pasid_bits(Who::Node(NodeIndex(0)));
+        assert_eq!(bits, expected, "{flags:#x}");
+    }
 }
