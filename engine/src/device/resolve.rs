@@ -463,9 +463,10 @@ impl<'a> Resolver<'a> {
         let (required, allowed): (Vec<_>, Vec<_>) =
             description.ats.iter().partition(|ats| ats.is_required);
         for said in required.into_iter().chain(allowed) {
-            let found = match said.is_required {
-                true => DeviceTlb::Required,
-                false => DeviceTlb::Allowed,
+            let found = if said.is_required {
+                DeviceTlb::Required
+            } else {
+                DeviceTlb::Allowed
             };
             questions.visit(&said.subject, |covered| {
                 let tlb = &mut devices[covered.device].device_tlb;
