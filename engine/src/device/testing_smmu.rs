@@ -14,9 +14,9 @@ use crate::device::fault::{DeviceFaults, FaultHandler};
 use crate::device::smmuv3::{Features, Smmu, Smmuv3, Smmuv3Domain, Smmuv3Driver};
 use crate::device::testing::Recorder;
 use crate::device::{
-    AttachError, By, Config, DefaultKind, DeviceAddress, DeviceControl, Driver, Endpoint, Hwpt,
-    Identity, Machine, MachineParts, Owner, Ownership, ProbeError, ProbeRequest, Registration,
-    Registry, Resolved, Stream,
+    AttachError, By, Config, DefaultKind, DeviceAddress, DeviceControl, DeviceTlb, Driver,
+    Endpoint, Hwpt, Identity, Machine, MachineParts, Owner, Ownership, ProbeError, ProbeRequest,
+    Registration, Registry, Resolved, Stream,
 };
 use crate::device::{NewDomainError, process};
 use crate::firmware::{InstanceIndex, NodeIndex};
@@ -138,16 +138,32 @@ impl Rig {
 
     /// For several threads.
     pub(super) fn patient() -> Self {
-        Self::on([FEATURES; 2], false, Recorder::patient_instance)
+        Self::on(
+            [FEATURES; 2],
+            false,
+            DeviceTlb::Allowed,
+            Recorder::patient_instance,
+        )
     }
 
     pub(super) fn with(second: Features, stalls: bool) -> Self {
-        Self::on([FEATURES, second], stalls, Recorder::instance)
+        Self::on(
+            [FEATURES, second],
+            stalls,
+            DeviceTlb::Allowed,
+            Recorder::instance,
+        )
+    }
+
+    /// With devices of whose TLBs firmware says so much.
+    pub(super) fn saying(device_tlb: DeviceTlb) -> Self {
+        Self::on([FEATURES; 2], false, device_tlb, Recorder::instance)
     }
 
     fn on(
         features: [Features; 2],
         stalls: bool,
+        device_tlb: DeviceTlb,
         instance: impl Fn() -> Arc<Instance<Planner, Recorder>>,
     ) -> Self {
         let memory = Arc::new(Heap);
@@ -160,6 +176,7 @@ impl Rig {
                 ids: alloc::vec![0x10 + number as u32],
             });
             device.pasid_bits = 8;
+            device.device_tlb = device_tlb;
             device
         };
         let places = [(0, 0), (0, 1), (1, 0), (2, 1)];

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use iopt::device::amd::{AmdDomain, AmdDriver, AmdIommu, Features};
 use iopt::device::ids::Ids;
 use iopt::device::{
-    AttachError, By, Config, DefaultKind, DeviceAddress, DeviceControl, Hwpt, Identity,
+    AttachError, By, Config, DefaultKind, DeviceAddress, DeviceControl, DeviceTlb, Hwpt, Identity,
     InstanceFacts, Machine, MachineParts, Owner, Ownership, Registration, Registry, Resolved,
     Stream,
 };
@@ -235,6 +235,7 @@ impl World {
                 ids: ids.to_vec(),
             }],
             pasid_bits,
+            device_tlb: DeviceTlb::Allowed,
             ..Resolved::new(address(number), number)
         });
         let parts = MachineParts {

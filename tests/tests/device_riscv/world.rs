@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use iopt::device::riscv::{Features, RiscvDomain, RiscvDriver, RiscvIommu};
 use iopt::device::{
-    AttachError, By, Config, DefaultKind, DeviceAddress, DeviceControl, Endpoint, Hwpt, Identity,
-    InstanceFacts, Machine, MachineParts, Owner, Ownership, Registration, Registry, Resolved,
-    Stream,
+    AttachError, By, Config, DefaultKind, DeviceAddress, DeviceControl, DeviceTlb, Endpoint, Hwpt,
+    Identity, InstanceFacts, Machine, MachineParts, Owner, Ownership, Registration, Registry,
+    Resolved, Stream,
 };
 use iopt::firmware::{InstanceIndex, NodeIndex};
 use iopt::invalidation::queue::riscv::CommandQueue;
@@ -237,6 +237,7 @@ impl World {
             } else {
                 kind.pasid_bits
             },
+            device_tlb: DeviceTlb::Allowed,
             ..Resolved::new(address(number), if kind.is_one_group { 0 } else { number })
         });
         let parts = MachineParts {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use iopt::device::smmuv3::{Features, Smmu, Smmuv3Domain, Smmuv3Driver};
 use iopt::device::{
-    AttachError, By, Config, DefaultKind, DeviceAddress, DeviceControl, Hwpt, Identity,
+    AttachError, By, Config, DefaultKind, DeviceAddress, DeviceControl, DeviceTlb, Hwpt, Identity,
     InstanceFacts, Machine, MachineParts, Owner, Ownership, Registration, Registry, Resolved,
     Stream,
 };
@@ -160,6 +160,7 @@ impl World {
                 ids: ids.to_vec(),
             }],
             pasid_bits,
+            device_tlb: DeviceTlb::Allowed,
             ..Resolved::new(address(number), number)
         });
         let parts = MachineParts {

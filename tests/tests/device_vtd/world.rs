@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use iopt::device::vtd::{Features, VtdDomain, VtdDriver, VtdUnit};
 use iopt::device::{
-    AttachError, By, Config, DefaultKind, DeviceAddress, DeviceControl, Hwpt, Identity,
+    AttachError, By, Config, DefaultKind, DeviceAddress, DeviceControl, DeviceTlb, Hwpt, Identity,
     InstanceFacts, Machine, MachineParts, Owner, Ownership, Registration, Registry, Resolved,
     Stream,
 };
@@ -210,6 +210,7 @@ impl World {
                 ids: ids.to_vec(),
             }],
             pasid_bits: kind.pasid_bits,
+            device_tlb: DeviceTlb::Allowed,
             ..Resolved::new(address(number), number)
         });
         let parts = MachineParts {

@@ -14,8 +14,8 @@ use crate::device::context::{
 use crate::device::fault::{DeviceFaults, FaultSettings};
 use crate::device::process::{Process, ProcessDomain};
 use crate::device::{
-    DefaultKind, DeviceAddress, DeviceControl, Driver, Endpoint, Hwpt, Identity, NewDomainError,
-    ProbeError, ProbeRequest,
+    DefaultKind, DeviceAddress, DeviceControl, DeviceTlb, Driver, Endpoint, Hwpt, Identity,
+    NewDomainError, ProbeError, ProbeRequest,
 };
 
 /// Drives instances that were registered with it as an [`Architecture::Unit`].
@@ -103,6 +103,7 @@ impl<A: Architecture> Driver for HardwareDriver<A> {
         let device = request.device();
         let can_ats = units.iter().all(|(unit, _)| A::has_ats(unit))
             && !device.is_untrusted
+            && device.device_tlb != DeviceTlb::Unsaid
             && self.control.has_ats(device.address);
         let widths = units.iter().map(|(unit, _)| A::pasid_bits(unit));
         let pasid_bits = widths.chain([device.pasid_bits]).min().unwrap_or(0);

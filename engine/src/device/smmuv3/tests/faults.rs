@@ -7,10 +7,10 @@ use iopt_formats::event::smmuv3::{Event, Fault, FaultClass, FaultKind, PageReque
 use iopt_formats::{Iova, Oa};
 
 use super::*;
-use crate::device::AttachError;
 use crate::device::fault::{FaultGroup, RespondError};
 use crate::device::testing_faults::Collector;
 use crate::device::testing_smmu::{self, Rig, Switch, capable, node};
+use crate::device::{AttachError, DeviceTlb};
 
 fn record(stream: u32, place: u32, group: u32, is_last: bool) -> Record {
     Record {
@@ -332,4 +332,23 @@ fn what_the_smmu_answered_itself_is_forgotten_for_all_devices() {
     assert_eq!(rig.smmus[0].expire_page_requests(), None);
     take(&record(0x12, 0, 1, true));
     assert_eq!(collector.take()[0].requests().len(), 1);
+}
+
+#[test]
+fn a_device_tlb_of_which_firmware_says_nothing_stays_off() {
+    for (said, is_on) in [
+        (DeviceTlb::Unsaid, false),
+        (DeviceTlb::Allowed, true),
+        (DeviceTlb::Required, true),
+    ] {
+        let rig = Rig::saying(said);
+        rig.attach(2, 0, &Arc::new(testing_smmu::stage1()))
+            .expect("it fits");
+        let switches = rig.switches();
+        assert_eq!(
+            switches.contains(&(node(2), Switch::Ats(true))),
+            is_on,
+            "{said:?}: {switches:?}"
+        );
+    }
 }
