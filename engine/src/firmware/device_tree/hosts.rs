@@ -96,25 +96,32 @@ impl Reader<'_, '_> {
     /// The requester ID of a function that the tree lists, and its host.
     ///
     /// The bus number is the one that the bridge above has in the tree; only where that says nothing it
-    /// is the one in `reg`, which firmware that numbers no buses leaves at zero.
-    pub(super) fn function(&self, node: NodeId) -> Option<(usize, RequesterId)> {
-        let bridge = self.source.parent(node)?;
-        let host = self
-            .source
-            .up(bridge)
-            .find_map(|node| self.hosts.get(&node))?;
-        let address = cell(self.source.property(node, "reg")?.value, 0)?;
-        let [_, bus, function, _] = address.to_be_bytes();
+    /// is the one in `reg`. Firmware that numbers no buses leaves that at zero, which no bus below a bridge has.
+    pub(super) fn function(&self, node: NodeId) -> Result<(usize, RequesterId), Problem> {
+        let missing = Problem::Length { len: 0 };
+        let bridge = self.source.parent(node).ok_or_else(|| missing.clone())?;
+        let mut above = self.source.up(bridge);
+        let host = above.find_map(|node| self.hosts.get(&node).copied());
+        let host = host.ok_or_else(|| missing.clone())?;
+        let reg = self.source.property(node, "reg").ok_or(missing)?;
+        let len = reg.value.len();
+        let address = cell(reg.value, 0).ok_or(Problem::Length { len })?;
+        let [_, stated, function, _] = address.to_be_bytes();
         let numbered = if self.hosts.contains_key(&bridge) {
-            let host = self.description.hosts.get(*host);
+            let host = self.description.hosts.get(host);
             host.map(|host| host.buses)
         } else {
             let range = self.source.property(bridge, "bus-range");
             range.and_then(|range| bus_range(range.value).ok())
         };
-        let bus = numbered.map_or(bus, |(first, _)| first);
-        let requester = RequesterId::from_parts(bus, function >> 3, function & 7)?;
-        Some((*host, requester))
+        let value = address.into();
+        let bus = match numbered {
+            Some((first, _)) => first,
+            None if stated > self.function(bridge)?.1.bus() => stated,
+            None => return Err(Problem::Value { value }),
+        };
+        let requester = RequesterId::from_parts(bus, function >> 3, function & 7);
+        Ok((host, requester.ok_or(Problem::Value { value })?))
     }
 
     /// All requesters below a host.

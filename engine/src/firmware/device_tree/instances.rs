@@ -101,11 +101,7 @@ impl Reader<'_, '_> {
     }
 
     fn pci_location(&self, node: NodeId) -> Result<Location, Problem> {
-        let len = self
-            .source
-            .property(node, "reg")
-            .map_or(0, |reg| reg.value.len());
-        let (host, requester) = self.function(node).ok_or(Problem::Length { len })?;
+        let (host, requester) = self.function(node)?;
         let host = self.description.hosts.get(host);
         let segment = host.map_or(0, |host| host.segment);
         Ok(Location::Pci(PciAddress { segment, requester }))

@@ -126,8 +126,9 @@ impl Reader<'_, '_> {
         if !self.source.is_enabled(device) {
             return;
         }
-        let Some(subject) = self.subject(device) else {
-            return;
+        let subject = match self.subject(device) {
+            Ok(subject) => subject,
+            Err(problem) => return self.flaw(sentence, problem),
         };
         let Some(range) = IovaRange::with_len(Iova::new(first), len) else {
             let subject = Some(&subject);
@@ -158,22 +159,25 @@ impl Reader<'_, '_> {
         });
     }
 
-    /// Whom a reference to a node is about; `None` for a PCI function of which the tree does not say
+    /// Whom a reference to a node is about; an error for a PCI function of which the tree does not say
     /// where it is.
-    fn subject(&mut self, node: NodeId) -> Option<Subject> {
-        if let Some(host) = self.hosts.get(&node) {
-            return self.requesters(*host);
+    fn subject(&mut self, node: NodeId) -> Result<Subject, Problem> {
+        if let Some(host) = self.hosts.get(&node)
+            && let Some(subject) = self.requesters(*host)
+        {
+            return Ok(subject);
         }
         if self.source.is_pci_function(node) {
             let (host, requester) = self.function(node)?;
-            return Some(Subject::Requesters {
-                segment: self.description.hosts.get(host)?.segment,
+            let host = self.description.hosts.get(host);
+            return Ok(Subject::Requesters {
+                segment: host.map_or(0, |host| host.segment),
                 mask: u16::MAX,
                 first: requester,
                 last: requester,
             });
         }
-        Some(Subject::Node(self.node_index(node)))
+        Ok(Subject::Node(self.node_index(node)))
     }
 
     /// A device behind an IOMMU that refers to memory which is not there may use some that nobody knows

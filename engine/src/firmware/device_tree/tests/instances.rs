@@ -268,3 +268,26 @@ fn the_configuration_space_is_told_as_if_it_began_at_bus_zero() {
     assert_eq!(host("pci-host-ecam-generic"), [expected(Some(0x300_0000))]);
     assert_eq!(host("pci-host-cam-generic"), [expected(None)]);
 }
+
+#[test]
+fn an_iommu_below_a_bridge_without_bus_numbers_is_nowhere_rather_than_on_bus_0() {
+    let of = |range: Option<&[u32]>, reg| {
+        let writer = open_host(tree(), "pci")
+            .begin("bridge")
+            .text("device_type", "pci");
+        let writer = writer.cells("reg", &[0x800, 0, 0, 0, 0]);
+        let writer = match range {
+            Some(range) => writer.cells("bus-range", range),
+            None => writer,
+        };
+        let writer = writer.begin("iommu").text("compatible", "virtio,pci-iommu");
+        let found = read(writer.cells("reg", &[reg, 0, 0, 0, 0]).end().end().end());
+        (found.instances[0].location, flaws(&found).pop())
+    };
+    let at = |text: &str| Location::Pci(text.parse().expect("it is one"));
+    let problem = Problem::Value { value: 0 };
+    let flaw = Some((Topic::Instance, "reg", problem));
+    assert_eq!(of(None, 0), (Location::Unstated, flaw));
+    assert_eq!(of(None, 0x2_0000), (at("0000:02:00.0"), None));
+    assert_eq!(of(Some(&[3, 4]), 0), (at("0000:03:00.0"), None));
+}

@@ -244,3 +244,30 @@ fn much_memory_and_many_entries_are_no_endless_work() {
     let is_reserved = |region: &Region| region.kind == RegionKind::Reserved;
     assert!(found.regions.iter().all(is_reserved));
 }
+
+#[test]
+fn a_function_of_which_the_tree_does_not_say_where_it_is_loses_no_region_in_silence() {
+    let of = |reg: Option<&[u32]>, problem| {
+        let writer = open_reserved().begin("buffer");
+        let writer = writer.cells("iommu-addresses", &[5, 0, 0, 0, 0, 0x1000]);
+        let writer = open_host(writer.end().end(), "pci").begin("bridge");
+        let writer = writer
+            .text("device_type", "pci")
+            .cells("reg", &[0x800, 0, 0, 0, 0]);
+        let writer = writer
+            .cells("#address-cells", &[3])
+            .cells("#size-cells", &[2]);
+        let writer = writer.begin("function").cells("phandle", &[5]);
+        let writer = match reg {
+            Some(reg) => writer.cells("reg", reg),
+            None => writer,
+        };
+        let found = read(writer.end().end().end());
+        assert_eq!(found.regions, []);
+        assert_eq!(problems(&found), [problem]);
+    };
+    of(None, Problem::Length { len: 0 });
+    of(Some(&[]), Problem::Length { len: 0 });
+    // The bus of a function below a bridge that has no numbers.
+    of(Some(&[0x0300]), Problem::Value { value: 0x0300 });
+}
