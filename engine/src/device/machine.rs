@@ -80,6 +80,8 @@ pub enum Refusal {
     /// Some of its requests, under another ID, are behind no IOMMU: whoever got the device could do with
     /// those what it likes.
     Partial,
+    /// Which IOVA it uses by itself cannot be read: it would no longer reach them.
+    Regions,
 }
 
 /// All that is known of a device.

@@ -86,8 +86,8 @@ pub enum Untranslated {
         /// Why they do not.
         why: Unanswered,
     },
-    /// A sentence about it cannot be read, by its place in [`Description::flaws`]; it may well be behind an
-    /// IOMMU.
+    /// A sentence about it cannot be read, by its place in [`Description::flaws`]: it may well be behind an
+    /// IOMMU, or it is, and needs IOVA that nobody knows ([`Refusal::Regions`]).
     Unreadable(usize),
     /// The rule at this place of [`Description::rules`] says so: it names no instance, or one that may not
     /// be used.
@@ -326,6 +326,7 @@ impl<'a> Resolver<'a> {
     }
 
     fn find_untranslated(&mut self) {
+        let unreadable = self.unreadable_regions();
         let mut itself = BTreeMap::new();
         for (facts, index) in self.instances.iter().zip(0..) {
             if let Some(address) = facts.hardware {
@@ -355,15 +356,37 @@ impl<'a> Resolver<'a> {
                             && (is_decisive || *why != Unanswered::Unsaid)
                     });
                     let open = open.map(|(question, why)| (why, self.questions.id(question)));
-                    let Some((why, id)) = open.min() else {
-                        continue;
-                    };
-                    resolved.refusal = Some(Refusal::Partial);
-                    Untranslated::Partly { id, why }
+                    match (open.min(), unreadable[device]) {
+                        (Some((why, id)), _) => {
+                            resolved.refusal = Some(Refusal::Partial);
+                            Untranslated::Partly { id, why }
+                        }
+                        (None, Some(flaw)) => {
+                            resolved.refusal = Some(Refusal::Regions);
+                            Untranslated::Unreadable(flaw)
+                        }
+                        (None, None) => continue,
+                    }
                 }
             };
             self.untranslated.push((device, why));
         }
+    }
+
+    /// Finds who needs IOVA of which a sentence about it cannot be read, by that flaw's place.
+    fn unreadable_regions(&mut self) -> Vec<Option<usize>> {
+        let mut unreadable = Vec::new();
+        unreadable.resize(self.devices.len(), None);
+        for (flaw, place) in self.description.flaws.iter().zip(0..) {
+            if let (Topic::Region, Some(subject)) = (flaw.topic, &flaw.subject) {
+                self.questions.visit(subject, |covered| {
+                    unreadable[covered.device].get_or_insert(place);
+                    Then::Closed
+                });
+            }
+        }
+        self.questions.reopen();
+        unreadable
     }
 
     fn find_regions(&mut self) {

@@ -489,6 +489,30 @@ fn what_is_not_there_is_refused() {
 }
 
 #[test]
+fn a_device_that_needs_iova_which_cannot_be_read_is_refused() {
+    let all = sentence(requesters(0, 0xffff), Some(0), Output::Offset(0));
+    let mut description = described(1, [all]);
+    for subject in [Some(requesters(0x18, 0x18)), None] {
+        description.flaws.push(Flaw {
+            topic: Topic::Region,
+            subject,
+            name: "memory".into(),
+            property: "a range",
+            offset: 0,
+            problem: Problem::Value { value: 0 },
+        });
+    }
+    let resolution = resolve(&description);
+    let refused = device("0000:00:03.0");
+    assert_eq!(
+        resolution.untranslated,
+        [(refused, Untranslated::Unreadable(0))]
+    );
+    assert_eq!(resolution.of(refused).refusal, Some(Refusal::Regions));
+    assert_eq!(resolution.streams(refused), [(0, vec![0x18])]);
+}
+
+#[test]
 fn that_a_device_tlb_is_required_counts_wherever_it_is_said() {
     let ats = |subject, is_required| Ats {
         subject,

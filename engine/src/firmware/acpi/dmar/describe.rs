@@ -71,17 +71,18 @@ impl Table {
                         let fault = Fault::Reversed { first, last };
                         error(structure.offset, 8, "a reserved memory region", fault)
                     })?;
-                    let regions = scopes.iter().filter_map(|scope| {
-                        Some(Region {
-                            subject: Some(scope.subject(*segment, &names)?),
+                    let kind = RegionKind::Direct {
+                        prot: Prot::RW,
+                        is_relaxable: false,
+                    };
+                    for scope in scopes {
+                        let subject = scope.subject(*segment, &names)?;
+                        description.regions.extend(subject.map(|subject| Region {
+                            subject: Some(subject),
                             range,
-                            kind: RegionKind::Direct {
-                                prot: Prot::RW,
-                                is_relaxable: false,
-                            },
-                        })
-                    });
-                    description.regions.extend(regions);
+                            kind,
+                        }));
+                    }
                 }
                 StructureKind::RootPorts {
                     segment,
@@ -93,12 +94,12 @@ impl Table {
                 }),
                 StructureKind::RootPorts {
                     segment, scopes, ..
-                } => ats(*segment, scopes, false, &names, description),
+                } => ats(*segment, scopes, false, &names, description)?,
                 StructureKind::DeviceTlbs {
                     segment,
                     is_required,
                     scopes,
-                } => ats(*segment, scopes, *is_required, &names, description),
+                } => ats(*segment, scopes, *is_required, &names, description)?,
                 _ => {}
             }
         }
@@ -135,12 +136,8 @@ impl Unit {
         description: &mut Description,
     ) -> Result<(), AcpiError> {
         for scope in &self.scopes {
+            let subject = scope.subject(self.segment, names)?;
             let output = if scope.kind == ScopeKind::Namespace {
-                if !names.contains_key(&scope.enumeration) {
-                    let to = scope.enumeration.into();
-                    let fault = Fault::Reference { to };
-                    return Err(error(scope.offset, 4, "the enumeration ID", fault));
-                }
                 let [step] = scope.path[..] else {
                     let len = scope.path.len() * 2 + 6;
                     let what = "the scope of a namespace device";
@@ -151,7 +148,7 @@ impl Unit {
             } else {
                 Output::Offset(0)
             };
-            if let Some(subject) = scope.subject(self.segment, names) {
+            if let Some(subject) = subject {
                 description.rules.push(rule(subject, instance, output));
             }
         }
@@ -161,18 +158,29 @@ impl Unit {
 
 impl Scope {
     /// Returns whose requests the scope is about; `None` for interrupts only.
-    fn subject(&self, segment: u16, names: &BTreeMap<u8, NodeIndex>) -> Option<Subject> {
+    fn subject(
+        &self,
+        segment: u16,
+        names: &BTreeMap<u8, NodeIndex>,
+    ) -> Result<Option<Subject>, AcpiError> {
         let path = || PciPath {
             segment,
             start_bus: self.start_bus,
             steps: self.path.clone(),
         };
-        match self.kind {
+        Ok(match self.kind {
             ScopeKind::Endpoint => Some(Subject::Function(path())),
             ScopeKind::SubHierarchy => Some(Subject::Below(path())),
-            ScopeKind::Namespace => names.get(&self.enumeration).copied().map(Subject::Node),
+            ScopeKind::Namespace => {
+                let node = names.get(&self.enumeration).ok_or_else(|| {
+                    let to = self.enumeration.into();
+                    let fault = Fault::Reference { to };
+                    error(self.offset, 4, "the enumeration ID", fault)
+                })?;
+                Some(Subject::Node(*node))
+            }
             _ => None,
-        }
+        })
     }
 }
 
@@ -182,14 +190,15 @@ fn ats(
     is_required: bool,
     names: &BTreeMap<u8, NodeIndex>,
     description: &mut Description,
-) {
-    let subjects = scopes
-        .iter()
-        .filter_map(|scope| scope.subject(segment, names));
-    description.ats.extend(subjects.map(|subject| Ats {
-        subject,
-        is_required,
-    }));
+) -> Result<(), AcpiError> {
+    for scope in scopes {
+        let subject = scope.subject(segment, names)?;
+        description.ats.extend(subject.map(|subject| Ats {
+            subject,
+            is_required,
+        }));
+    }
+    Ok(())
 }
 
 const fn rule(subject: Subject, instance: InstanceIndex, output: Output) -> Rule {

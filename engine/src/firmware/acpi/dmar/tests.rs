@@ -271,6 +271,13 @@ fn what_is_there_twice_or_nowhere_is_refused() {
         describe(&[name(), nobody]),
         fault(WHAT, 78, "the enumeration ID", to)
     );
+    // Nor is a region or a device TLB nobody's.
+    let fields = Writer::default().u32(0).u64(0x1000).u64(0x1fff);
+    let region = structure(1, fields, &[scope(5, 3, 0, &[(0, 0)])]);
+    let what = "the enumeration ID";
+    assert_eq!(describe(&[region]), fault(WHAT, 76, what, to));
+    let tlbs = flagged(5, 0, 0, &[scope(5, 3, 0, &[(0, 0)])]);
+    assert_eq!(describe(&[tlbs]), fault(WHAT, 60, what, to));
     let deep = unit(0, 0, 0, 0x1000, &[scope(5, 4, 0, &[(0, 0), (1, 0)])]);
     let what = "the scope of a namespace device";
     assert_eq!(
