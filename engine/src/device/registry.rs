@@ -15,7 +15,7 @@ use crate::device::{
     Config, DeviceAddress, Driver, Endpoint, GrowError, Identity, Machine, Refusal, Report,
     UnknownDevice,
 };
-use crate::sync::{DEVICE_GUARD, Latest, Mutex, MutexGuard, REGISTRY, thread_index};
+use crate::sync::{DEVICE_GUARD, Growing, Latest, Mutex, MutexGuard, REGISTRY, thread_index};
 
 /// The devices of a machine, the instances that serve them, and their groups.
 ///
@@ -25,9 +25,9 @@ pub struct Registry {
     machine: Latest<Machine>,
     pub(super) config: Config,
     /// Of each device of the machine, and of more at most.
-    pub(super) guards: boxcar::Vec<Mutex<()>>,
+    pub(super) guards: Growing<Mutex<()>>,
     /// Of the machine, and more at most.
-    pub(super) groups: boxcar::Vec<Group>,
+    pub(super) groups: Growing<Group>,
     state: Mutex<State>,
 }
 
@@ -168,7 +168,7 @@ impl Registry {
             next_number: 0,
         };
         state.grow(&machine);
-        let (guards, groups) = (boxcar::Vec::new(), boxcar::Vec::new());
+        let (guards, groups) = (Growing::new(), Growing::new());
         grow_all(&guards, &groups, &machine);
         Self {
             machine: Latest::new(machine),
@@ -261,13 +261,9 @@ impl Registry {
 }
 
 /// Makes what devices and groups have for themselves, as far as it is not there.
-fn grow_all(guards: &boxcar::Vec<Mutex<()>>, groups: &boxcar::Vec<Group>, machine: &Machine) {
-    while guards.count() < machine.len() {
-        guards.push(Mutex::new(&DEVICE_GUARD, ()));
-    }
-    while groups.count() < machine.group_count() {
-        groups.push(Group::new());
-    }
+fn grow_all(guards: &Growing<Mutex<()>>, groups: &Growing<Group>, machine: &Machine) {
+    guards.grow(machine.len(), || Mutex::new(&DEVICE_GUARD, ()));
+    groups.grow(machine.group_count(), Group::new);
 }
 
 /// Says when it is dropped that something does not run any more, also if it panicked.

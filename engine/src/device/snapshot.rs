@@ -113,10 +113,8 @@ impl Registry {
                 is_bound: device.bound.is_some(),
             });
         }
-        let mut groups: Vec<_> = self
-            .groups
-            .iter()
-            .map(|(_, group)| group_snapshot(machine, &group.lock()))
+        let mut groups: Vec<_> = (0..machine.group_count())
+            .map(|group| group_snapshot(machine, &self.groups[group].lock()))
             .filter(|group| !group.members.is_empty())
             .collect();
         groups.sort_by_key(|group| group.members[0]);

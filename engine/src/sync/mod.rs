@@ -12,7 +12,7 @@
 //! | `Mutex` | short critical sections inside the engine, with a class |
 //! | [`DomainLock`] | many readers on many cores, now and then a writer |
 //! | `epoch` | readers that take no lock at all: what they may see is freed later |
-//! | `Latest` | a value that is read without a lock and replaced whole |
+//! | `Latest`, `Growing` | a value that is read without a lock and replaced whole; a list that only grows |
 //! | `atomic`, `CachePadded`, `thread_index` | what lock-free code needs |
 //! | [`lockdep`] | the order of locks, checked in debug builds; also for locks of the engine's users |
 //!
@@ -35,6 +35,8 @@
 mod backend;
 mod domain_lock;
 pub(crate) mod epoch;
+#[cfg(feature = "std")]
+mod growing;
 #[cfg(feature = "std")]
 mod latest;
 pub mod lockdep;
@@ -64,6 +66,8 @@ pub(crate) use crossbeam_utils::CachePadded;
 pub(crate) use crate::sync::backend::pause;
 #[cfg(feature = "std")]
 pub(crate) use crate::sync::backend::{Deadline, Left, now_ns};
+#[cfg(feature = "std")]
+pub(crate) use crate::sync::growing::Growing;
 #[cfg(feature = "std")]
 pub(crate) use crate::sync::latest::Latest;
 pub(crate) use crate::sync::mutex::{Mutex, MutexGuard};
