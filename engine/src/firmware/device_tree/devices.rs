@@ -28,6 +28,10 @@ impl Reader<'_, '_> {
                 self.read_host_map(node, *host, &segments);
                 continue;
             }
+            // A host for which no segment was left: its IDs are nobody's.
+            if self.source.is_pci_bus(node) {
+                continue;
+            }
             self.read_specifiers(node);
             self.read_bus_map(node);
         }
@@ -161,7 +165,8 @@ impl Reader<'_, '_> {
         let mask = requester_mask(map.mask);
         if is_shared && mask != u16::MAX {
             let mask = map.mask;
-            let sentence = Sentence::new(Topic::Rule, Some(&subject), node, (MASK, map.property));
+            let property = self.source.property(node, MASK).unwrap_or(map.property);
+            let sentence = Sentence::new(Topic::Rule, Some(&subject), node, (MASK, property));
             self.flaw(sentence, Problem::SharedSegment { mask, segment });
             return;
         }

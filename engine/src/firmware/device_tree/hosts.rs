@@ -9,6 +9,9 @@ use crate::firmware::fdt::NodeId;
 use crate::firmware::{Host, Problem, Subject, Topic};
 use crate::topology::RequesterId;
 
+/// How many segments there can be.
+pub(super) const MAX_SEGMENTS: usize = 1 << 16;
+
 impl Reader<'_, '_> {
     /// Reads the hosts. Those without `linux,pci-domain` get the lowest segments that are free, in the
     /// order of the tree: Linux numbers them as it finds them, which is the same where none has it.
@@ -22,7 +25,13 @@ impl Reader<'_, '_> {
         let mut free = (0..=u16::MAX).filter(|segment| !taken.contains(segment));
         for (node, segment) in stated {
             let Some(segment) = segment.or_else(|| free.next()) else {
-                return;
+                let name = "device_type";
+                if let Some(property) = source.property(node, name) {
+                    let sentence = Sentence::new(Topic::Host, None, node, (name, property));
+                    let limit = MAX_SEGMENTS;
+                    self.flaw(sentence, Problem::TooMany { limit });
+                }
+                continue;
             };
             let buses = self.buses(node);
             let ecam = self.ecam(node, buses.0);

@@ -219,7 +219,15 @@ impl<'a> Source<'a> {
         if value.is_empty() {
             return None;
         }
-        let is_pci = self.is_pci_bus(bus);
+        // Addresses of PCI have three cells, above a bridge as well as below.
+        let [is_pci, is_below_pci] = [bus, parent].map(|bus| self.is_pci_bus(bus));
+        let address = |value, is_pci| {
+            if is_pci {
+                pci_memory(value)
+            } else {
+                number(value)
+            }
+        };
         let layout = self.bus_cells(bus).and_then(|(child, size)| {
             let (parent, _) = self.bus_cells(parent)?;
             Ok((child, parent, size))
@@ -227,17 +235,15 @@ impl<'a> Source<'a> {
         Some(
             layout.and_then(move |(child_cells, parent_cells, size_cells)| {
                 let entries = entries(value, child_cells + parent_cells + size_cells)?;
-                Ok(entries.take(MAX_WINDOWS).filter_map(move |entry| {
+                if entries.len() > MAX_WINDOWS {
+                    return Err(Problem::TooMany { limit: MAX_WINDOWS });
+                }
+                Ok(entries.filter_map(move |entry| {
                     let (child, rest) = split(entry, child_cells)?;
                     let (parent, len) = split(rest, parent_cells)?;
-                    let child = if is_pci {
-                        pci_memory(child)?
-                    } else {
-                        number(child)?
-                    };
                     Some(Window {
-                        child,
-                        parent: number(parent)?,
+                        child: address(child, is_pci)?,
+                        parent: address(parent, is_below_pci)?,
                         len: number(len)?,
                     })
                 }))

@@ -1,5 +1,6 @@
 //! `iommu-map`, of PCI hosts and of other buses.
 
+use crate::firmware::device_tree::hosts::MAX_SEGMENTS;
 use crate::firmware::device_tree::tests::{
     flaws, iommu, open_host, open_iommu, read, requesters, rule, tree,
 };
@@ -163,6 +164,8 @@ fn hosts_of_one_segment_speak_of_their_own_buses_only() {
         .cells("iommu-map", &[0x1000, 1, 0x5_0000, 0x1_0000])
         .end();
     let writer = host(writer, "c", &[0x80, 0xff]).cells("iommu-map", &[0, 1, 0, 0x100]);
+    // The value is behind the token, its length and its name.
+    let mask_at = 56 + writer.at() + 12;
     let writer = writer.cells("iommu-map-mask", &[0xff]).end();
     let found = read(writer);
     assert_eq!(
@@ -177,6 +180,7 @@ fn hosts_of_one_segment_speak_of_their_own_buses_only() {
         segment: 0,
     };
     assert_eq!(flaws(&found), [(Topic::Rule, "iommu-map-mask", shared)]);
+    assert_eq!(found.flaws[0].offset, mask_at);
 }
 
 #[test]
@@ -230,4 +234,24 @@ fn a_host_says_whether_functions_may_translate_by_themselves() {
         is_required: false,
     };
     assert_eq!(found.ats, [expected]);
+}
+
+#[test]
+fn a_host_for_which_no_segment_is_left_is_a_flaw_and_no_other_bus() {
+    let host = |writer: Writer| {
+        let writer = writer.begin("pci").text("device_type", "pci");
+        writer.cells("iommu-map", &[0, 1, 0, 0x1_0000]).end()
+    };
+    let writer = (0..MAX_SEGMENTS + 2).fold(three(), |writer, _| host(writer));
+    let found = read(writer);
+    assert_eq!(
+        (found.hosts.len(), found.rules.len()),
+        (MAX_SEGMENTS, MAX_SEGMENTS)
+    );
+    assert_eq!(found.nodes, []);
+    let problem = Problem::TooMany {
+        limit: MAX_SEGMENTS,
+    };
+    let flaw = (Topic::Host, "device_type", problem);
+    assert_eq!(flaws(&found), [flaw.clone(), flaw]);
 }

@@ -193,3 +193,42 @@ fn buses_below_a_deep_chain_of_many_windows_are_no_endless_work() {
     let problem = Problem::TooMany { limit: MAX_STEPS };
     assert!(found.flaws.iter().all(|flaw| flaw.problem == problem));
 }
+
+#[test]
+fn a_bus_below_a_pci_function_has_pci_addresses_above() {
+    // Memory of 32 bits at 0x1000_0000 of the PCI bus, which the host leads to 0x8000_0000.
+    let memory = 0x0200_0000;
+    let writer = open_host(iommu(tree(), 1, 1), "pci");
+    let writer = writer.cells("dma-ranges", &[memory, 0, 0, 0x7000_0000, 0, 0x4000_0000]);
+    let writer = writer.begin("function").cells("reg", &[0x800, 0, 0, 0, 0]);
+    let writer = writer
+        .cells("#address-cells", &[1])
+        .cells("#size-cells", &[1]);
+    let writer = writer.cells("dma-ranges", &[0x100, memory, 0, 0x1000_0000, 0x1000]);
+    let writer = writer
+        .begin("nic")
+        .cells("iommus", &[1, 0])
+        .end()
+        .end()
+        .end();
+    let found = read(writer);
+    assert_eq!(flaws(&found), []);
+    let ranges = [range(0x100, 0x10ff, 0x8000_0000)];
+    let of_node = found.reaches.iter().find(|reach| reach.subject == node(0));
+    assert_eq!(of_node, Some(&reach(node(0), &ranges)));
+}
+
+#[test]
+fn more_windows_of_a_bus_than_are_read_are_a_flaw_on_every_bus() {
+    let windows = |count: u32| -> Vec<u32> {
+        let starts = (0..count).map(|window| window << 16);
+        starts.flat_map(|start| [start, start, 0x1000]).collect()
+    };
+    assert_eq!(
+        flaws(&device(&[Some(&windows(256)), Some(&[0, 0, 0x1000])])),
+        []
+    );
+    let found = device(&[Some(&windows(257)), Some(&[0, 0, 0x1000])]);
+    let problem = Problem::TooMany { limit: 256 };
+    assert_eq!(flaws(&found), [(Topic::Reach, "dma-ranges", problem)]);
+}
