@@ -13,8 +13,9 @@ use crate::firmware::acpi::iort::{
 };
 use crate::firmware::acpi::taken::Taken;
 use crate::firmware::{
-    Architecture, Ats, Bus, Coherence, Description, Host, Instance, InstanceIndex, Location,
-    MAX_PASID_BITS, NodeIndex, Output, PasidWidth, Reach, Region, RegionKind, Rule, Subject,
+    Architecture, Ats, Bus, Coherence, Description, Flaw, Host, Instance, InstanceIndex, Location,
+    MAX_PASID_BITS, NodeIndex, Output, PasidWidth, Problem, Reach, Region, RegionKind, Rule,
+    Subject, Topic,
 };
 use crate::topology::RequesterId;
 
@@ -173,10 +174,8 @@ impl Writer<'_> {
             };
             self.rule(Subject::Node(index), &piece);
         }
-        for piece in pieces(node, u32::MAX)?
-            .iter()
-            .filter(|piece| !piece.is_single)
-        {
+        // A single mapping is that of the device itself, and of all on its bus that no other one maps.
+        for piece in &pieces(node, u32::MAX)? {
             self.rule(
                 Subject::Inputs {
                     node: index,
@@ -203,6 +202,25 @@ impl Writer<'_> {
     }
 
     fn rule(&mut self, subject: Subject, piece: &Piece) {
+        let target = self.table.nodes.get(piece.target);
+        if let Some(Node {
+            kind: NodeKind::Unknown(kind),
+            offset,
+            ..
+        }) = target
+        {
+            self.description.flaws.push(Flaw {
+                topic: Topic::Rule,
+                subject: Some(subject),
+                name: format!("IORT node at {offset:#x}"),
+                property: "the type of a node",
+                offset: *offset,
+                problem: Problem::Value {
+                    value: (*kind).into(),
+                },
+            });
+            return;
+        }
         self.description.rules.push(Rule {
             subject,
             instance: self.instances.get(&piece.target).copied(),

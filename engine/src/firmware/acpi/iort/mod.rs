@@ -3,7 +3,7 @@
 //! Arm DEN 0049, revisions 0 to 6 of the table. A node describes an SMMU, an ITS group, a root complex or
 //! another device, and its ID mappings say where the IDs of its requests go: from a device to an SMMU or
 //! straight to an ITS group, from an SMMU to an ITS group. No other direction is accepted, so following
-//! references always ends.
+//! references always ends. What goes to a node of a later revision's kind is behind nobody knows what.
 
 mod describe;
 #[cfg(test)]
@@ -278,9 +278,11 @@ impl Table {
             for mapping in &node.mappings {
                 let target = self.nodes.get(mapping.target);
                 let is_smmu = target.is_some_and(Node::is_smmu);
+                // Nobody knows what that does with IDs: `describe` says so of them.
+                let is_unknown = target.is_some_and(|target| matches!(target.kind, Unknown(_)));
                 let is_its = target.is_some_and(|target| matches!(target.kind, ItsGroup { .. }));
                 let is_right = match node.kind {
-                    RootComplex(_) | NamedComponent(_) => is_smmu || is_its,
+                    RootComplex(_) | NamedComponent(_) => is_smmu || is_its || is_unknown,
                     ReservedMemory(_) => is_smmu,
                     Unknown(_) => true,
                     ItsGroup { .. } => false,
@@ -317,6 +319,13 @@ impl Node {
             (5, _) => 40,
             (6, _) => 28,
             _ => 16,
+        };
+        let fixed = match kind {
+            // The name is part of what is fixed, with its zero.
+            1 => node
+                .text(29, "the name of a device")
+                .map_or(fixed, |name| fixed + name.len() + 1),
+            _ => fixed,
         };
         let mut uses = Uses::new(*node, fixed, "a node")?;
         let mut mappings = Vec::new();
@@ -399,16 +408,20 @@ impl IdMapping {
     fn parse(mapping: &Part<'_>, nodes: &[Part<'_>]) -> Result<Self, AcpiError> {
         let first = mapping.u32(0, "the input base")?;
         let more = mapping.u32(4, "the number of IDs")?;
-        let last = first
-            .checked_add(more)
-            .ok_or_else(|| mapping.error(4, "the number of IDs", Fault::Overflow))?;
+        let is_single = mapping.u32(16, "flags")? & 1 != 0;
+        let last = match first.checked_add(more) {
+            Some(last) => last,
+            // It has no inputs.
+            None if is_single => u32::MAX,
+            None => return Err(mapping.error(4, "the number of IDs", Fault::Overflow)),
+        };
         Ok(Self {
             offset: mapping.offset(),
             first,
             last,
             output: mapping.u32(8, "the output base")?,
             target: reference(mapping, 12, "an output reference", nodes)?,
-            is_single: mapping.u32(16, "flags")? & 1 != 0,
+            is_single,
         })
     }
 }

@@ -12,8 +12,8 @@ use crate::firmware::acpi::all_of;
 use crate::firmware::acpi::iort::describe::pieces;
 use crate::firmware::acpi::testing::{Writer, fault};
 use crate::firmware::{
-    Architecture, Bus, Coherence, Description, InstanceIndex, Location, NodeIndex, Output, Reach,
-    Region, RegionKind, Rule, Subject, Who,
+    Architecture, Bus, Coherence, Description, InstanceIndex, Location, NodeIndex, Output, Problem,
+    Reach, Region, RegionKind, Rule, Subject, Topic, Who,
 };
 use crate::intervals::random::{Random, rounds};
 use crate::topology::RequesterId;
@@ -398,11 +398,19 @@ fn a_named_component_has_the_ids_of_its_single_mappings_and_maps_those_of_its_bu
         first: 0x10,
         last: 0x2f,
     };
+    let all = Subject::Inputs {
+        node: NodeIndex(0),
+        mask: u32::MAX,
+        first: 0,
+        last: u32::MAX,
+    };
     assert_eq!(
         description.rules,
         [
             rule(Subject::Node(NodeIndex(0)), Some(0), Output::Fixed(0x40)),
             rule(Subject::Node(NodeIndex(0)), Some(0), Output::Fixed(0x41)),
+            // Of an ID on its bus the first one counts, whatever the ID.
+            rule(all, Some(0), Output::Fixed(0x40)),
             rule(inputs, Some(0), Output::Offset(0x300)),
         ]
     );
@@ -474,7 +482,7 @@ fn counters_belong_to_a_node() {
 }
 
 #[test]
-fn an_unknown_node_is_passed_over_but_nobody_goes_to_it() {
+fn an_unknown_node_is_passed_over_and_who_goes_to_it_is_behind_nobody_knows_what() {
     let unknown = node(7, 0, &Writer::default().u64(5), &[[0, 0, 0, 48, 0]]);
     let nodes = [
         its(),
@@ -483,16 +491,23 @@ fn an_unknown_node_is_passed_over_but_nobody_goes_to_it() {
     ];
     let parsed = Table::parse(&table(6, &nodes)).expect("it is right");
     assert_eq!(parsed.nodes[1].kind, NodeKind::Unknown(7));
-    let nodes = [its(), unknown, root_complex(0, 0, 40, &[[0, 5, 0, 72, 0]])];
+    // The IDs 0 to 5 go to it, 6 to the interrupt controller.
+    let mappings = [[0, 5, 0, 72, 0], [6, 0, 6, 48, 0]];
+    let nodes = [its(), unknown.clone(), root_complex(0, 0, 40, &mappings)];
+    let description = describe(&table(6, &nodes)).expect("it is right");
     assert_eq!(
-        Table::parse(&table(6, &nodes)),
-        fault(
-            WHAT,
-            164,
-            "an output reference",
-            Fault::Reference { to: 72 }
-        )
+        description.rules,
+        [rule(requesters(0, 6, 6), None, Output::Offset(6))]
     );
+    let [flaw] = &description.flaws[..] else {
+        panic!("{:?}", description.flaws);
+    };
+    assert_eq!((flaw.topic, flaw.offset), (Topic::Rule, 72));
+    assert_eq!(flaw.subject, Some(requesters(0, 0, 5)));
+    assert_eq!(flaw.problem, Problem::Value { value: 7 });
+    // Streams of reserved memory are an SMMU's.
+    let nodes = [its(), unknown, reserved(0, &[], &[[0, 0, 0, 72, 0]])];
+    assert!(describe(&table(6, &nodes)).is_err());
 }
 
 #[test]

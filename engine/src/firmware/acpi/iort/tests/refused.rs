@@ -67,6 +67,8 @@ fn numbers_that_are_too_large_are_refused() {
         root([1, u32::MAX, 0, 48, 0]),
         fault(WHAT, 112, "the number of IDs", Fault::Overflow)
     );
+    // A single mapping has no inputs.
+    assert!(root([1, u32::MAX, 0, 48, 1]).is_ok());
     assert!(root([0, 0xf, u32::MAX - 0xf, 48, 0]).is_ok());
     assert_eq!(
         root([0, 0x10, u32::MAX - 0xf, 48, 0]),
@@ -175,4 +177,18 @@ fn memory_ranges_over_mappings_are_refused() {
         Table::parse(&table(6, &nodes)),
         fault(WHAT, 164, "memory ranges", Fault::Overlap)
     );
+}
+
+#[test]
+fn mappings_do_not_lie_over_the_name_of_a_device() {
+    let component = || named(b"NAME", 0, &[[0, 0, 0, 48, 0]]);
+    let nodes = [its(), component()];
+    assert!(Table::parse(&table(6, &nodes)).is_ok());
+    let mut bytes = table(6, &nodes);
+    let start = 72 + 12;
+    // The name is at 29 of the node, with its zero to 33.
+    bytes[start..start + 4].copy_from_slice(&33_u32.to_le_bytes());
+    seal(&mut bytes);
+    let over = fault(WHAT, 72 + 33, "ID mappings", Fault::Overlap);
+    assert_eq!(Table::parse(&bytes), over);
 }
