@@ -113,12 +113,24 @@ impl<'a> Tree<'a> {
                 });
             }
         }
-        if has_structure_size && structure.overlaps(&strings) {
-            return Err(FdtError::Overlap {
-                first: structure.name,
-                second: strings.name,
-                offset: strings.offset,
-            });
+        // Without a size the structure block ends where its last token does.
+        let sized = has_structure_size.then_some(&structure);
+        let used = reservations.used();
+        let pairs = [
+            (sized, Some(&strings)),
+            (used.as_ref(), sized),
+            (used.as_ref(), Some(&strings)),
+        ];
+        for pair in pairs {
+            if let (Some(first), Some(second)) = pair
+                && first.overlaps(second)
+            {
+                return Err(FdtError::Overlap {
+                    first: first.name,
+                    second: second.name,
+                    offset: second.offset,
+                });
+            }
         }
         Ok(Self {
             blob: whole.bytes,
@@ -215,6 +227,17 @@ impl<'a> Block<'a> {
     /// All from `at` as a block of its own.
     fn rest(&self, name: &'static str, at: usize) -> Result<Self, FdtError> {
         self.part(name, at, self.bytes.len().saturating_sub(at))
+    }
+
+    /// The part of a memory reservation block up to its empty entry; `None` if it has none, which whoever
+    /// walks it is told.
+    fn used(&self) -> Option<Self> {
+        let mut entries = self.bytes.chunks_exact(16);
+        let len = entries
+            .position(|entry| entry.iter().all(|byte| *byte == 0))?
+            .checked_add(1)?
+            .checked_mul(16)?;
+        self.part(self.name, 0, len).ok()
     }
 
     fn overlaps(&self, other: &Self) -> bool {

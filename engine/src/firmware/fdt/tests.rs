@@ -242,6 +242,18 @@ fn a_header_is_refused_for_each_of_its_fields() {
             offset: 36
         }
     );
+    // One reservation and the empty one, from 40 to 72.
+    let reserved = || Writer::new().reserve(1, 2).cells("a", &[]).finish();
+    assert!(Tree::new(&reserved()).is_ok());
+    for (field, name) in [(8, "structure block"), (12, "strings block")] {
+        let expected = FdtError::Overlap {
+            first: "memory reservation block",
+            second: name,
+            offset: 68,
+        };
+        let blob = with_word(reserved(), field, 68);
+        assert_eq!(refused(&blob), expected);
+    }
     let earlier = u32::try_from(strings - 1).expect("tests are small");
     assert_eq!(
         refused(&with_word(small(), 12, earlier)),

@@ -75,8 +75,10 @@ pub enum Rule {
     /// | PCI Express to PCI bridge, conventional bridge, conventional bus | never | all below it, and the bridge |
     ///
     /// A device is all functions of a slot on a root bus, or all at the end of a link, with their virtual
-    /// functions; a virtual function whose own ACS is unknown goes by that of its physical function. The
-    /// root complex passes nothing between the slots of root buses.
+    /// functions; a virtual function whose own ACS is unknown goes by that of its physical function.
+    ///
+    /// That the root complex passes nothing between the slots of root buses is an assumption, which Linux makes,
+    /// too: the specification leaves it to the implementation (1.3.1).
     ///
     /// Devices share requester IDs by quirks, and by what bridges to conventional buses take on; see
     /// [`PciTree::requesters`]. Requests that were translated before (DT, and what TB would refuse) have
