@@ -20,3 +20,4 @@ pub mod shadow;
 pub mod sink;
 pub mod space;
 mod told;
+pub mod virtio;

@@ -1,31 +1,43 @@
 //! A virtio-iommu device of its own making: reads the bytes of requests by the offsets of the specification
 //! (*VIRTIO 1.3*, section 5.13.6) and answers with the status that it asks for.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use iopt::domain::virtio::Transport;
 
-pub(crate) const OK: u8 = 0;
-pub(crate) const UNSUPPORTED: u8 = 2;
-pub(crate) const DEVICE_ERROR: u8 = 3;
-pub(crate) const INVALID: u8 = 4;
-pub(crate) const RANGE: u8 = 5;
-pub(crate) const NO_ENTRY: u8 = 6;
-pub(crate) const NO_MEMORY: u8 = 8;
+/// Status: done.
+pub const OK: u8 = 0;
+/// Status: no such request.
+pub const UNSUPPORTED: u8 = 2;
+/// Status: the device failed.
+pub const DEVICE_ERROR: u8 = 3;
+/// Status: a field is wrong.
+pub const INVALID: u8 = 4;
+/// Status: a range does not fit.
+pub const RANGE: u8 = 5;
+/// Status: no such endpoint or domain.
+pub const NO_ENTRY: u8 = 6;
+/// Status: no memory is left.
+pub const NO_MEMORY: u8 = 8;
 
-pub(crate) const ATTACH: u8 = 1;
-pub(crate) const DETACH: u8 = 2;
-pub(crate) const MAP: u8 = 3;
-pub(crate) const UNMAP: u8 = 4;
-pub(crate) const PROBE: u8 = 5;
+/// Type of a request.
+pub const ATTACH: u8 = 1;
+/// Type of a request.
+pub const DETACH: u8 = 2;
+/// Type of a request.
+pub const MAP: u8 = 3;
+/// Type of a request.
+pub const UNMAP: u8 = 4;
+/// Type of a request.
+pub const PROBE: u8 = 5;
 
 const MMIO: u32 = 4;
 
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Fault {
+pub enum Fault {
     /// It is not carried out, and this is the status.
     Status(u8),
     /// It is carried out, and this is the status.
@@ -38,67 +50,94 @@ pub(crate) enum Fault {
     Held,
 }
 
+/// A mapping, by its first address.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct Mapping {
-    pub(crate) last: u64,
-    pub(crate) phys: u64,
-    pub(crate) flags: u32,
+pub struct Mapping {
+    /// The last address.
+    pub last: u64,
+    /// Where the first byte lies.
+    pub phys: u64,
+    /// `R`, `W` and `MMIO`.
+    pub flags: u32,
 }
 
-pub(crate) struct Sent {
+/// A request.
+#[derive(Debug)]
+pub struct Sent {
     tag: u64,
     bytes: Vec<u8>,
     written_len: usize,
 }
 
 /// An order for the request of a type that follows so many others of it.
+#[derive(Debug)]
 struct Order {
     kind: u8,
     /// The first address that it is for, if not for all.
     start: Option<u64>,
+    /// The endpoint that it is for, if not for all.
+    endpoint: Option<u32>,
     left: u64,
     fault: Fault,
     is_lasting: bool,
 }
 
-#[derive(Default)]
-pub(crate) struct State {
-    pub(crate) granule: u64,
-    pub(crate) input_range: (u64, u64),
-    pub(crate) probe_size: usize,
-    pub(crate) properties: Vec<u8>,
-    pub(crate) takes_mmio: bool,
+/// The device.
+#[derive(Debug, Default)]
+pub struct State {
+    /// The smallest page.
+    pub granule: u64,
+    /// The addresses that can be mapped.
+    pub input_range: (u64, u64),
+    /// Bytes of properties.
+    pub probe_size: usize,
+    /// Those of every endpoint.
+    pub properties: Vec<u8>,
+    /// Whether registers can be mapped.
+    pub takes_mmio: bool,
+    /// Whether it has domains in which addresses pass, and `bypass` can be written (`BYPASS_CONFIG`).
+    pub takes_bypass: bool,
+    /// `bypass` of the configuration space: whether endpoints in no domain pass.
+    pub is_bypass: bool,
+    /// Domains in which addresses pass.
+    pub bypasses: BTreeSet<u32>,
     /// Endpoints that there are, and in which domain.
-    pub(crate) endpoints: BTreeMap<u32, Option<u32>>,
-    pub(crate) domains: BTreeMap<u32, BTreeMap<u64, Mapping>>,
+    pub endpoints: BTreeMap<u32, Option<u32>>,
+    /// Domains that have an endpoint, and what is mapped.
+    pub domains: BTreeMap<u32, BTreeMap<u64, Mapping>>,
     capacity: usize,
     queue: Vec<Sent>,
     /// What it is silent about.
-    pub(crate) late: Vec<Sent>,
+    pub late: Vec<Sent>,
     answers: VecDeque<(u64, Vec<u8>)>,
     /// How many answers to nothing come behind the others.
-    pub(crate) stray_count: u64,
+    pub stray_count: u64,
     /// Answers that are held back.
-    pub(crate) held: VecDeque<(u64, Vec<u8>)>,
+    pub held: VecDeque<(u64, Vec<u8>)>,
     orders: Vec<Order>,
     /// Whether requests of one kick are carried out in a random order.
-    pub(crate) shuffle: Option<u64>,
-    pub(crate) kick_count: u64,
+    pub shuffle: Option<u64>,
+    /// How often it was told of requests.
+    pub kick_count: u64,
     /// Of each request, in the order in which it was sent.
-    pub(crate) kinds: Vec<u16>,
+    pub kinds: Vec<u16>,
+    /// How many requests of a type were about an endpoint.
+    about: BTreeMap<(u8, u32), usize>,
     /// Of each request that nobody ordered to fail, if it failed.
-    pub(crate) refusals: Vec<(u8, u8)>,
-    pub(crate) most_under_way: usize,
+    pub refusals: Vec<(u8, u8)>,
+    /// How many requests there were at most.
+    pub most_under_way: usize,
     /// Mistakes of the driver.
-    pub(crate) mistakes: Vec<String>,
+    pub mistakes: Vec<String>,
 }
 
 /// A handle on the device for the test, and the transport for the engine.
-#[derive(Clone)]
-pub(crate) struct Device(Arc<Mutex<State>>);
+#[derive(Clone, Debug)]
+pub struct Device(Arc<Mutex<State>>);
 
 impl Device {
-    pub(crate) fn new(capacity: usize) -> Self {
+    /// Creates one with endpoints 1 to 3, in no domain, and room for so many requests.
+    pub fn new(capacity: usize) -> Self {
         Self(Arc::new(Mutex::new(State {
             granule: 0x1000,
             input_range: (0, u64::MAX),
@@ -110,16 +149,18 @@ impl Device {
         })))
     }
 
-    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+    /// Looks at it.
+    pub fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Orders the request of a type to fail that follows `left` others of it, and all behind it if
     /// `is_lasting`.
-    pub(crate) fn order(&self, kind: u8, left: u64, fault: Fault, is_lasting: bool) {
+    pub fn order(&self, kind: u8, left: u64, fault: Fault, is_lasting: bool) {
         self.state().orders.push(Order {
             kind,
             start: None,
+            endpoint: None,
             left,
             fault,
             is_lasting,
@@ -127,23 +168,36 @@ impl Device {
     }
 
     /// Orders the requests of a type to fail that begin at an address.
-    pub(crate) fn order_at(&self, kind: u8, start: u64, fault: Fault) {
+    pub fn order_at(&self, kind: u8, start: u64, fault: Fault) {
         self.state().orders.push(Order {
             kind,
             start: Some(start),
+            endpoint: None,
             left: 0,
             fault,
             is_lasting: true,
         });
     }
 
+    /// Orders the next request of a type to fail that is about an endpoint, or all of them if `is_lasting`.
+    pub fn order_for(&self, kind: u8, endpoint: u32, fault: Fault, is_lasting: bool) {
+        self.state().orders.push(Order {
+            kind,
+            start: None,
+            endpoint: Some(endpoint),
+            left: 0,
+            fault,
+            is_lasting,
+        });
+    }
+
     /// Lets nothing fail any more.
-    pub(crate) fn heal(&self) {
+    pub fn heal(&self) {
         self.state().orders.clear();
     }
 
     /// Carries out what it was silent about.
-    pub(crate) fn answer_late(&self) {
+    pub fn answer_late(&self) {
         let mut state = self.state();
         for sent in std::mem::take(&mut state.late) {
             let status = state.execute(&sent.bytes);
@@ -152,14 +206,14 @@ impl Device {
     }
 
     /// Gives the answer that it has held back for the longest time.
-    pub(crate) fn release(&self) {
+    pub fn release(&self) {
         let mut state = self.state();
         let answer = state.held.pop_front().expect("an answer is held back");
         state.answers.push_back(answer);
     }
 
     /// Resets the device: everything is forgotten, answers and all.
-    pub(crate) fn reset(&self) {
+    pub fn reset(&self) {
         let mut state = self.state();
         state.late.clear();
         state.queue.clear();
@@ -167,40 +221,47 @@ impl Device {
         state.held.clear();
         state.orders.clear();
         state.domains.clear();
+        state.bypasses.clear();
         for domain in state.endpoints.values_mut() {
             *domain = None;
         }
     }
 
     /// Waits until `is_so`, which another thread brings about.
-    pub(crate) fn wait_until(&self, is_so: impl Fn(&State) -> bool) {
+    pub fn wait_until(&self, is_so: impl Fn(&State) -> bool) {
         while !is_so(&self.state()) {
             thread::yield_now();
         }
     }
 
     /// Returns the number of requests of a type.
-    pub(crate) fn count(&self, kind: u8) -> usize {
+    pub fn count(&self, kind: u8) -> usize {
         self.state().count(kind)
     }
 
     /// Returns what an endpoint reaches at an address: where, and the flags.
-    pub(crate) fn translate(&self, endpoint: u32, iova: u64) -> Option<(u64, u32)> {
+    pub fn translate(&self, endpoint: u32, iova: u64) -> Option<(u64, u32)> {
         let state = self.state();
-        let domain = (*state.endpoints.get(&endpoint)?)?;
+        let passes = Some((iova, 3));
+        let Some(domain) = *state.endpoints.get(&endpoint)? else {
+            return passes.filter(|_| state.is_bypass);
+        };
+        if state.bypasses.contains(&domain) {
+            return passes;
+        }
         let mappings = state.domains.get(&domain)?;
         let (&start, mapping) = mappings.range(..=iova).next_back()?;
         (iova <= mapping.last).then(|| (mapping.phys + (iova - start), mapping.flags))
     }
 
     /// Returns the number of mappings of a domain.
-    pub(crate) fn mapping_count(&self, domain: u32) -> usize {
+    pub fn mapping_count(&self, domain: u32) -> usize {
         let state = self.state();
         state.domains.get(&domain).map_or(0, BTreeMap::len)
     }
 
     /// Checks that the driver did nothing that it must not, and that nothing was refused unasked.
-    pub(crate) fn assert_clean(&self) {
+    pub fn assert_clean(&self) {
         let state = self.state();
         assert!(state.mistakes.is_empty(), "{:?}", state.mistakes);
         assert!(state.refusals.is_empty(), "{:?}", state.refusals);
@@ -221,9 +282,23 @@ fn place(bytes: &[u8]) -> Option<(u32, u64, u64)> {
     is_change.then(|| (u32_at(bytes, 4), u64_at(bytes, 8), u64_at(bytes, 16)))
 }
 
+/// Returns the endpoint that a request is about, if it is about one.
+fn endpoint_of(bytes: &[u8]) -> Option<u32> {
+    match bytes[0] {
+        ATTACH | DETACH => Some(u32_at(bytes, 8)),
+        PROBE => Some(u32_at(bytes, 4)),
+        _ => None,
+    }
+}
+
 impl State {
+    /// Returns the number of requests of a type that are about an endpoint.
+    pub fn count_for(&self, kind: u8, endpoint: u32) -> usize {
+        self.about.get(&(kind, endpoint)).copied().unwrap_or(0)
+    }
+
     /// Returns the number of requests of a type.
-    pub(crate) fn count(&self, kind: u8) -> usize {
+    pub fn count(&self, kind: u8) -> usize {
         let sent = self.kinds.iter().filter(|&&sent| sent == kind.into());
         sent.count()
     }
@@ -267,7 +342,8 @@ impl State {
     }
 
     fn attach(&mut self, domain: u32, endpoint: u32, flags: u32) -> u8 {
-        if flags != 0 {
+        let is_bypass = flags & 1 != 0;
+        if flags & !1 != 0 || is_bypass && !self.takes_bypass {
             return INVALID;
         }
         let Some(&was) = self.endpoints.get(&endpoint) else {
@@ -276,8 +352,14 @@ impl State {
         if let Some(was) = was {
             self.detach(was, endpoint);
         }
+        if self.domains.contains_key(&domain) && self.bypasses.contains(&domain) != is_bypass {
+            return INVALID;
+        }
         self.endpoints.insert(endpoint, Some(domain));
         self.domains.entry(domain).or_default();
+        if is_bypass {
+            self.bypasses.insert(domain);
+        }
         OK
     }
 
@@ -291,6 +373,7 @@ impl State {
         self.endpoints.insert(endpoint, None);
         if !self.endpoints.values().any(|&of| of == Some(domain)) {
             self.domains.remove(&domain);
+            self.bypasses.remove(&domain);
         }
         OK
     }
@@ -302,7 +385,7 @@ impl State {
         let Some(mappings) = self.domains.get_mut(&domain) else {
             return NO_ENTRY;
         };
-        if flags & !known != 0 || last < start {
+        if flags & !known != 0 || last < start || self.bypasses.contains(&domain) {
             return INVALID;
         }
         let is_inside = start >= self.input_range.0 && last <= self.input_range.1;
@@ -344,7 +427,9 @@ impl State {
     fn ordered(&mut self, bytes: &[u8]) -> Option<Fault> {
         let start = place(bytes).map(|(_, start, _)| start);
         let is_for = |order: &Order| {
-            order.kind == bytes[0] && (order.start.is_none() || order.start == start)
+            order.kind == bytes[0]
+                && (order.start.is_none() || order.start == start)
+                && (order.endpoint.is_none() || order.endpoint == endpoint_of(bytes))
         };
         let place = self.orders.iter().position(is_for)?;
         let order = &mut self.orders[place];
@@ -414,6 +499,9 @@ impl Transport for Device {
     fn send(&mut self, tag: u64, request: &[u8], written_len: usize) {
         let mut state = self.state();
         state.kinds.push(request[0].into());
+        if let Some(endpoint) = endpoint_of(request) {
+            *state.about.entry((request[0], endpoint)).or_default() += 1;
+        }
         state.queue.push(Sent {
             tag,
             bytes: request.to_vec(),
@@ -470,5 +558,13 @@ impl Transport for Device {
             answer(tag, &bytes);
             true
         })
+    }
+
+    fn write_bypass(&mut self, is_bypass: bool) -> bool {
+        let mut state = self.state();
+        if state.takes_bypass {
+            state.is_bypass = is_bypass;
+        }
+        state.is_bypass == is_bypass
     }
 }

@@ -8,8 +8,8 @@ use iopt::ioas::{Holes, Ioas, MapError};
 use iopt_formats::command::virtio::{Property, ReservedMemory};
 use iopt_formats::{IovaRange, Prot};
 
-use crate::device::{DETACH, Fault, INVALID, MAP, NO_MEMORY, UNMAP};
 use crate::{NUMBER, PAGE, World, range};
+use iopt_tests::virtio::{DETACH, Fault, INVALID, MAP, NO_MEMORY, UNMAP};
 
 #[test]
 fn the_first_endpoint_gets_everything_again_in_one_batch() {

@@ -6,10 +6,10 @@ use iopt::invalidation::SyncError;
 use iopt::ioas::{Holes, MapError, ProtectError, Quarantined, UnmapError};
 use iopt_formats::{IovaRange, Prot};
 
-use crate::device::{
+use crate::{NUMBER, PAGE, World, range};
+use iopt_tests::virtio::{
     ATTACH, DETACH, DEVICE_ERROR, Fault, INVALID, MAP, NO_MEMORY, RANGE, UNMAP, UNSUPPORTED,
 };
-use crate::{NUMBER, PAGE, World, range};
 
 /// Returns the run and the cause of a map that failed.
 fn cause(result: Result<IovaRange, MapError>) -> (IovaRange, DomainError) {

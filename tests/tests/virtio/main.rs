@@ -1,6 +1,5 @@
 //! Domains whose translations a virtio-iommu device keeps, on a device that goes by the specification.
 
-mod device;
 mod endpoints;
 mod faults;
 mod random;
@@ -18,7 +17,7 @@ use iopt::radix::FaultWindow;
 use iopt_formats::command::virtio::{Config, feature};
 use iopt_formats::{Iova, IovaRange, PageSize, PageSizes, Prot};
 
-use device::Device;
+use iopt_tests::virtio::Device;
 
 const PAGE: u64 = 0x1000;
 /// The domain in the device.

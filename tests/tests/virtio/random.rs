@@ -12,8 +12,8 @@ use iopt::radix::Table;
 use iopt_formats::vtd::SecondStage;
 use iopt_formats::{Iova, IovaRange, PageSize, Prot};
 
-use crate::device::{DEVICE_ERROR, Fault, MAP, NO_MEMORY, RANGE, UNMAP};
 use crate::{NUMBER, PAGE, World, range};
+use iopt_tests::virtio::{DEVICE_ERROR, Fault, MAP, NO_MEMORY, RANGE, UNMAP};
 
 /// First address, and pages, that the test uses.
 const BASE: u64 = 0x10_0000;

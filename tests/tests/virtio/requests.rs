@@ -10,8 +10,8 @@ use iopt::radix::FaultWindow;
 use iopt_formats::command::virtio::feature;
 use iopt_formats::{Iova, PageSize, Prot};
 
-use crate::device::{Device, MAP, UNMAP};
 use crate::{FEATURES, LIMIT, NUMBER, PAGE, World, config, range};
+use iopt_tests::virtio::{Device, MAP, UNMAP};
 
 #[test]
 fn a_batch_of_maps_is_one_kick() {

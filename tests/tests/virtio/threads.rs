@@ -10,8 +10,8 @@ use iopt::invalidation::SyncError;
 use iopt::ioas::{Holes, Quarantined, UnmapError};
 use iopt_formats::Prot;
 
-use crate::device::{ATTACH, DETACH, DEVICE_ERROR, Fault, MAP, NO_MEMORY, UNMAP};
 use crate::{NUMBER, PAGE, World, range};
+use iopt_tests::virtio::{ATTACH, DETACH, DEVICE_ERROR, Fault, MAP, NO_MEMORY, UNMAP};
 
 #[test]
 fn an_address_is_not_free_while_a_request_of_another_thread_may_unmap_it() {

@@ -7,7 +7,9 @@ use core::time::Duration;
 use iopt_formats::IovaRange;
 use iopt_formats::command::virtio::{Config, Properties, Property, Request, feature};
 
-use crate::domain::virtio::mappings::{Mappings, behind};
+use crate::domain::virtio::mappings::behind;
+use crate::domain::virtio::member::Member;
+use crate::domain::virtio::place::Whereabouts;
 use crate::domain::virtio::requests::{Answer, Requests, Work};
 use crate::domain::virtio::{RequestError, Transport};
 use crate::sync::{self, Deadline, Left, Mutex, MutexGuard, SYNC, pause};
@@ -35,28 +37,12 @@ pub(super) struct State<T> {
     /// Their answers.
     answers: Vec<Answer>,
     next_ticket: u64,
+    /// Where to look for a number that is free.
+    next_number: u32,
+    /// Whether endpoints without a domain were blocked by writing to the configuration space.
+    is_bypass_cleared: bool,
     /// Whether the device let a time pass: nothing new is asked of it before it has answered everything.
     is_overdue: bool,
-}
-
-/// A domain of the device.
-pub(super) struct Member {
-    number: u32,
-    pub(super) endpoints: Vec<u32>,
-    pub(super) mappings: Mappings,
-    /// [`TenantId`](crate::domain::TenantId) of the tenant, or 0.
-    pub(super) tenant: u64,
-    /// Whether its maker is gone.
-    pub(super) is_dropped: bool,
-}
-
-impl Member {
-    /// Notes that an endpoint is in the domain.
-    fn join(&mut self, endpoint: u32) {
-        if !self.endpoints.contains(&endpoint) {
-            self.endpoints.push(endpoint);
-        }
-    }
 }
 
 /// What a step of [`VirtioIommu::pump`] did.
@@ -73,12 +59,15 @@ impl<T: Transport> VirtioIommu<T> {
     /// and `features` as negotiated, bit `n` for the [`feature`] `n`; `MAP_UNMAP` is among them. Nobody
     /// else sends requests.
     pub fn new(transport: T, config: Config, features: u64) -> Self {
+        let capacity = transport.capacity();
         let state = State {
             requests: Requests::new(transport),
             domains: Vec::new(),
-            awaited: Vec::new(),
-            answers: Vec::new(),
+            awaited: Vec::with_capacity(capacity),
+            answers: Vec::with_capacity(capacity),
             next_ticket: 0,
+            next_number: 0,
+            is_bypass_cleared: false,
             is_overdue: false,
         };
         Self {
@@ -152,11 +141,37 @@ impl<T: Transport> VirtioIommu<T> {
         state.is_overdue = false;
         state.awaited.clear();
         for member in &mut state.domains {
-            member.endpoints.clear();
-            member.mappings.dropped();
+            member.was_reset();
         }
         state.tidy();
-        state.requests.replace(transport)
+        let old = state.requests.replace(transport);
+        if state.is_bypass_cleared {
+            // It should have survived.
+            state.requests.write_bypass(false);
+        }
+        old
+    }
+
+    /// Returns whether the device has answered everything that it let a time pass for.
+    pub(crate) fn is_answering(&self) -> bool {
+        let mut state = self.state.lock();
+        if state.is_overdue {
+            state.collect();
+        }
+        !state.is_overdue
+    }
+
+    /// Sees to it that endpoints without a domain are blocked. Returns whether they are: otherwise they pass
+    /// untranslated.
+    pub(crate) fn block_idle(&self) -> bool {
+        let can_write = self.has_feature(feature::BYPASS_CONFIG);
+        let passes = self.config.is_bypass || (self.has_feature(feature::BYPASS) && !can_write);
+        if !passes {
+            return true;
+        }
+        let mut state = self.state.lock();
+        state.is_bypass_cleared = can_write && state.requests.write_bypass(false);
+        state.is_bypass_cleared
     }
 
     /// Keeps others from moving endpoints until the result is dropped.
@@ -265,7 +280,7 @@ impl<T: Transport> VirtioIommu<T> {
                 && let Some(member) = state.member(domain)
             {
                 // It may be attached, so that whatever is removed has to be told.
-                member.join(endpoint);
+                member.join(endpoint, Some(tag));
             }
         }
         let answer = answer.ok_or(RequestError::TimedOut)?;
@@ -286,7 +301,7 @@ impl<T: Transport> VirtioIommu<T> {
                 return Step::Done;
             };
             let missing = rest.and_then(|rest| member.mappings.first_missing(rest));
-            let Some((range, mapping)) = missing.filter(|_| !member.endpoints.is_empty()) else {
+            let Some((range, mapping)) = missing.filter(|_| member.is_live()) else {
                 return Step::Done;
             };
             rest = rest.and_then(|rest| behind(range, rest));
@@ -305,25 +320,31 @@ impl<T: Transport> VirtioIommu<T> {
     }
 
     /// Asks the device to forget the mappings of `range`, which it has: those that were ended if there is
-    /// a ticket, those that are to be replaced if not.
+    /// a ticket, those that are to be replaced if not. Around direct ones.
     ///
     /// # Errors
     ///
-    /// [`RequestError::TimedOut`]: nothing was sent.
+    /// [`RequestError::TimedOut`]: not all was sent.
     pub(super) fn clear(
         &self,
         domain: u32,
         range: IovaRange,
         ticket: Option<u64>,
     ) -> Result<(), RequestError> {
-        let mut is_sent = false;
+        let mut rest = Some(range);
         self.pump(|state| {
-            if is_sent {
+            let member = state.member(domain);
+            let part = member.and_then(|member| member.mappings.first_indirect(rest?));
+            let Some(part) = part else {
                 return Step::Done;
+            };
+            rest = rest.and_then(|rest| behind(part, rest));
+            state.clear(domain, part, ticket);
+            if rest.is_some() {
+                Step::Sent
+            } else {
+                Step::Done
             }
-            is_sent = true;
-            state.clear(domain, range, ticket);
-            Step::Done
         })
     }
 
@@ -374,23 +395,48 @@ impl<T: Transport> State<T> {
             Work::Attach { domain, endpoint } => match result {
                 Ok(()) => {
                     // Out of the domain where it was, which may go with it.
-                    let others = self.domains.iter().map(|member| member.number);
-                    let others: Vec<u32> = others.filter(|&other| other != domain).collect();
-                    for other in others {
-                        self.leave(other, endpoint);
-                    }
+                    self.leave_all(endpoint, Some(domain));
                     if let Some(member) = self.member(domain) {
-                        member.join(endpoint);
+                        member.join(endpoint, None);
                     }
                 }
-                Err(_) => self.leave(domain, endpoint),
+                // There is no such endpoint: the domain need not be there.
+                Err(RequestError::NoEntry) => self.leave_all(endpoint, None),
+                Err(error) => {
+                    if let Some(member) = self.member(domain)
+                        && !error.is_without_effect()
+                    {
+                        member.join(endpoint, Some(tag));
+                    } else {
+                        self.end_doubt(domain, endpoint, tag);
+                    }
+                }
             },
-            Work::Detach { domain, endpoint } => {
+            Work::Detach { endpoint, .. } => {
                 if result.is_ok() {
-                    self.leave(domain, endpoint);
+                    // It was in that domain, and so in no other one.
+                    self.leave_all(endpoint, None);
                 }
             }
             Work::Probe => {}
+        }
+    }
+
+    /// Notes that an endpoint is in no domain any more, but for one that is kept.
+    fn leave_all(&mut self, endpoint: u32, kept: Option<u32>) {
+        let is_left =
+            |member: &&Member| Some(member.number) != kept && member.seat(endpoint).is_some();
+        while let Some(member) = self.domains.iter().find(is_left) {
+            let domain = member.number;
+            self.leave(domain, endpoint);
+        }
+    }
+
+    /// Notes that an `ATTACH` did nothing, for which an endpoint counted as in the domain.
+    fn end_doubt(&mut self, domain: u32, endpoint: u32, tag: u64) {
+        let member = self.member(domain);
+        if member.is_some_and(|member| member.is_doubted_for(endpoint, tag)) {
+            self.leave(domain, endpoint);
         }
     }
 
@@ -399,15 +445,37 @@ impl<T: Transport> State<T> {
         let Some(member) = self.member(domain) else {
             return;
         };
-        let Some(place) = member.endpoints.iter().position(|&of| of == endpoint) else {
-            return;
-        };
-        member.endpoints.swap_remove(place);
-        if member.endpoints.is_empty() {
+        if member.leave(endpoint) && !member.is_live() {
             member.mappings.dropped();
             self.requests.make_void(domain);
             self.tidy();
         }
+    }
+
+    /// Returns where an endpoint is, as far as the device has said.
+    pub(super) fn whereabouts(&self, endpoint: u32) -> Whereabouts {
+        let has_awaited = self.requests.has(|work| {
+            let (Work::Attach { endpoint: of, .. } | Work::Detach { endpoint: of, .. }) = work
+            else {
+                return false;
+            };
+            of == endpoint
+        });
+        if has_awaited {
+            return Whereabouts::Unknown;
+        }
+        let seats = self.domains.iter().filter_map(|member| {
+            let is_certain = member.seat(endpoint)?;
+            Some((member.number, is_certain))
+        });
+        let mut found = Whereabouts::Nowhere;
+        for (number, is_certain) in seats {
+            found = match found {
+                Whereabouts::Nowhere if is_certain => Whereabouts::In(number),
+                _ => return Whereabouts::Unknown,
+            };
+        }
+        found
     }
 
     /// Sends an `UNMAP`, for which there is room, if there is anything for it (V5). A domain without endpoints
@@ -415,7 +483,7 @@ impl<T: Transport> State<T> {
     pub(super) fn clear(&mut self, domain: u32, range: IovaRange, ticket: Option<u64>) {
         let tag = self.requests.next_tag();
         let member = self.member(domain);
-        let Some(member) = member.filter(|member| !member.endpoints.is_empty()) else {
+        let Some(member) = member.filter(|member| member.is_live()) else {
             return;
         };
         let is_ended = ticket.is_some();
@@ -441,17 +509,27 @@ impl<T: Transport> State<T> {
         members.find(|member| member.number == number)
     }
 
+    /// Returns a number from `first` to `last` that no domain has.
+    pub(super) fn free_number(&mut self, first: u32, last: u32) -> Option<u32> {
+        for _ in 0..=self.domains.len() {
+            let candidate = self.next_number.clamp(first, last);
+            self.next_number = if candidate < last {
+                candidate + 1
+            } else {
+                first
+            };
+            if self.member(candidate).is_none() {
+                return Some(candidate);
+            }
+        }
+        None
+    }
+
     /// Adds a domain. Returns false if there is no memory.
     pub(super) fn add(&mut self, number: u32) -> bool {
         let has_room = self.domains.try_reserve(1).is_ok();
         if has_room {
-            self.domains.push(Member {
-                number,
-                endpoints: Vec::new(),
-                mappings: Mappings::new(),
-                tenant: 0,
-                is_dropped: false,
-            });
+            self.domains.push(Member::new(number));
         }
         has_room
     }
@@ -459,7 +537,7 @@ impl<T: Transport> State<T> {
     /// Forgets domains that nobody has any more, in software or in the device.
     pub(super) fn tidy(&mut self) {
         self.domains
-            .retain(|member| !member.is_dropped || !member.endpoints.is_empty());
+            .retain(|member| !member.is_dropped || member.is_live());
     }
 }
 

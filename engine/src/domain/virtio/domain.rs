@@ -3,10 +3,11 @@
 use alloc::vec::Vec;
 
 use iopt_formats::command::virtio::{Access, feature};
-use iopt_formats::{IovaRange, Memory, PageSize, Prot};
+use iopt_formats::{IovaRange, Memory, Oa, PageSize, Prot};
 
-use crate::domain::virtio::device::{Member, State, Step};
+use crate::domain::virtio::device::{State, Step};
 use crate::domain::virtio::mappings::{Ended, Presence, behind, hull, is_one};
+use crate::domain::virtio::member::Member;
 use crate::domain::virtio::requests::Work;
 use crate::domain::virtio::{RequestError, Transport, VirtioDomain, VirtioError};
 use crate::domain::{
@@ -27,7 +28,7 @@ impl<T: Transport> VirtioDomain<T> {
             is_writable: prot.can_write(),
             is_mmio: prot.memory() == Memory::Device,
         };
-        let is_known = !access.is_mmio || self.device.has_feature(feature::MMIO);
+        let is_known = !access.is_mmio || self.device().has_feature(feature::MMIO);
         if is_known && (access.is_readable || access.is_writable) {
             Ok(access)
         } else {
@@ -41,8 +42,8 @@ impl<T: Transport> VirtioDomain<T> {
         grant: &Grant<'_>,
         work: impl FnOnce(&mut Member) -> Result<R, DomainError>,
     ) -> Result<R, DomainError> {
-        let mut state = self.device.lock();
-        let member = state.member(self.number);
+        let mut state = self.device().lock();
+        let member = state.member(self.number());
         match member.filter(|member| member.tenant == grant.tenant().0) {
             Some(member) => work(member),
             None => Err(DomainError::Stranger),
@@ -53,33 +54,59 @@ impl<T: Transport> VirtioDomain<T> {
     fn enter(
         &self,
         member: &mut Member,
-        grant: IovaRange,
-        op: &MapOp<'_>,
+        (range, oa, prot): (IovaRange, Oa, Prot),
+        is_direct: bool,
     ) -> Result<(), DomainError> {
-        let range = op.range;
         let end = range.last().get().wrapping_add(1);
-        let is_aligned = self
-            .granule()
-            .divides(range.start().get() | end | op.oa.get());
-        let is_inside = grant.contains(range) && self.device.aperture().contains(range);
-        if !is_aligned || !is_inside || op.oa.checked_add(range.len_minus_one()).is_none() {
+        let is_aligned = self.granule().divides(range.start().get() | end | oa.get());
+        let is_inside = self.device().aperture().contains(range);
+        if !is_aligned || !is_inside || oa.checked_add(range.len_minus_one()).is_none() {
             return Err(VirtioError::Misplaced { range }.into());
         }
-        let access = self.access(op.prot)?;
-        let entered = member.mappings.insert(range, op.oa, access);
+        if let Some(reserved) = member.reserved_in(range) {
+            return Err(VirtioError::Reserved { reserved }.into());
+        }
+        let access = self.access(prot)?;
+        let entered = member.mappings.insert(range, oa, access, is_direct);
         entered.map_err(|error| error.map_or(DomainError::OutOfMemory, DomainError::from))
+    }
+
+    /// Maps what endpoints use at any time: no address space may map or unmap anything there. The same again does
+    /// nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`DomainError`], with nothing changed.
+    pub fn map_direct(&self, range: IovaRange, oa: Oa, prot: Prot) -> Result<(), DomainError> {
+        let access = self.access(prot)?;
+        let is_live = {
+            let mut state = self.device().lock();
+            let member = state.member(self.number()).ok_or(DomainError::Stranger)?;
+            if member.mappings.has_same_direct(range, oa, access) {
+                return Ok(());
+            }
+            self.enter(member, (range, oa, prot), true)?;
+            member.is_live()
+        };
+        let failed = is_live.then(|| self.take(range)).flatten();
+        let Some((_, error)) = failed else {
+            return Ok(());
+        };
+        self.with_mappings(|member| member.mappings.give_up_direct(range));
+        self.take_back(core::iter::once(range));
+        Err(error.into())
     }
 
     /// Ends mappings that `MAP`s behind a refused one made, and those that may be made yet. What the device does
     /// not confirm stays until it is unmapped again.
-    fn take_back(&self, ops: &[MapOp<'_>]) {
+    fn take_back(&self, ranges: impl Iterator<Item = IovaRange>) {
         let (mut all, mut cleared) = (None, None);
-        let mut state = self.device.lock();
+        let mut state = self.device().lock();
         let ticket = state.new_ticket();
-        if let Some(member) = state.member(self.number) {
-            for op in ops {
-                all = Some(hull(all, op.range));
-                let ended = member.mappings.end(op.range, ticket, |_| ());
+        if let Some(member) = state.member(self.number()) {
+            for range in ranges {
+                all = Some(hull(all, range));
+                let ended = member.mappings.end(range, ticket, |_| ());
                 cleared = ended.hull.map(|part| hull(cleared, part)).or(cleared);
             }
             // The request may not be sent.
@@ -87,8 +114,8 @@ impl<T: Transport> VirtioDomain<T> {
         }
         drop(state);
         if let Some((all, cleared)) = all.zip(cleared) {
-            let _ = self.device.clear(self.number, cleared, Some(ticket));
-            let _ = self.device.settle(self.number, all);
+            let _ = self.device().clear(self.number(), cleared, Some(ticket));
+            let _ = self.device().settle(self.number(), all);
         }
     }
 
@@ -127,7 +154,7 @@ impl<T: Transport> VirtioDomain<T> {
         self.with_mappings(|member| {
             undo(member);
             if let Err(error) = withdrawn
-                && !member.endpoints.is_empty()
+                && member.is_live()
             {
                 member.mappings.set_doubt(range, Some(error));
             }
@@ -150,21 +177,21 @@ impl<T: Transport> VirtioDomain<T> {
         for _ in 0..2 {
             let mut rest = Some(IovaRange::FULL);
             let mut has_some = false;
-            self.device.pump(|state| {
-                let member = state.member(self.number);
+            self.device().pump(|state| {
+                let member = state.member(self.number());
                 let found = member.and_then(|member| member.mappings.first_doubtful(rest?));
                 let Some(found) = found else {
                     return Step::Done;
                 };
                 rest = rest.and_then(|rest| behind(found, rest));
                 has_some = true;
-                state.clear(self.number, found, None);
+                state.clear(self.number(), found, None);
                 Step::Sent
             })?;
             if !has_some {
                 break;
             }
-            self.device.settle(self.number, IovaRange::FULL)?;
+            self.device().settle(self.number(), IovaRange::FULL)?;
         }
         Ok(())
     }
@@ -172,12 +199,12 @@ impl<T: Transport> VirtioDomain<T> {
     /// Makes the mappings of `range` busy, and lets the device forget them.
     fn withdraw(&self, range: IovaRange) -> Result<(), RequestError> {
         self.with_mappings(|member| member.mappings.set_busy(range, true));
-        self.device.settle(self.number, range)?;
+        self.device().settle(self.number(), range)?;
         let mut left = None;
         // Once more if the device may have forgotten them in spite of what it says.
         for _ in 0..2 {
-            self.device.clear(self.number, range, None)?;
-            self.device.settle(self.number, range)?;
+            self.device().clear(self.number(), range, None)?;
+            self.device().settle(self.number(), range)?;
             left = self.first_left(range);
             if left.is_none_or(|(_, error)| error.is_without_effect()) {
                 break;
@@ -188,7 +215,7 @@ impl<T: Transport> VirtioDomain<T> {
 
     /// Runs `work` on what is kept of the domain.
     fn with_mappings(&self, work: impl FnOnce(&mut Member)) {
-        if let Some(member) = self.device.lock().member(self.number) {
+        if let Some(member) = self.device().lock().member(self.number()) {
             work(member);
         }
     }
@@ -196,15 +223,15 @@ impl<T: Transport> VirtioDomain<T> {
     /// Sends what is missing of `range` and returns the first mapping that the device does not take.
     fn take(&self, range: IovaRange) -> Option<(IovaRange, RequestError)> {
         // Whatever is not sent or not answered shows in the mappings.
-        let _ = self.device.fill(self.number, range);
-        let _ = self.device.settle(self.number, range);
+        let _ = self.device().fill(self.number(), range);
+        let _ = self.device().settle(self.number(), range);
         self.first_failed(range, Some(RequestError::TimedOut))
     }
 
     /// Returns the first mapping of `range` that the device has not given up, and why.
     fn first_left(&self, range: IovaRange) -> Option<(IovaRange, RequestError)> {
-        let mut state = self.device.lock();
-        let member = state.member(self.number)?;
+        let mut state = self.device().lock();
+        let member = state.member(self.number())?;
         let mut left = member.mappings.in_range(range);
         left.find_map(|(range, mapping)| {
             let error = mapping.error.unwrap_or(RequestError::TimedOut);
@@ -216,8 +243,8 @@ impl<T: Transport> VirtioDomain<T> {
     /// without being asked to forget it.
     fn send_again(&self, tickets: &[u64]) -> Result<(), RequestError> {
         let mut rest = Some(IovaRange::FULL);
-        self.device.pump(|state| {
-            let found = state.member(self.number).and_then(|member| {
+        self.device().pump(|state| {
+            let found = state.member(self.number()).and_then(|member| {
                 let mut ended = member.mappings.ended(rest?, tickets);
                 let held = ended.find(|(_, mapping)| mapping.presence == Presence::Present);
                 held.map(|(range, mapping)| (range, mapping.ticket))
@@ -226,15 +253,15 @@ impl<T: Transport> VirtioDomain<T> {
                 return Step::Done;
             };
             rest = rest.and_then(|rest| behind(range, rest));
-            state.clear(self.number, range, ticket);
+            state.clear(self.number(), range, ticket);
             Step::Sent
         })
     }
 
     /// Waits until the device has answered what concerns unmaps with one of `tickets`, which rise.
     fn settle_tickets(&self, tickets: &[u64]) -> Result<(), RequestError> {
-        self.device.wait_until(|state| {
-            let number = self.number;
+        self.device().wait_until(|state| {
+            let number = self.number();
             let is_own = |_: IovaRange, ticket: Option<u64>| {
                 ticket.is_some_and(|ticket| is_one(ticket, tickets))
             };
@@ -254,8 +281,8 @@ impl<T: Transport> VirtioDomain<T> {
     fn finish(&self, tickets: &[u64]) -> Result<(), SyncError> {
         let time_out = |_: RequestError| SyncError::TimedOut;
         let has_left = || {
-            let mut state = self.device.lock();
-            let member = state.member(self.number);
+            let mut state = self.device().lock();
+            let member = state.member(self.number());
             member.is_some_and(|member| member.mappings.has_ended(tickets))
         };
         self.settle_tickets(tickets).map_err(time_out)?;
@@ -274,16 +301,16 @@ impl<T: Transport> VirtioDomain<T> {
 impl<T: Transport> Domain for VirtioDomain<T> {
     fn caps(&self) -> Caps {
         Caps {
-            sizes: self.device.config().page_sizes,
-            aperture: self.device.aperture(),
+            sizes: self.device().config().page_sizes,
+            aperture: self.device().aperture(),
             needs_pinned: self.needs_pinned,
             tracks_dirty: false,
         }
     }
 
     fn bind(&self, tenant: Tenant) -> Result<(), Taken> {
-        let mut state = self.device.lock();
-        let member = state.member(self.number).ok_or(Taken)?;
+        let mut state = self.device().lock();
+        let member = state.member(self.number()).ok_or(Taken)?;
         if member.tenant != 0 {
             return Err(Taken);
         }
@@ -292,8 +319,8 @@ impl<T: Transport> Domain for VirtioDomain<T> {
     }
 
     fn unbind(&self, farewell: Farewell) {
-        let mut state = self.device.lock();
-        if let Some(member) = state.member(self.number)
+        let mut state = self.device().lock();
+        if let Some(member) = state.member(self.number())
             && member.tenant == farewell.id().0
         {
             member.tenant = 0;
@@ -306,12 +333,18 @@ impl<T: Transport> Domain for VirtioDomain<T> {
         let mut refused = None;
         let entered = self.with_member(grant, |member| {
             for (index, op) in ops.iter().enumerate() {
-                if let Err(error) = self.enter(member, grant.range(), op) {
+                let range = op.range;
+                let entered = if grant.range().contains(range) {
+                    self.enter(member, (range, op.oa, op.prot), false)
+                } else {
+                    Err(VirtioError::Misplaced { range }.into())
+                };
+                if let Err(error) = entered {
                     refused = Some(failure(index, error));
                     break;
                 }
             }
-            Ok(!member.endpoints.is_empty())
+            Ok(member.is_live())
         });
         let is_live = entered.map_err(|error| failure(0, error))?;
         let ops = &ops[..refused.as_ref().map_or(ops.len(), |failure| failure.index)];
@@ -321,7 +354,7 @@ impl<T: Transport> Domain for VirtioDomain<T> {
         {
             let index = ops.iter().position(|op| op.range.overlaps(failed));
             let index = index.unwrap_or(0);
-            self.take_back(&ops[index..]);
+            self.take_back(ops[index..].iter().map(|op| op.range));
             return Err(failure(index, error.into()));
         }
         refused.map_or(Ok(()), Err)
@@ -340,7 +373,7 @@ impl<T: Transport> Domain for VirtioDomain<T> {
         if let Some(mapping) = divided {
             return Err(VirtioError::Divides { mapping }.into());
         }
-        let domain = self.number;
+        let domain = self.number();
         let has_maps = |work| {
             let is_map = matches!(work, Work::Map { .. });
             is_map && work.is_in(domain, |of, _| of.overlaps(range))
@@ -358,14 +391,14 @@ impl<T: Transport> Domain for VirtioDomain<T> {
             }
             false
         };
-        let is_ended = end(&mut self.device.lock(), false);
-        if !is_ended && self.device.wait_until(|state| end(state, false)).is_err() {
+        let is_ended = end(&mut self.device().lock(), false);
+        if !is_ended && self.device().wait_until(|state| end(state, false)).is_err() {
             // The sync looks what came of the maps.
-            end(&mut self.device.lock(), true);
+            end(&mut self.device().lock(), true);
         }
         let Ended { bytes, hull } = ended.unwrap_or_default();
         if let Some(hull) = hull
-            && self.device.clear(domain, hull, Some(ticket)).is_err()
+            && self.device().clear(domain, hull, Some(ticket)).is_err()
         {
             // The sync tries again.
             self.with_mappings(|member| member.mappings.has_stuck = true);
@@ -415,7 +448,7 @@ impl<T: Transport> Domain for VirtioDomain<T> {
             if next.is_some() || old.is_empty() || member.mappings.divided_by(range).is_some() {
                 return Err(VirtioError::Hole.into());
             }
-            let is_live = !member.endpoints.is_empty();
+            let is_live = member.is_live();
             if !is_live {
                 set(member, &mut || Some(access));
             }
@@ -449,7 +482,7 @@ impl<T: Transport> Domain for VirtioDomain<T> {
         let size = size.max(self.granule());
         loop {
             let found = self.with_member(grant, |member| {
-                let is_live = !member.endpoints.is_empty();
+                let is_live = member.is_live();
                 let mut whole = member.mappings.in_range(range);
                 let whole = whole.find(|&(whole, mapping)| {
                     mapping.ticket.is_none() && borders(whole, range, size).next().is_some()

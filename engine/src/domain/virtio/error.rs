@@ -106,6 +106,12 @@ pub enum VirtioError {
         /// What was asked for.
         prot: Prot,
     },
+    /// The range is reserved for an endpoint of the domain.
+    #[error("{reserved} is reserved for an endpoint")]
+    Reserved {
+        /// What is reserved.
+        reserved: IovaRange,
+    },
     /// A mapping is in the way, or one that the device did not confirm to have forgotten.
     #[error("{with} is in the way")]
     Occupied {
@@ -153,6 +159,14 @@ pub enum NumberError {
     /// There is one already.
     #[error("the number is in use")]
     InUse,
+    /// There is one of every number.
+    #[error("all numbers from {first} to {last} are in use")]
+    AllInUse {
+        /// The smallest number.
+        first: u32,
+        /// The largest number.
+        last: u32,
+    },
     /// There is no memory.
     #[error("there is no memory for the domain")]
     OutOfMemory,
@@ -168,6 +182,12 @@ pub enum EndpointError {
     /// There is no memory.
     #[error("there is no memory for another endpoint")]
     OutOfMemory,
+    /// The domain maps what is reserved for the endpoint.
+    #[error("{mapping} is mapped, and reserved for the endpoint")]
+    Reserved {
+        /// The mapping.
+        mapping: IovaRange,
+    },
     /// The device refused, or did not answer.
     #[error(transparent)]
     Request(#[from] RequestError),

@@ -36,6 +36,8 @@ pub(super) struct Mapping {
     pub(super) presence: Presence,
     /// Names the unmap that ended it.
     pub(super) ticket: Option<u64>,
+    /// Whether it is nobody's to unmap.
+    pub(super) is_direct: bool,
     /// How many replace it at this moment (V3).
     pub(super) busy_count: u32,
     /// Tag of the request that is or was under way for it (V5).
@@ -64,6 +66,8 @@ pub(super) struct Mappings {
     list: DisjointList<Mapping>,
     /// Whether something that was ended may have no `UNMAP` under way.
     pub(super) has_stuck: bool,
+    /// Whether any was ever direct.
+    has_direct: bool,
 }
 
 impl Mappings {
@@ -71,6 +75,7 @@ impl Mappings {
         Self {
             list: DisjointList::new(),
             has_stuck: false,
+            has_direct: false,
         }
     }
 
@@ -80,18 +85,21 @@ impl Mappings {
         range: IovaRange,
         oa: Oa,
         access: Access,
+        is_direct: bool,
     ) -> Result<(), Option<VirtioError>> {
         let mapping = Mapping {
             oa,
             access,
             presence: Presence::Missing,
             ticket: None,
+            is_direct,
             busy_count: 0,
             tag: 0,
             error: None,
         };
         let (start, last) = bounds(range);
         let inserted = self.list.insert(start, last, mapping);
+        self.has_direct |= is_direct && inserted.is_ok();
         inserted.map_err(|error| match error {
             InsertError::OutOfMemory => None,
             InsertError::Overlap { start, last } => Some(VirtioError::Occupied {
@@ -152,8 +160,8 @@ impl Mappings {
             .map(|(range, mapping)| (range, *mapping))
     }
 
-    /// Ends the mappings of `range`, all of them inside. Those that the device does not have are gone. Calls
-    /// `each` with the tickets of the others, be it that they were ended before.
+    /// Ends the mappings of `range`, all of them inside, but for direct ones. Those that the device does not have
+    /// are gone. Calls `each` with the tickets of the others, be it that they were ended before.
     pub(super) fn end(
         &mut self,
         range: IovaRange,
@@ -163,6 +171,9 @@ impl Mappings {
         let mut ended = Ended::default();
         let mut has_stuck = false;
         self.change(range, |range, mapping| {
+            if mapping.is_direct {
+                return true;
+            }
             if mapping.ticket.is_none() {
                 let len = range.len_minus_one().saturating_add(1);
                 ended.bytes = ended.bytes.saturating_add(len);
@@ -178,6 +189,47 @@ impl Mappings {
         });
         self.has_stuck |= has_stuck;
         ended
+    }
+
+    /// Returns the first mapping in `range` that was not ended.
+    pub(super) fn first_wanted(&self, range: IovaRange) -> Option<IovaRange> {
+        let mut all = self.in_range(range);
+        let found = all.find(|(_, mapping)| mapping.ticket.is_none());
+        found.map(|(range, _)| range)
+    }
+
+    /// Returns whether there is exactly this direct mapping.
+    pub(super) fn has_same_direct(&self, range: IovaRange, oa: Oa, access: Access) -> bool {
+        self.has_direct
+            && self.in_range(range).any(|(of, mapping)| {
+                mapping.is_direct && (of, mapping.oa, mapping.access) == (range, oa, access)
+            })
+    }
+
+    /// Makes a direct mapping one that can be ended.
+    pub(super) fn give_up_direct(&mut self, range: IovaRange) {
+        self.change(range, |_, mapping| {
+            mapping.is_direct = false;
+            true
+        });
+    }
+
+    /// Returns the first part of `range` in which no mapping is direct.
+    pub(super) fn first_indirect(&self, range: IovaRange) -> Option<IovaRange> {
+        if !self.has_direct {
+            return Some(range);
+        }
+        let mut start = range.start();
+        let direct = self
+            .in_range(range)
+            .filter(|(_, mapping)| mapping.is_direct);
+        for (direct, _) in direct {
+            if start < direct.start() {
+                return IovaRange::new(start, Iova::new(direct.start().get() - 1));
+            }
+            start = Iova::new(direct.last().get().checked_add(1)?);
+        }
+        IovaRange::new(start, range.last())
     }
 
     /// Begins or ends to replace the mappings of `range`.

@@ -55,17 +55,19 @@ mod device;
 mod domain;
 mod error;
 mod mappings;
+mod member;
+mod place;
 mod requests;
 mod transport;
 
 use alloc::sync::Arc;
 use core::fmt;
 
-use iopt_formats::command::virtio::Request;
 use iopt_formats::{IovaRange, PageSize};
 
-use crate::domain::virtio::requests::Work;
 use crate::radix::FaultWindow;
+
+pub(crate) use crate::domain::virtio::place::{Booking, Place, Whereabouts};
 
 pub use crate::domain::virtio::device::VirtioIommu;
 pub use crate::domain::virtio::error::{EndpointError, NumberError, RequestError, VirtioError};
@@ -75,8 +77,7 @@ pub use crate::domain::virtio::transport::Transport;
 ///
 /// Its number is in use until it is dropped and the last endpoint has left.
 pub struct VirtioDomain<T: Transport> {
-    device: Arc<VirtioIommu<T>>,
-    number: u32,
+    place: Place<T>,
     needs_pinned: bool,
     fault_window: FaultWindow,
 }
@@ -88,24 +89,24 @@ impl<T: Transport> VirtioDomain<T> {
     ///
     /// [`NumberError`] if the device takes no domain of this number, or there is one.
     pub fn new(device: Arc<VirtioIommu<T>>, number: u32) -> Result<Self, NumberError> {
-        let (first, last) = device.numbers();
-        if !(first..=last).contains(&number) {
-            return Err(NumberError::OutOfRange { first, last });
-        }
-        let mut state = device.lock();
-        if state.member(number).is_some() {
-            return Err(NumberError::InUse);
-        }
-        if !state.add(number) {
-            return Err(NumberError::OutOfMemory);
-        }
-        drop(state);
-        Ok(Self {
-            device,
-            number,
+        Place::new(device, number).map(Self::at)
+    }
+
+    /// Creates a domain whose number the device has free, otherwise as [`new`](Self::new) does.
+    ///
+    /// # Errors
+    ///
+    /// [`NumberError`].
+    pub fn with_any_number(device: Arc<VirtioIommu<T>>) -> Result<Self, NumberError> {
+        Place::anywhere(device).map(Self::at)
+    }
+
+    const fn at(place: Place<T>) -> Self {
+        Self {
+            place,
             needs_pinned: true,
             fault_window: FaultWindow::Refuse,
-        })
+        }
     }
 
     /// Says that pages may move while they are mapped: endpoints are emulated, or fault.
@@ -125,12 +126,16 @@ impl<T: Transport> VirtioDomain<T> {
 
     /// Returns the device.
     pub const fn device(&self) -> &Arc<VirtioIommu<T>> {
-        &self.device
+        self.place.device()
+    }
+
+    pub(crate) const fn place(&self) -> &Place<T> {
+        &self.place
     }
 
     /// Returns the number of the domain in the device.
     pub const fn number(&self) -> u32 {
-        self.number
+        self.place.number()
     }
 
     /// Moves an endpoint to this domain, and waits until it translates all that is mapped. Meanwhile the
@@ -142,41 +147,8 @@ impl<T: Transport> VirtioDomain<T> {
     /// [`RequestError::TimedOut`], after which it may be attached.
     #[doc(alias = "VIRTIO_IOMMU_T_ATTACH")]
     pub fn attach(&self, endpoint: u32) -> Result<(), EndpointError> {
-        self.join(endpoint)?;
+        self.place.attach(endpoint, false)?;
         self.refill()
-    }
-
-    /// Moves an endpoint to this domain.
-    fn join(&self, endpoint: u32) -> Result<(), EndpointError> {
-        let _moving = self.device.lock_endpoints();
-        let (domain, mut has_room, mut is_attached, mut is_first) =
-            (self.number, true, false, true);
-        if let Some(member) = self.device.lock().member(domain) {
-            has_room = member.endpoints.try_reserve(2).is_ok();
-            is_attached = member.endpoints.contains(&endpoint);
-            is_first = member.endpoints.is_empty();
-        }
-        if is_attached {
-            return Err(EndpointError::Attached);
-        }
-        if !has_room {
-            return Err(EndpointError::OutOfMemory);
-        }
-        if is_first {
-            // What was for the domain that went must not meet the one that comes.
-            let is_over = self
-                .device
-                .wait_until(|state| !state.requests.has_any_of(domain));
-            is_over?;
-        }
-        let request = Request::Attach {
-            domain,
-            endpoint,
-            is_bypass: false,
-        };
-        let work = Work::Attach { domain, endpoint };
-        self.device.call(&request, work)?;
-        Ok(())
     }
 
     /// Takes an endpoint out of this domain: it faults, or passes untranslated where the device is
@@ -187,19 +159,15 @@ impl<T: Transport> VirtioDomain<T> {
     /// [`RequestError`]; the endpoint counts as attached then.
     #[doc(alias = "VIRTIO_IOMMU_T_DETACH")]
     pub fn detach(&self, endpoint: u32) -> Result<(), RequestError> {
-        let _moving = self.device.lock_endpoints();
-        let domain = self.number;
-        let work = Work::Detach { domain, endpoint };
-        let request = Request::Detach { domain, endpoint };
-        self.device.call(&request, work).map(|_| ())
+        self.device().detach(self.number(), endpoint)
     }
 
     /// Returns the number of endpoints that are attached.
     pub fn endpoint_count(&self) -> usize {
-        let mut state = self.device.lock();
+        let mut state = self.device().lock();
         state
-            .member(self.number)
-            .map_or(0, |member| member.endpoints.len())
+            .member(self.number())
+            .map_or(0, |member| member.endpoint_count())
     }
 
     /// Sends what should be mapped and is not, because the device refused it or did not answer.
@@ -211,8 +179,8 @@ impl<T: Transport> VirtioDomain<T> {
     pub fn refill(&self) -> Result<(), EndpointError> {
         // What is left of them is found below.
         let _ = self.withdraw_doubtful();
-        let sent = self.device.fill(self.number, IovaRange::FULL);
-        let settled = self.device.settle(self.number, IovaRange::FULL);
+        let sent = self.device().fill(self.number(), IovaRange::FULL);
+        let settled = self.device().settle(self.number(), IovaRange::FULL);
         // Others map meanwhile: what the device has said nothing of is theirs.
         match self.first_failed(IovaRange::FULL, None) {
             Some((mapping, error)) => Err(EndpointError::Fill { mapping, error }),
@@ -227,9 +195,9 @@ impl<T: Transport> VirtioDomain<T> {
         range: IovaRange,
         silence: Option<RequestError>,
     ) -> Option<(IovaRange, RequestError)> {
-        let mut state = self.device.lock();
-        let member = state.member(self.number)?;
-        if member.endpoints.is_empty() {
+        let mut state = self.device().lock();
+        let member = state.member(self.number())?;
+        if !member.is_live() {
             return None;
         }
         let mut wanted = member.mappings.in_range(range);
@@ -243,25 +211,15 @@ impl<T: Transport> VirtioDomain<T> {
 
     /// Returns the smallest page, of which everything mapped is a multiple.
     fn granule(&self) -> PageSize {
-        let sizes = self.device.config().page_sizes;
+        let sizes = self.device().config().page_sizes;
         sizes.smallest().unwrap_or(PageSize::KIB_4)
-    }
-}
-
-impl<T: Transport> Drop for VirtioDomain<T> {
-    fn drop(&mut self) {
-        let mut state = self.device.lock();
-        if let Some(member) = state.member(self.number) {
-            member.is_dropped = true;
-        }
-        state.tidy();
     }
 }
 
 impl<T: Transport> fmt::Debug for VirtioDomain<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("VirtioDomain")
-            .field("number", &self.number)
+            .field("number", &self.number())
             .finish_non_exhaustive()
     }
 }

@@ -134,6 +134,11 @@ impl<T: Transport> Requests<T> {
         }
     }
 
+    /// Says what becomes of endpoints without a domain.
+    pub(super) fn write_bypass(&mut self, is_bypass: bool) -> bool {
+        self.transport.write_bypass(is_bypass)
+    }
+
     /// Returns whether the device has known of a request for `limit` and not answered it. Without requests, it
     /// is late with whatever is waited for.
     pub(super) fn is_late(&self, limit: Duration) -> bool {

@@ -20,4 +20,12 @@ pub trait Transport: Send {
     /// with the bytes that were written, as many as the device says it used. Returns false if there is no
     /// answer at this moment.
     fn collect(&mut self, answer: &mut dyn FnMut(u64, &[u8])) -> bool;
+
+    /// Writes `bypass` in the configuration space, with the feature `BYPASS_CONFIG` only: whether endpoints
+    /// without a domain are not translated, rather than blocked. Returns whether it reads so afterwards; by
+    /// default it cannot be written.
+    fn write_bypass(&mut self, is_bypass: bool) -> bool {
+        let _ = is_bypass;
+        false
+    }
 }
