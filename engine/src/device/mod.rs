@@ -87,6 +87,7 @@ mod testing_faults;
 mod testing_smmu;
 #[cfg(all(test, not(loom)))]
 mod tests;
+pub mod virtio;
 pub mod vtd;
 mod walk;
 
