@@ -270,7 +270,7 @@ fn a_second_root_bus_is_seen_and_a_third_is_not() {
         endpoint(0, 0x1f, 3),
     ];
     let all = Ats {
-        subject: requesters(0, 0xffff),
+        subject: Subject::BelowRootPorts { segment: 0 },
         is_required: false,
     };
     assert_eq!(describe("x86-dmar-pxb"), unit(subjects, vec![all]));
