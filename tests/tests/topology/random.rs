@@ -58,6 +58,7 @@ fn expected(machine: &Machine, is_member: impl Fn(usize) -> bool) -> BTreeSet<Ve
         .collect()
 }
 
+/// A2.1: what packets reach is the oracle.
 #[test]
 fn groups_are_what_packets_reach_in_every_order_of_functions_and_members() {
     let (mut singletons, mut shared) = (0, 0);
@@ -123,6 +124,7 @@ fn ids_under_which_packets_arrive_are_the_ones_that_the_tree_says() {
     });
 }
 
+/// A2.1: in any order.
 #[test]
 fn devices_that_are_added_in_any_order_end_up_in_the_same_groups() {
     each_machine(|machine, tree, random| {
@@ -168,6 +170,7 @@ fn can_come(tree: &PciTree, here: &[Function], part: &Function) -> bool {
     parent.is_none_or(|parent| is_here(parent.address)) && physical.is_none_or(is_here)
 }
 
+/// A2.3.
 #[test]
 fn devices_that_go_and_come_back_keep_their_company() {
     each_machine(|machine, tree, random| {

@@ -24,6 +24,7 @@ mod grow;
 mod identity;
 mod machine;
 mod order;
+mod ports;
 mod random;
 mod threads;
 mod walk;

@@ -99,6 +99,7 @@ const OFF: Option<AcsFlags> = Some(AcsFlags::NONE);
 const ALL: &str = "00:01.0+01:00.0+02:00.0+02:01.0+03:00.0+04:00.0";
 const SWITCH: &str = "01:00.0+02:00.0+02:01.0+03:00.0+04:00.0";
 
+/// A2.2: {A, B}.
 #[test]
 fn endpoints_below_ports_of_a_switch_without_access_control_are_one_group() {
     // A reaches B's memory through the two ports. Linux looks up only, and parts them.
@@ -117,6 +118,7 @@ fn one_port_of_a_switch_that_leaks_reaches_into_those_that_do_not() {
     }
 }
 
+/// A2.2: all with access control.
 #[test]
 fn access_control_on_the_whole_way_up_gives_singletons() {
     let functions = switch(ON, [ON, ON]);
@@ -196,6 +198,7 @@ fn slot(last: Option<AcsFlags>) -> Vec<Function> {
         .collect()
 }
 
+/// A2.2: {1f.0, 1f.2, 1f.6}.
 #[test]
 fn functions_without_access_control_reach_those_with_it_in_the_same_device() {
     let with = slot(Some(AcsFlags::RR | AcsFlags::CR));
@@ -322,6 +325,7 @@ fn virtual_functions_go_by_their_own_access_control_or_by_their_physical_functio
     assert_eq!(shared_of(&functions, Reachability), one);
 }
 
+/// A2.4: groups are made of facts, and drivers are none.
 #[test]
 fn a_port_without_a_driver_leaves_the_groups_below_as_they_are() {
     // Drivers are no input. What could follow from one that fails: the port is no member, or one that is
@@ -469,6 +473,7 @@ fn groups_become_one_if_one_of_them_at_most_is_in_use() {
     }
 }
 
+/// A2.3.
 #[test]
 fn a_device_that_goes_and_comes_back_is_where_it_was() {
     for (root, ports) in [(None, [ON, ON]), (ON, [None, None]), (ON, [ON, ON])] {

@@ -114,6 +114,7 @@ fn vectors() -> [(Request, &'static [u8]); 7] {
     ]
 }
 
+/// A3.17: requests.
 #[test]
 fn every_request_has_the_bytes_of_the_specification() {
     for (request, bytes) in vectors() {
@@ -268,6 +269,7 @@ fn every_status_has_its_number() {
     assert_eq!(Status::decode([9, 0, 0, 0]), Err(error));
 }
 
+/// A3.17: the fault.
 #[test]
 fn a_fault_has_the_bytes_of_the_specification() {
     let fault = Fault {
@@ -350,6 +352,7 @@ fn properties() -> [Property; 2] {
     ]
 }
 
+/// A3.17: properties that a probe finds.
 #[test]
 fn properties_have_the_bytes_of_the_specification() {
     for (property, bytes) in properties().into_iter().zip(PROPERTIES) {

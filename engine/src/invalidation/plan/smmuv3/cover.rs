@@ -182,6 +182,7 @@ mod tests {
         small.chain(large.take(20_000))
     }
 
+    /// A3.16: the cover of the fewest commands.
     #[test]
     #[cfg_attr(miri, ignore = "arithmetic alone, and much of it")]
     fn two_commands_cover_every_range_exactly() {
@@ -196,6 +197,7 @@ mod tests {
         }
     }
 
+    /// A3.16: the disjoint cover.
     #[test]
     #[cfg_attr(miri, ignore = "arithmetic alone, and much of it")]
     fn disjoint_commands_cover_every_range_exactly_and_once() {
@@ -219,6 +221,7 @@ mod tests {
     /// of 64 KiB.
     const GROUPS: [[u64; 2]; 3] = [[16, 1 << 13], [128, 1 << 16], [32, 1 << 18]];
 
+    /// A3.16: with the erratum.
     #[test]
     #[cfg_attr(miri, ignore = "arithmetic alone, and much of it")]
     fn a_third_command_keeps_groups_whole() {

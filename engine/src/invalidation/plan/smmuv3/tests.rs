@@ -291,6 +291,7 @@ fn tables_are_told_in_steps_of_the_lowest_of_them() {
     assert!(is_whole(WITHOUT_RANGES, KIB4, &replaced));
 }
 
+/// A3.16: the level.
 #[test]
 fn a_level_is_named_if_all_leaves_are_of_it() {
     let ttl = |smmu, granule, changes: &Changes| ranges(&targets(smmu, granule, changes))[0].3;

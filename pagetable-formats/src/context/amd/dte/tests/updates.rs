@@ -60,6 +60,7 @@ fn effect(entry: Dte) -> Effect {
     (entry.translation(), entry.is_valid().then_some(tags))
 }
 
+/// A3.14: all pairs, stored in units of 8 and of 16 bytes.
 #[test]
 fn readers_meet_the_old_entry_the_new_one_or_one_that_blocks() {
     for unit in UNITS {
@@ -84,6 +85,7 @@ fn readers_meet_the_old_entry_the_new_one_or_one_that_blocks() {
     }
 }
 
+/// A3.14: interrupts.
 #[test]
 fn interrupts_of_a_blocking_entry_are_those_of_the_device() {
     let [_, _, _, _, old, .., new, _] = entries();
