@@ -59,7 +59,7 @@ pub(crate) struct TopologyArgs {
 enum GroupRule {
     /// One reaches the other past the IOMMU, or the IOMMU cannot tell them apart
     Reachability,
-    /// What Linux does up to 7.1
+    /// What Linux does up to 7.1; but devices whose IDs are equal are one group, where it refuses one
     Linux,
 }
 
