@@ -212,6 +212,15 @@ impl Device {
         state.answers.push_back(answer);
     }
 
+    /// Takes an endpoint away, which leaves its domain.
+    pub fn unplug(&self, endpoint: u32) {
+        let mut state = self.state();
+        if let Some(Some(domain)) = state.endpoints.get(&endpoint).copied() {
+            state.detach(domain, endpoint);
+        }
+        state.endpoints.remove(&endpoint);
+    }
+
     /// Resets the device: everything is forgotten, answers and all.
     pub fn reset(&self) {
         let mut state = self.state();

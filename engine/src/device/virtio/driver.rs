@@ -54,7 +54,6 @@ impl<T: Transport + 'static> VirtioDriver<T> {
 /// Says what the registry has to know of an endpoint that cannot be taken in.
 fn refusal(id: u32, error: EndpointError) -> ProbeError {
     match error {
-        EndpointError::Request(RequestError::NoEntry) => ProbeError::NotMine,
         EndpointError::Request(RequestError::TimedOut) => {
             ProbeError::Fatal(Box::new(ProbeFailure::Endpoint { id, error }))
         }
@@ -71,10 +70,8 @@ fn regions<T: Transport>(
     unit: &VirtioUnit<T>,
     id: u32,
     regions: &mut Vec<ReservedRegion>,
-) -> Result<(), ProbeError> {
-    let properties = unit.device().probe(id);
-    let properties = properties.map_err(|error| refusal(id, error.into()))?;
-    for property in properties {
+) -> Result<(), EndpointError> {
+    for property in unit.device().probe(id)? {
         if let Property::ReservedMemory { subtype, range } = property {
             let region = ReservedRegion { range, subtype };
             if !regions.contains(&region) {
@@ -105,16 +102,22 @@ impl<T: Transport + 'static> Driver for VirtioDriver<T> {
         let unit = request.instance::<VirtioUnit<T>>(0);
         let unit = unit.filter(|_| !ids.is_empty());
         let unit = unit.ok_or(ProbeError::NotMine)?;
-        let mut reserved = Vec::new();
-        for &id in ids {
-            regions(&unit, id, &mut reserved)?;
-        }
         let seats = unit.book(ids.len());
         let seats = seats.map_err(|_| failed(ProbeFailure::OutOfMemory))?;
+        let mut known = Vec::new();
+        let mut reserved = Vec::new();
         for &id in ids {
-            block(&unit, id).map_err(|error| refusal(id, error))?;
+            let taken = regions(&unit, id, &mut reserved).and_then(|()| block(&unit, id));
+            match taken {
+                Ok(()) => known.push(id),
+                Err(EndpointError::Request(RequestError::NoEntry)) => {}
+                Err(error) => return Err(refusal(id, error)),
+            }
         }
-        let endpoint = VirtioEndpoint::new(request.address(), unit, ids.to_vec(), reserved, seats);
+        if known.is_empty() {
+            return Err(ProbeError::NotMine);
+        }
+        let endpoint = VirtioEndpoint::new(request.address(), unit, known, reserved, seats);
         Ok(Arc::new(endpoint))
     }
 

@@ -13,7 +13,7 @@ use iopt_formats::command::virtio::ReservedMemory;
 use crate::device::virtio::unit::Seats;
 use crate::device::virtio::{VirtioHwpt, VirtioUnit};
 use crate::device::{AttachFailure, DeviceAddress, DomainKind, Endpoint, Hwpt, Prepared};
-use crate::domain::virtio::{Booking, EndpointError, Place, Transport, Whereabouts};
+use crate::domain::virtio::{Booking, EndpointError, Place, RequestError, Transport, Whereabouts};
 use crate::sync::{ENDPOINT, Mutex};
 
 /// What a device that does not answer stands in the way of.
@@ -34,7 +34,7 @@ pub struct ReservedRegion {
 pub struct VirtioEndpoint<T: Transport> {
     address: DeviceAddress,
     unit: Arc<VirtioUnit<T>>,
-    /// By which the unit knows it; at least one.
+    /// By which the unit knows it, as far as it says; at least one.
     ids: Vec<u32>,
     regions: Vec<ReservedRegion>,
     reserved: Vec<IovaRange>,
@@ -90,7 +90,8 @@ impl<T: Transport + 'static> VirtioEndpoint<T> {
         &self.unit
     }
 
-    /// Returns the IDs of its endpoints, in rising order.
+    /// Returns the IDs of its endpoints, in rising order: those of the machine's that the virtio-iommu knows, if
+    /// it can be asked (feature `PROBE`).
     pub fn ids(&self) -> &[u32] {
         &self.ids
     }
@@ -134,9 +135,15 @@ impl<T: Transport + 'static> VirtioEndpoint<T> {
             },
             (None, _) => return self.isolate(),
         };
+        let mut entered = Err(EndpointError::Request(RequestError::NoEntry));
         for &id in &self.ids {
-            self.move_to(place, id)?;
+            match self.move_to(place, id) {
+                // Of an ID that the unit does not know no requests arrive.
+                Err(EndpointError::Request(RequestError::NoEntry)) => {}
+                moved => entered = Ok(moved?),
+            }
         }
+        entered?;
         hwpt.translations().map_or(Ok(()), |domain| domain.refill())
     }
 

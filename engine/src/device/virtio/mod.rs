@@ -4,6 +4,9 @@
 //! moves all of them to the number of a domain. A user wraps each in a [`VirtioUnit`] and registers that with
 //! a [`VirtioDriver`].
 //!
+//! A device has more IDs than arrive: that of a function behind a bridge which sends all requests as its own. Of
+//! those that the virtio-iommu does not know it sees no requests; they are left out as long as it knows one.
+//!
 //! # What an endpoint meets
 //!
 //! | attached | the device has it in | without that |
