@@ -454,16 +454,6 @@ impl<T: Transport> State<T> {
 
     /// Returns where an endpoint is, as far as the device has said.
     pub(super) fn whereabouts(&self, endpoint: u32) -> Whereabouts {
-        let has_awaited = self.requests.has(|work| {
-            let (Work::Attach { endpoint: of, .. } | Work::Detach { endpoint: of, .. }) = work
-            else {
-                return false;
-            };
-            of == endpoint
-        });
-        if has_awaited {
-            return Whereabouts::Unknown;
-        }
         let seats = self.domains.iter().filter_map(|member| {
             let is_certain = member.seat(endpoint)?;
             Some((member.number, is_certain))

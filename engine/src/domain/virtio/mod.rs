@@ -35,7 +35,7 @@
 //!   is answered or the device [was reset](VirtioIommu::was_reset); syncs of what it concerns fail.
 //!
 //! Statuses that leave open what the device did (`IOERR`, `DEVERR`, none at all) count as if it had
-//! mapped, or had not unmapped. `NOENT` for an `UNMAP` is success: without its domain a mapping is gone.
+//! mapped, or had not unmapped; an endpoint that may have moved counts as here and there. `NOENT` for an `UNMAP` is success: without its domain a mapping is gone.
 //!
 //! # Invariants
 //!
@@ -50,6 +50,8 @@
 //!   whoever has that waits for the answer: an `UNMAP` without a grant is for one mapping, from end to end.
 //! - **V6**: one `ATTACH` or `DETACH` is under way at a time, so that endpoints are noted where the last one put
 //!   them. Nothing is sent behind one that is late.
+//! - **V7**: an endpoint is noted in each domain where the device may have it. Only while a domain has none does it
+//!   count as dropped, with all that was mapped.
 
 mod device;
 mod domain;
@@ -143,8 +145,8 @@ impl<T: Transport> VirtioDomain<T> {
     ///
     /// # Errors
     ///
-    /// [`EndpointError`]; the endpoint stays where it is, unless it is [`EndpointError::Fill`] or a
-    /// [`RequestError::TimedOut`], after which it may be attached.
+    /// [`EndpointError`]; the endpoint stays where it is, unless it is [`EndpointError::Fill`], or a
+    /// [`RequestError`] that leaves open what the device did, after which it counts as attached to both.
     #[doc(alias = "VIRTIO_IOMMU_T_ATTACH")]
     pub fn attach(&self, endpoint: u32) -> Result<(), EndpointError> {
         self.place.attach(endpoint, false)?;
