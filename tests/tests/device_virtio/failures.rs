@@ -194,6 +194,8 @@ fn what_a_device_in_quarantine_may_reach_is_told_to_the_virtio_iommu() {
         .unmap(range(0x10_0000, 4 * PAGE), Holes::Refused)
         .unwrap();
     assert_eq!(world.reach(0, 0x10_0000), None);
+    // It answers, and does not do what it is asked.
+    assert!(is_unconfirmed(&world.attach(0, &owner, &other.hwpt)));
     world.device.heal();
     let blocked: Arc<dyn Hwpt> = Arc::new(VirtioHwpt::<Device>::blocked());
     world.attach(0, &owner, &blocked).unwrap();

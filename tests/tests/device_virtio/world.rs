@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use iopt::device::virtio::{VirtioDriver, VirtioEndpoint, VirtioHwpt, VirtioUnit};
 use iopt::device::{
-    AttachError, By, DefaultKind, DeviceAddress, DeviceReach, DeviceRegion, DomainKind, Driver,
-    Hwpt, Identity, InstanceFacts, Machine, MachineParts, Owner, Ownership, Registration, Registry,
-    Report, Reports, Resolved, Stream,
+    AttachError, By, DefaultKind, DeviceAddress, DeviceRegion, DomainKind, Driver, Hwpt, Identity,
+    InstanceFacts, Machine, MachineParts, Owner, Ownership, Registration, Registry, Report,
+    Reports, Resolved, Stream,
 };
 use iopt::domain::virtio::{EndpointError, VirtioDomain, VirtioIommu};
 use iopt::firmware::{InstanceIndex, NodeIndex};
@@ -171,16 +171,12 @@ impl World {
         let unit = VirtioUnit::new(iommu(&device, setting)).unwrap();
         let log = Arc::new(Log::default());
         let devices = IDS.iter().enumerate().map(|(number, ids)| Resolved {
-            address: address(number),
             streams: vec![Stream {
                 instance: InstanceIndex(0),
                 ids: ids.to_vec(),
             }],
-            group: number.min(2),
             regions: setting.regions.clone(),
-            reach: DeviceReach::default(),
-            is_untrusted: false,
-            pasid_bits: 0,
+            ..Resolved::new(address(number), number.min(2))
         });
         let parts = MachineParts {
             devices: devices.collect(),
