@@ -160,12 +160,12 @@ impl Registry {
         for &number in leaving {
             self.release_leaving(number);
         }
-        let machine = self.machine();
-        let numbers = machine.devices_of(identity);
-        {
+        let machine = {
             let mut state = self.lock();
             state.instances.remove(&identity);
-            for &number in numbers {
+            // Whoever comes with a machine that grew later finds the instance gone.
+            let machine = self.machine();
+            for &number in machine.devices_of(identity) {
                 state.change(&machine, number, |slot| {
                     if let Some(device) = slot
                         && device.bound.is_none()
@@ -177,8 +177,9 @@ impl Registry {
                     }
                 });
             }
-        }
-        self.settle_groups_of(numbers);
+            machine
+        };
+        self.settle_groups_of(machine.devices_of(identity));
     }
 
     /// Lets an instance serve again that could not be unregistered.

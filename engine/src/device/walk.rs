@@ -119,9 +119,7 @@ impl Registry {
         let identity = registration.identity;
         self.publish(registration)?;
         // Devices that become known later find the instance.
-        let machine = self.machine();
-        let numbers = machine.devices_of(identity);
-        for &number in numbers {
+        for &number in self.machine().devices_of(identity) {
             if let Err(Fatal { device, error }) = self.probe(number) {
                 self.withdraw(identity);
                 return Err(RegisterError::Fatal {
@@ -131,10 +129,15 @@ impl Registry {
                 });
             }
         }
-        if let Some(instance) = self.lock().instances.get_mut(&identity) {
-            instance.is_walking = false;
-        }
-        self.settle_groups_of(numbers);
+        let machine = {
+            let mut state = self.lock();
+            if let Some(instance) = state.instances.get_mut(&identity) {
+                instance.is_walking = false;
+            }
+            // With the groups that the machine got during the walk: they waited for its end, too.
+            self.machine()
+        };
+        self.settle_groups_of(machine.devices_of(identity));
         Ok(())
     }
 

@@ -181,3 +181,28 @@ fn what_comes_while_a_machine_grows_is_probed_once() {
     whole.register(1);
     assert_eq!(rig.registry.snapshot(), whole.registry.snapshot());
 }
+
+/// Nobody looks at the device's group again but who ends the walk.
+#[test]
+fn a_device_that_becomes_known_and_comes_during_a_walk_gets_its_default_domain() {
+    let rig = Rig::new(some(&[1]));
+    rig.add(1);
+    let gate = Gate::new();
+    let inside = Arc::clone(&gate);
+    rig.driver.on_probe(move |request| {
+        if request.address() == node(1) {
+            inside.stop();
+        }
+    });
+    std::thread::scope(|scope| {
+        let walk = scope.spawn(|| rig.register(1));
+        gate.await_stop();
+        grow(&rig, some(&[1, 3])).expect("it is the same");
+        rig.add(3);
+        assert_eq!(rig.bind(3).err(), Some(BindError::Defer), "not yet");
+        gate.go_on();
+        walk.join().expect("it does not panic");
+    });
+    assert!(matches!(rig.bind(3), Ok(Binding::Translated(_))));
+    rig.check();
+}
