@@ -3,6 +3,9 @@
 //! A device that leaves is marked under the registry's lock by one thread, which takes it out of its group,
 //! lets the driver release it, and only then lets it go. While the driver is being asked about the device,
 //! or told of it, that is left to the thread which does so.
+//!
+//! A device behind several instances leaves with each of them that goes. Whoever comes first takes it out, and
+//! no instance goes before that is done.
 
 use alloc::collections::BTreeSet;
 use alloc::sync::Arc;
@@ -53,7 +56,10 @@ impl DeviceGuard<'_> {
             let device = slot.as_mut()?;
             device.is_leaving = true;
             match &device.status {
-                Status::Probed(probed) => Some(Arc::clone(&probed.endpoint)),
+                Status::Probed(probed) => {
+                    device.is_taken_out = true;
+                    Some(Arc::clone(&probed.endpoint))
+                }
                 Status::Probing => None,
                 Status::Waiting | Status::NoIommu(_) => {
                     *slot = None;
@@ -127,13 +133,15 @@ impl Registry {
             // Nothing depends on their end: who is asked finds the instance gone.
             let _asked = BUS_WALK.waiting();
             self.await_callbacks(|callback| {
-                matches!(callback.about, About::Probe(_)) && self.concerns(callback, identity)
+                matches!(callback.about, About::Probe(_) | About::Release(_))
+                    && self.concerns(callback, identity)
             });
         }
         self.end_instance(identity, &leaving);
     }
 
-    /// Lets an instance serve nobody any more. Returns its devices, which leave.
+    /// Lets an instance serve nobody any more. Returns its devices, which leave, some with others of their
+    /// instances, too.
     fn mark_leaving(&self, state: &mut State, identity: Identity) -> Vec<usize> {
         if let Some(instance) = state.instances.get_mut(&identity) {
             instance.is_dying = true;
@@ -142,8 +150,11 @@ impl Registry {
         let mut leaving = Vec::new();
         for &number in machine.devices_of(identity) {
             let device = state.device(number);
-            let probed = device.and_then(|device| device.probed());
-            if probed.is_some_and(|probed| probed.identities.contains(&identity)) {
+            let is_behind = device.is_some_and(|device| {
+                matches!(&device.status, Status::Probed(probed)
+                    if probed.identities.contains(&identity) && !device.is_taken_out)
+            });
+            if is_behind {
                 state.change(&machine, number, |slot| {
                     if let Some(device) = slot {
                         device.is_leaving = true;
@@ -191,14 +202,26 @@ impl Registry {
                 instance.is_dying = false;
             }
             for &number in leaving {
-                let is_removed = state.change(&self.machine(), number, |slot| {
-                    let Some(device) = slot else { return false };
-                    device.is_leaving = device.is_removed;
-                    device.is_removed
-                });
-                if is_removed {
-                    removed.push(number);
+                let Some(device) = state.device(number) else {
+                    continue;
+                };
+                let Status::Probed(probed) = &device.status else {
+                    continue;
+                };
+                if !device.is_leaving || device.is_taken_out {
+                    continue;
                 }
+                let mut identities = probed.identities.iter();
+                if device.is_removed {
+                    removed.push(number);
+                } else if identities.all(|&identity| state.serving(identity).is_some()) {
+                    state.change(&self.machine(), number, |slot| {
+                        if let Some(device) = slot {
+                            device.is_leaving = false;
+                        }
+                    });
+                }
+                // Otherwise another instance goes, and takes it along or lets it stay.
             }
         }
         for number in removed {
@@ -208,14 +231,20 @@ impl Registry {
         self.settle_groups_of(self.machine().devices_of(identity));
     }
 
+    /// Takes a device that leaves out, unless somebody else does.
     fn release_leaving(&self, number: usize) {
         let (endpoint, _running) = {
             let mut state = self.lock();
-            let Some(Status::Probed(probed)) = state.device(number).map(|device| &device.status)
+            let device = state.device_mut(number);
+            let Some(device) = device.filter(|device| device.is_leaving && !device.is_taken_out)
             else {
                 return;
             };
+            let Status::Probed(probed) = &device.status else {
+                return;
+            };
             let endpoint = Arc::clone(&probed.endpoint);
+            device.is_taken_out = true;
             (endpoint, self.running(&mut state, About::Release(number)))
         };
         self.take_out(number, &endpoint);

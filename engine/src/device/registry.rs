@@ -67,6 +67,8 @@ pub(super) struct Device {
     pub(super) bound: Option<Bound>,
     /// Somebody takes it out of its group, and is done with it when this ends.
     pub(super) is_leaving: bool,
+    /// Of those who are to take it out one has begun.
+    pub(super) is_taken_out: bool,
     /// It is gone once it does not leave any more; otherwise it waits again.
     pub(super) is_removed: bool,
     /// Who tells its driver of its default domain at this moment releases it.
@@ -352,6 +354,7 @@ impl State {
             Some(device) if device.is_removed => *slot = None,
             Some(device) => {
                 device.is_leaving = false;
+                device.is_taken_out = false;
                 device.is_handed_over = false;
                 device.status = Status::Waiting;
             }
@@ -402,6 +405,7 @@ impl Device {
             status: Status::Waiting,
             bound: None,
             is_leaving: false,
+            is_taken_out: false,
             is_removed: false,
             is_handed_over: false,
         }

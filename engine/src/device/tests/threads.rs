@@ -217,3 +217,50 @@ fn who_comes_while_an_instance_of_the_group_leaves_is_seen_to_afterwards() {
     assert!(matches!(rig.bind(1), Ok(Binding::Translated(_))));
     rig.check();
 }
+
+/// One device behind both instances, and one behind the first whose probe keeps that from leaving.
+fn two_instances() -> (Rig, BTreeMap<DeviceAddress, Arc<Gate>>) {
+    let rig = Rig::new(Vec::from([behind(0, 0, &[0, 1]), behind(1, 1, &[0])]));
+    rig.register(0);
+    rig.register(1);
+    rig.add(0);
+    let gates = stop_at(&rig, &[1]);
+    (rig, gates)
+}
+
+#[test]
+fn an_instance_takes_along_what_leaves_with_another_one_already() {
+    for is_stuck in [false, true] {
+        let (rig, gates) = two_instances();
+        std::thread::scope(|scope| {
+            let add = scope.spawn(|| rig.add(1));
+            gates[&node(1)].await_stop();
+            let first = scope.spawn(|| rig.registry.unregister(described(0)));
+            while rig.registry.lock().serving(described(0)).is_some() {
+                std::thread::yield_now();
+            }
+            assert_eq!(rig.registry.unregister(described(1)), Ok(()));
+            let is_there = rig.world.with(|world| world.live.contains_key(&node(0)));
+            assert!(!is_there, "who unregistered may shut the hardware now");
+            let outcome = if is_stuck {
+                let outcome = first.join().expect("it does not panic");
+                gates[&node(1)].go_on();
+                outcome
+            } else {
+                gates[&node(1)].go_on();
+                first.join().expect("it does not panic")
+            };
+            let stuck = Err(UnregisterError::Stuck);
+            assert_eq!(outcome, if is_stuck { stuck } else { Ok(()) });
+            add.join().expect("it does not panic");
+        });
+        assert_eq!(rig.standing(0), Standing::Waiting);
+        *rig.driver.on_probe.lock() = None;
+        rig.register(1);
+        if !is_stuck {
+            rig.register(0);
+        }
+        assert!(matches!(rig.bind(0), Ok(Binding::Translated(_))));
+        rig.check();
+    }
+}
