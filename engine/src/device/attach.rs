@@ -144,25 +144,46 @@ impl Registry {
         Ok(())
     }
 
-    /// As [`detach_pasid`](Self::detach_pasid), if `domain` is what is attached.
-    pub(super) fn detach_from_pasid(
+    /// Blocks requests of a group with a PASID, if `domain` is what is attached: who attached it need not have a
+    /// device or a right any more.
+    pub(super) fn detach_from_pasid(&self, group: usize, pasid: Pasid, domain: &Arc<dyn Hwpt>) {
+        let mut group = self.groups[group].lock();
+        let old = if group.is_at(pasid, domain) {
+            group.block_pasid(pasid)
+        } else {
+            Old::new()
+        };
+        drop(group);
+        drop(old);
+    }
+
+    /// Returns whether `domain` is what is attached to a group for requests with a PASID.
+    pub(super) fn is_at(&self, group: usize, pasid: Pasid, domain: &Arc<dyn Hwpt>) -> bool {
+        self.groups[group].lock().is_at(pasid, domain)
+    }
+
+    /// Checks that a device can use what the caller attaches to its group for requests with a PASID, or what is
+    /// attached there.
+    ///
+    /// # Errors
+    ///
+    /// [`AttachError`] if the caller has no right to, or the device has no such PASID or does not take part in
+    /// what its group is attached to.
+    pub(super) fn check_pasid(
         &self,
         address: DeviceAddress,
         by: By<'_>,
         pasid: Pasid,
-        domain: &Arc<dyn Hwpt>,
     ) -> Result<(), AttachError> {
-        let (_, mut group) = self.enter(address, by, false)?;
-        let attached = group.pasids.get(&pasid);
-        let is_it = |attached: &Arc<dyn Hwpt>| {
-            core::ptr::addr_eq(Arc::as_ptr(attached), Arc::as_ptr(domain))
+        let (number, group) = self.enter(address, by, false)?;
+        let member = group.members.get(&number);
+        let Some(member) = member.filter(|member| member.has_joined) else {
+            return Err(AttachError::NoIommu { address });
         };
-        if !attached.is_some_and(is_it) {
-            return Err(AttachError::Detached { pasid });
+        let limit = member.endpoint.max_pasids();
+        if pasid.get() == 0 || pasid.get() >= limit {
+            return Err(AttachError::NoPasid { pasid, limit });
         }
-        let old = group.block_pasid(pasid);
-        drop(group);
-        drop(old);
         Ok(())
     }
 
@@ -287,6 +308,11 @@ impl DeviceGuard<'_> {
 }
 
 impl Inner {
+    fn is_at(&self, pasid: Pasid, domain: &Arc<dyn Hwpt>) -> bool {
+        let attached = self.pasids.get(&pasid);
+        attached.is_some_and(|it| core::ptr::addr_eq(Arc::as_ptr(it), Arc::as_ptr(domain)))
+    }
+
     /// Returns the smallest number of PASIDs of members that have any; 0 if none has.
     fn pasid_limit(&self) -> u32 {
         let members = self.members.values();

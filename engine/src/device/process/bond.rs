@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use iopt_formats::command::Pasid;
+use smallvec::SmallVec;
 
 use crate::device::process::{Process, ProcessDomain};
 use crate::device::{
@@ -33,13 +34,15 @@ impl Right {
 
 /// A device that uses the memory of a process, by the process's PASID. With the last clone of its `Arc` it ends.
 ///
-/// It does not keep the device: one that is removed is bound no more, and to be bound anew after the bond is
-/// gone.
+/// It does not keep the device, nor, by [`Right::Driver`], the right: once no device of the group is there, or no
+/// driver is bound to any, nothing is attached. A device can be bound anew then, also while there is the old bond,
+/// which is nobody's any more.
 pub struct Bond {
     process: Arc<Process>,
     registry: Arc<Registry>,
     device: DeviceAddress,
-    right: Right,
+    /// An owner's claim lasts as long as its bonds.
+    _right: Right,
     serial: u64,
 }
 
@@ -111,7 +114,7 @@ impl PartialEq for At {
 
 impl Process {
     /// Binds a device: its requests with the process's PASID use the process's memory. Bound again, it is the same
-    /// bond. Devices of a group share what is attached.
+    /// bond. Devices of a group share what is attached, and each of them needs the right to it and the PASID.
     ///
     /// # Errors
     ///
@@ -159,7 +162,12 @@ impl Process {
         device: DeviceAddress,
         right: &Right,
     ) -> Result<Option<Arc<Bond>>, BindProcessError> {
+        // Domains may end with it, without the lock.
+        let mut ended = SmallVec::<[Arc<dyn ProcessDomain>; 1]>::new();
         let mut bonds = self.bonds.lock();
+        let checked = at.registry.check_pasid(device, right.by(), self.pasid());
+        checked.map_err(BindProcessError::Attach)?;
+        ended.extend(bonds.forget_ended(at, self.pasid()));
         let serial = bonds.next_serial;
         bonds.next_serial += 1;
         let bond = || {
@@ -167,7 +175,7 @@ impl Process {
                 process: Arc::clone(self),
                 registry: Arc::clone(&at.registry),
                 device,
-                right: right.clone(),
+                _right: right.clone(),
                 serial,
             })
         };
@@ -250,15 +258,28 @@ impl Process {
             }
             let attached = bonds.attached.swap_remove(at);
             let hwpt = Arc::clone(&attached.domain) as Arc<dyn Hwpt>;
-            // A device that was removed has nothing attached.
-            let pasid = self.pasid();
-            let _ = bond
-                .registry
-                .detach_from_pasid(bond.device, bond.right.by(), pasid, &hwpt);
+            // By the bonds, which were the last: the device may be gone, and the driver unbound.
+            let registry = &bond.registry;
+            registry.detach_from_pasid(attached.at.group, self.pasid(), &hwpt);
             attached.domain
         };
         // The domain may end here.
         drop(domain);
+    }
+}
+
+impl Bonds {
+    /// Forgets the bonds of a group that has lost what was attached by them, as it does with its last device or
+    /// its last driver. Returns what was attached.
+    fn forget_ended(&mut self, at: &At, pasid: Pasid) -> Option<Arc<dyn ProcessDomain>> {
+        let mut attached = self.attached.iter();
+        let index = attached.position(|attached| attached.at == *at)?;
+        let hwpt = Arc::clone(&self.attached[index].domain) as Arc<dyn Hwpt>;
+        if at.registry.is_at(at.group, pasid, &hwpt) {
+            return None;
+        }
+        self.entries.retain(|entry| entry.at != *at);
+        Some(self.attached.swap_remove(index).domain)
     }
 }
 

@@ -18,6 +18,7 @@ use crate::device::{AttachError, AttachFailure, DomainKind};
 use crate::sync::{Class, Mutex};
 
 mod asids;
+mod groups;
 
 /// Of the tests' own locks: held for a moment, and around nothing.
 static LOG: Class = Class::unranked("log of a test");
