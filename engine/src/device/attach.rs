@@ -18,7 +18,8 @@ type Endpoints = Vec<Arc<dyn Endpoint>>;
 #[derive(Clone, Copy, Debug)]
 pub enum By<'a> {
     /// As the driver of the device, which uses the default domain, in a group that nobody owns. Other than
-    /// for a PASID, the device must be the only one of its group.
+    /// for a PASID, the device must be the only one of its group; what comes later stays blocked, and without a
+    /// driver that uses the default domain, until the group is in that again.
     Driver,
     /// As the owner of the group.
     Owner(&'a Ownership),
@@ -37,11 +38,15 @@ impl Registry {
         by: By<'_>,
         domain: &Arc<dyn Hwpt>,
     ) -> Result<(), AttachError> {
-        let (_, mut group) = self.enter(address, by, true)?;
+        let (number, mut group) = self.enter(address, by, true)?;
         if group.is_resetting() {
             return Err(AttachError::Resetting);
         }
         let attached = group.attach(domain);
+        if attached.is_ok() && matches!(by, By::Driver) {
+            let is_default = group.default.as_ref().is_some_and(|it| group.is_current(it));
+            group.private_of = (!is_default).then_some(number);
+        }
         self.leave(group, attached)
     }
 
@@ -52,7 +57,7 @@ impl Registry {
     ///
     /// [`AttachError`] if the caller has no right to.
     pub fn detach(&self, address: DeviceAddress, by: By<'_>) -> Result<(), AttachError> {
-        let (_, mut group) = self.enter(address, by, true)?;
+        let (number, mut group) = self.enter(address, by, true)?;
         let default = match by {
             By::Owner(_) => None,
             By::Driver => group.default.clone(),
@@ -62,9 +67,14 @@ impl Registry {
             Some(Ok(old)) => (old, None),
             Some(Err(unfit)) => (group.block(), Some(unfit)),
         };
+        let is_private = group.private_of.take().is_some();
+        let has_left_out = is_private && group.has_left_out();
         drop(group);
         drop(old);
         self.tell_unfit(unfit);
+        if has_left_out {
+            self.settle_left_out(self.machine().group_of(number));
+        }
         Ok(())
     }
 
@@ -247,7 +257,10 @@ impl Registry {
             By::Owner(ownership) => ownership.is_of(self, index),
             By::Driver => {
                 let is_claim = device.bound.as_ref().is_some_and(|bound| bound.is_claim);
-                is_claim && (!needs_whole || self.machine().members_of(index).len() == 1)
+                // What came into the group later is kept out of the driver's own domain.
+                let has_whole = self.machine().members_of(index).len() == 1
+                    || group.private_of == Some(number);
+                is_claim && (!needs_whole || has_whole)
             }
         };
         if !is_allowed {

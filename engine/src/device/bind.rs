@@ -44,39 +44,43 @@ impl<'a> DeviceGuard<'a> {
         if device.bound.is_some() {
             return Err(BindError::Bound);
         }
-        let (binding, is_claim) = match &device.status {
+        let (why, group) = match &device.status {
             Status::Waiting | Status::Probing => return Err(BindError::Defer),
             Status::NoIommu(NoIommu::TimedOut) if registry.is_changing(&state, number) => {
                 return Err(BindError::Defer);
             }
-            Status::NoIommu(why) => (Binding::Untranslated(*why), false),
+            Status::NoIommu(why) => (*why, None),
             Status::Probed(probed) => {
                 // So is what leaves with its instance.
                 if !probed.is_settled || registry.is_changing(&state, number) {
                     return Err(BindError::Defer);
                 }
-                let mut group = registry.groups[registry.machine().group_of(number)].lock();
-                let is_claim = usage == Use::DefaultDomain;
-                if is_claim {
-                    if group.owner.is_some() {
-                        return Err(BindError::Owned);
-                    }
-                    group.driver_count += 1;
+                let group = registry.groups[registry.machine().group_of(number)].lock();
+                let is_taken = group.owner.is_some() || group.private_of.is_some();
+                if usage == Use::DefaultDomain && is_taken {
+                    return Err(BindError::Owned);
                 }
-                let member = group.members.get(&number);
-                let has_joined = member.is_some_and(|member| member.has_joined);
-                let default = group.default.clone().filter(|_| has_joined);
-                let untranslated = Binding::Untranslated(NoIommu::NoDomain);
-                (default.map_or(untranslated, Binding::Translated), is_claim)
+                (NoIommu::NoDomain, Some(group))
             }
         };
+        let is_claim = group.is_some() && usage == Use::DefaultDomain;
         if let Some(device) = state.device_mut(number) {
             device.bound = Some(Bound {
                 is_claim,
-                is_translated: matches!(device.status, Status::Probed(_)),
+                is_translated: group.is_some(),
             });
         }
-        Ok(binding)
+        let Some(mut group) = group else {
+            return Ok(Binding::Untranslated(why));
+        };
+        group.driver_count += usize::from(is_claim);
+        drop(state);
+        let member = group.members.get(&number);
+        let has_joined = member.is_some_and(|member| member.has_joined);
+        let default = group.default.clone().filter(|_| has_joined);
+        drop(group);
+        let untranslated = Binding::Untranslated(why);
+        Ok(default.map_or(untranslated, Binding::Translated))
     }
 
     /// Unbinds the driver, if one is bound. When the last one of a group goes, the group is in its default
@@ -89,17 +93,22 @@ impl<'a> DeviceGuard<'a> {
             device.and_then(|device| device.bound.take())
         };
         if bound.is_some_and(|bound| bound.is_claim) {
-            let (old, unfit) = {
-                let mut group = registry.groups[registry.machine().group_of(number)].lock();
+            let index = registry.machine().group_of(number);
+            let ((old, unfit), has_left_out) = {
+                let mut group = registry.groups[index].lock();
                 group.driver_count -= 1;
                 if group.driver_count == 0 {
-                    group.restore()
+                    let is_private = group.private_of.is_some();
+                    (group.restore(), is_private && group.has_left_out())
                 } else {
                     Default::default()
                 }
             };
             drop(old);
             registry.tell_unfit(unfit);
+            if has_left_out {
+                registry.settle_left_out(index);
+            }
         }
     }
 }

@@ -188,7 +188,7 @@ pub enum BindError {
     /// or time has passed. The only error that is about the IOMMU.
     #[error("what the device needs is not ready")]
     Defer,
-    /// Somebody owns the group.
+    /// Somebody owns the group, or the driver of another of its devices has attached a domain of its own.
     #[error("the group is owned by somebody else")]
     Owned,
     /// A driver is bound.

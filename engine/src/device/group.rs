@@ -8,6 +8,8 @@
 //!   blocking all. So an error leaves everything as it was.
 //! - **P3** (owner or drivers): if there is an owner, no driver uses the default domain, and the default
 //!   domain is not what is attached.
+//! - **P4** (one driver's own): while a driver has attached a domain of its own, no other driver is bound that uses
+//!   the default domain, and no other member joins.
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
@@ -37,6 +39,8 @@ pub(super) struct Inner {
     pub(super) owner: Option<Claim>,
     /// Drivers that use the default domain.
     pub(super) driver_count: usize,
+    /// The device whose driver has attached a domain of its own.
+    pub(super) private_of: Option<usize>,
 }
 
 pub(super) struct Member {
@@ -86,6 +90,7 @@ impl Group {
                 pasids: BTreeMap::new(),
                 owner: None,
                 driver_count: 0,
+                private_of: None,
             },
         ))
     }
@@ -109,7 +114,12 @@ impl Inner {
         members.filter(|(_, member)| member.is_attached())
     }
 
-    fn is_current(&self, domain: &Arc<dyn Hwpt>) -> bool {
+    /// Returns whether members wait for the default domain to be what is attached.
+    pub(super) fn has_left_out(&self) -> bool {
+        self.default.is_some() && self.members.values().any(|member| !member.has_joined)
+    }
+
+    pub(super) fn is_current(&self, domain: &Arc<dyn Hwpt>) -> bool {
         let current = self.current.as_ref();
         current.is_some_and(|current| core::ptr::addr_eq(Arc::as_ptr(current), Arc::as_ptr(domain)))
     }
@@ -158,6 +168,7 @@ impl Inner {
     /// which nothing is attached then.
     pub(super) fn restore(&mut self) -> (Old, Option<Unfit>) {
         let mut old = Old::new();
+        self.private_of = None;
         while let Some((&pasid, _)) = self.pasids.first_key_value() {
             old.extend(self.block_pasid(pasid));
         }
@@ -221,6 +232,7 @@ impl Inner {
     /// Forgets what was attached, as no member is left.
     pub(super) fn forget(&mut self) -> Old {
         let mut old = Old::new();
+        self.private_of = None;
         old.extend(self.default.take());
         old.extend(self.current.take());
         while let Some((_, domain)) = self.pasids.pop_first() {

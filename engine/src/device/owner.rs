@@ -46,7 +46,7 @@ impl Ownership {
 
 impl Drop for Ownership {
     fn drop(&mut self) {
-        let (old, unfit) = {
+        let ((old, unfit), has_left_out) = {
             let mut group = self.registry.groups[self.group].lock();
             let is_last = match &mut group.owner {
                 Some(claim) if claim.count > 1 => {
@@ -57,13 +57,16 @@ impl Drop for Ownership {
             };
             if is_last {
                 group.owner = None;
-                group.restore()
+                (group.restore(), group.has_left_out())
             } else {
                 Default::default()
             }
         };
         drop(old);
         self.registry.tell_unfit(unfit);
+        if has_left_out {
+            self.registry.settle_left_out(self.group);
+        }
     }
 }
 

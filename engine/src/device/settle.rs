@@ -46,6 +46,20 @@ impl Registry {
         }
     }
 
+    /// Sees to those again that could not have what their group was attached to.
+    pub(super) fn settle_left_out(&self, group: usize) {
+        {
+            let mut state = self.lock();
+            let mut inner = self.groups[group].lock();
+            let members = inner.members.iter();
+            let left_out = members.filter(|(_, member)| !member.has_joined);
+            let left_out: Vec<_> = left_out.map(|(&number, _)| number).collect();
+            inner.newcomers.extend(left_out);
+            state.slots[group].has_newcomers = true;
+        }
+        self.settle(group);
+    }
+
     fn begin_settling(&self, group: usize) -> Option<Running<'_>> {
         let mut state = self.lock();
         let machine = self.machine();
@@ -175,7 +189,7 @@ impl Registry {
         let mut inner = self.groups[group].lock();
         inner.default = Some(Arc::clone(&domain));
         let newcomers = inner.present(seen);
-        if inner.owner.is_some() {
+        if inner.owner.is_some() || inner.private_of.is_some() {
             // What is attached is the owner's business; some of them may take part in it already.
             self.join_all(inner, &newcomers);
             return Ok(());
@@ -217,23 +231,35 @@ impl Registry {
         }
     }
 
-    /// Returns whether a device may have a default domain that was chosen when it may not have been known yet.
-    fn may_join(&self, default: &Arc<dyn Hwpt>, number: usize) -> bool {
-        default.kind() != DomainKind::Identity || !self.machine().resolved(number).is_untrusted
+    /// Returns whether a device may have a domain that was chosen when it may not have been known yet.
+    fn may_join(&self, domain: &Arc<dyn Hwpt>, number: usize) -> bool {
+        domain.kind() != DomainKind::Identity || !self.machine().resolved(number).is_untrusted
     }
 
     fn join_all(&self, mut inner: MutexGuard<'_, Inner>, newcomers: &[usize]) {
         let mut unfit = Vec::new();
+        let mut untrusted = Vec::new();
         for &number in newcomers {
             let is_new = !inner
                 .members
                 .get(&number)
                 .is_some_and(|member| member.has_joined);
-            if is_new {
+            // P4; seen to again when that ends.
+            if !is_new || inner.private_of.is_some() {
+                continue;
+            }
+            let current = inner.current.as_ref();
+            if current.is_none_or(|current| self.may_join(current, number)) {
                 unfit.extend(inner.join(number).err());
+            } else {
+                untrusted.push(number);
             }
         }
         drop(inner);
+        self.tell(untrusted.into_iter().map(|number| Report::NoDefaultDomain {
+            group: self.machine().address(number),
+            error: NoDefaultDomain::Untrusted,
+        }));
         self.tell(unfit.into_iter().map(|unfit| Report::LeftBlocked {
             device: self.machine().address(unfit.number),
             error: unfit.error,

@@ -206,3 +206,67 @@ fn a_device_that_becomes_known_and_comes_during_a_walk_gets_its_default_domain()
     assert!(matches!(rig.bind(3), Ok(Binding::Translated(_))));
     rig.check();
 }
+
+/// A device whose driver attached a domain of its own, before another one came into the group.
+fn private() -> (Rig, u64) {
+    let rig = Rig::new(some(&[1]));
+    rig.add(1);
+    rig.register(1);
+    let _ = rig.bind(1).expect("it is ready");
+    let own = domain(&rig.world, DomainKind::Paging);
+    let attached = rig.registry.attach(node(1), By::Driver, &own);
+    attached.expect("it is alone");
+    grow(&rig, some(&[1, 7])).expect("it is the same");
+    rig.add(7);
+    (rig, number_of(&own))
+}
+
+#[test]
+fn a_newcomer_is_kept_out_of_the_domain_of_another_devices_driver() {
+    for ends_by_detaching in [true, false] {
+        let (rig, own) = private();
+        assert_eq!(rig.world.domain_of(node(1), None), Some(own));
+        assert_eq!(rig.world.domain_of(node(7), None), None, "it is blocked");
+        assert_eq!(rig.bind(7).err(), Some(BindError::Owned));
+        let other = domain(&rig.world, DomainKind::Paging);
+        let attached = rig.registry.attach(node(1), By::Driver, &other);
+        attached.expect("it is still the driver's");
+        assert_eq!(rig.world.domain_of(node(7), None), None);
+        if ends_by_detaching {
+            let detached = rig.registry.detach(node(1), By::Driver);
+            detached.expect("it is the driver's");
+        } else {
+            rig.unbind(1);
+        }
+        let default = rig.world.domain_of(node(1), None);
+        assert!(default.is_some() && default != Some(number_of(&other)));
+        let finalized = rig.world.with(|world| world.finalized.clone());
+        assert_eq!(finalized, [node(1), node(7)]);
+        assert!(matches!(rig.bind(7), Ok(Binding::Translated(_))));
+        rig.check();
+    }
+}
+
+#[test]
+fn a_newcomer_that_is_not_trusted_is_kept_out_of_an_owners_identity() {
+    let rig = Rig::new(some(&[1]));
+    rig.add(1);
+    rig.register(1);
+    let owner = Owner::new("owner");
+    let ownership = rig.registry.claim_owner(node(1), &owner);
+    let ownership = ownership.expect("nobody uses it");
+    let identity = domain(&rig.world, DomainKind::Identity);
+    let attached = rig
+        .registry
+        .attach(node(1), By::Owner(&ownership), &identity);
+    attached.expect("it fits");
+    let mut devices = some(&[1, 7]);
+    devices[1].is_untrusted = true;
+    grow(&rig, devices).expect("it is the same");
+    rig.add(7);
+    assert_eq!(rig.world.domain_of(node(7), None), None, "it is blocked");
+    assert_eq!(rig.world.report_count("NoDefaultDomain"), 1);
+    drop(ownership);
+    assert!(rig.world.domain_of(node(7), None).is_some());
+    rig.check();
+}
