@@ -266,7 +266,8 @@ pub enum ProbeError {
     /// It is, but cannot be used. Others are not concerned.
     #[error("the device cannot be used: {0}")]
     Failed(#[source] Box<dyn Error + Send + Sync>),
-    /// The instance itself cannot be used: if it is just being registered, that fails.
+    /// The instance itself cannot be used: if it is just being registered, that fails; otherwise it is
+    /// [reported](crate::device::Report::ProbeFailed).
     #[error("the instance cannot be used: {0}")]
     Fatal(#[source] Box<dyn Error + Send + Sync>),
 }

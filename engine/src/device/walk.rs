@@ -103,8 +103,7 @@ impl Registry {
             });
             added?;
         }
-        // Whether an instance is unusable concerns who registers it.
-        let _ = self.probe(number);
+        self.probe_late(number);
         self.settle(self.machine().group_of(number));
         Ok(())
     }
@@ -154,7 +153,15 @@ impl Registry {
     /// Probes what waits for an instance again, for which it may have been in vain.
     pub(super) fn walk_again(&self, identity: Identity) {
         for &number in self.machine().devices_of(identity) {
-            let _ = self.probe(number);
+            self.probe_late(number);
+        }
+    }
+
+    /// Probes a device whose instances were registered before: one that turns out unusable stays, and is reported.
+    fn probe_late(&self, number: usize) {
+        if let Err(Fatal { device, error }) = self.probe(number) {
+            let error = ProbeError::Fatal(error);
+            self.tell([Report::ProbeFailed { device, error }]);
         }
     }
 

@@ -404,3 +404,13 @@ fn what_the_machine_does_not_have_is_refused() {
         Some(BindError::Unknown(UnknownDevice { address: node(1) }))
     );
 }
+
+#[test]
+fn an_instance_that_turns_out_unusable_after_it_was_registered_is_reported() {
+    let rig = Rig::new(Vec::from([behind(0, 0, &[0])]));
+    rig.register(0);
+    rig.world.with(|world| world.fatal_probes.insert(node(0)));
+    rig.add(0);
+    assert_eq!(rig.standing(0), Standing::NoIommu(NoIommu::Failed));
+    assert_eq!(rig.world.report_count("ProbeFailed"), 1);
+}
