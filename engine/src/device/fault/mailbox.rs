@@ -103,6 +103,10 @@ impl Mailbox {
                 closed.push(group);
                 continue;
             }
+            // Who reads need not answer, and what was not answered in time is closed.
+            if inner.read.len() == inner.read.capacity() {
+                inner.take_closed(&mut closed);
+            }
             match inner.deliver(cookie, &group, request_limit) {
                 Ok(delivery) => {
                     inner.read.push((cookie, group));
@@ -123,7 +127,8 @@ impl Mailbox {
     ///
     /// # Errors
     ///
-    /// [`MailboxError::Unknown`].
+    /// [`MailboxError::Unknown`]; [`MailboxError::Memory`], and then the group is answered with
+    /// [`PageResponse::Invalid`].
     pub fn unread(&self, cookie: Cookie) -> Result<(), MailboxError> {
         let mut inner = self.inner.lock();
         let group = inner.take(cookie).ok_or(MailboxError::Unknown)?;
