@@ -3,6 +3,7 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use crate::device::group::Old;
 use crate::device::registry::{Bound, State, Status};
 use crate::device::{BindError, DeviceAddress, Hwpt, NoIommu, Registry, Report, UnknownDevice};
 use crate::sync::MutexGuard;
@@ -30,7 +31,8 @@ impl<'a> DeviceGuard<'a> {
     }
 
     /// Binds a driver: asks whether what the device needs is ready, and counts the driver among the users
-    /// of the default domain. Probes nothing.
+    /// of the default domain. Probes nothing. The first driver of a group that could not go back to its default
+    /// domain has that tried again.
     ///
     /// # Errors
     ///
@@ -73,12 +75,23 @@ impl<'a> DeviceGuard<'a> {
         let Some(mut group) = group else {
             return Ok(Binding::Untranslated(why));
         };
-        group.driver_count += usize::from(is_claim);
+        // The claim holds from here on; the hardware takes longer.
         drop(state);
+        let (mut old, mut unfit) = (Old::new(), None);
+        if is_claim {
+            group.driver_count += 1;
+            // Who had it last may have left it blocked.
+            if group.driver_count == 1 && !group.is_in_default() {
+                (old, unfit) = group.restore();
+            }
+        }
         let member = group.members.get(&number);
-        let has_joined = member.is_some_and(|member| member.has_joined);
-        let default = group.default.clone().filter(|_| has_joined);
+        let is_there = member.is_some_and(|member| member.has_joined)
+            && (!is_claim || group.is_in_default());
+        let default = group.default.clone().filter(|_| is_there);
         drop(group);
+        drop(old);
+        registry.tell_unfit(unfit);
         let untranslated = Binding::Untranslated(why);
         Ok(default.map_or(untranslated, Binding::Translated))
     }

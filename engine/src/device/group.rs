@@ -119,6 +119,12 @@ impl Inner {
         self.default.is_some() && self.members.values().any(|member| !member.has_joined)
     }
 
+    /// Returns whether the default domain is what is attached, or there is neither.
+    pub(super) fn is_in_default(&self) -> bool {
+        let default = self.default.as_ref();
+        default.map_or(self.current.is_none(), |default| self.is_current(default))
+    }
+
     pub(super) fn is_current(&self, domain: &Arc<dyn Hwpt>) -> bool {
         let current = self.current.as_ref();
         current.is_some_and(|current| core::ptr::addr_eq(Arc::as_ptr(current), Arc::as_ptr(domain)))

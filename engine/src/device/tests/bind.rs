@@ -226,3 +226,28 @@ fn an_instance_stays_while_somebody_uses_its_devices() {
     assert_eq!(rig.group_count(), 0);
     rig.check();
 }
+
+#[test]
+fn a_group_that_could_not_go_back_to_its_default_domain_is_brought_there_for_a_driver() {
+    let rig = Rig::new(Vec::from([behind(0, 0, &[0])]));
+    rig.add(0);
+    rig.register(0);
+    let owner = Owner::new("owner");
+    let ownership = rig.registry.claim_owner(node(0), &owner);
+    rig.world
+        .with(|world| world.failing_prepares.insert((node(0), None)));
+    drop(ownership.expect("nobody uses it"));
+    assert_eq!(why(rig.bind(0)), Some(NoIommu::NoDomain), "it is blocked");
+    assert_eq!(rig.world.report_count("LeftBlocked"), 2);
+    rig.unbind(0);
+    rig.world.with(|world| world.failing_prepares.clear());
+    rig.check();
+    let ownership = rig.registry.claim_owner(node(0), &owner);
+    rig.world
+        .with(|world| world.failing_prepares.insert((node(0), None)));
+    drop(ownership.expect("nobody uses it"));
+    rig.world.with(|world| world.failing_prepares.clear());
+    assert!(matches!(rig.bind(0), Ok(Binding::Translated(_))));
+    assert!(rig.world.domain_of(node(0), None).is_some());
+    rig.check();
+}
