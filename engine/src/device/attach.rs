@@ -27,7 +27,8 @@ pub enum By<'a> {
 
 impl Registry {
     /// Attaches a domain to the group of a device, for requests without a PASID, in place of what is
-    /// attached.
+    /// attached. If the device was left blocked before it takes part again, or this fails; others that were are
+    /// brought back by their own names.
     ///
     /// # Errors
     ///
@@ -42,7 +43,7 @@ impl Registry {
         if group.is_resetting() {
             return Err(AttachError::Resetting);
         }
-        let attached = group.attach(domain);
+        let attached = group.attach_named(number, None, domain);
         if attached.is_ok() && matches!(by, By::Driver) {
             let is_default = group.default.as_ref().is_some_and(|it| group.is_current(it));
             group.private_of = (!is_default).then_some(number);
@@ -116,7 +117,7 @@ impl Registry {
         domain: &Arc<dyn Hwpt>,
         is_replacement: bool,
     ) -> Result<(), AttachError> {
-        let (_, mut group) = self.enter(address, by, false)?;
+        let (number, mut group) = self.enter(address, by, false)?;
         if group.is_resetting() {
             return Err(AttachError::Resetting);
         }
@@ -129,7 +130,7 @@ impl Registry {
             (false, true) => return Err(AttachError::Detached { pasid }),
             _ => {}
         }
-        let attached = group.attach_pasid(pasid, domain);
+        let attached = group.attach_named(number, Some(pasid), domain);
         self.leave(group, attached)
     }
 

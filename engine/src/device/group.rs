@@ -140,25 +140,46 @@ impl Inner {
             .collect())
     }
 
+    /// Attaches all members to `domain`, for requests with a PASID or without one, or none of them. A device that
+    /// was left out takes part again, as it is named.
+    pub(super) fn attach_named(
+        &mut self,
+        number: usize,
+        place: Option<Pasid>,
+        domain: &Arc<dyn Hwpt>,
+    ) -> Result<Old, Unfit> {
+        let named = self.members.get(&number);
+        let named = named.filter(|it| !it.has_joined && !it.is_resetting);
+        let named = || named.map(|member| (number, member)).into_iter();
+        let takes_part = |(_, member): &(usize, &Member)| place.is_none() || member.has_pasids();
+        let members = self.attached().chain(named());
+        let mut prepared = prepare_all(members.filter(takes_part), place, domain)?;
+        // And to all else that the group is attached to.
+        if let Some(current) = self.current.as_ref().filter(|_| place.is_some()) {
+            prepared.extend(prepare_all(named(), None, current)?);
+        }
+        for (&pasid, other) in self.pasids.iter().filter(|(pasid, _)| Some(**pasid) != place) {
+            let members = named().filter(|(_, member)| member.has_pasids());
+            prepared.extend(prepare_all(members, Some(pasid), other)?);
+        }
+        commit_all(prepared);
+        if let Some(member) = self.members.get_mut(&number) {
+            member.has_joined |= !member.is_resetting;
+        }
+        // Programmed first, known to others afterwards.
+        let old = match place {
+            None => self.current.replace(Arc::clone(domain)),
+            Some(pasid) => self.pasids.insert(pasid, Arc::clone(domain)),
+        };
+        Ok(old.into_iter().collect())
+    }
+
     /// Blocks all members.
     pub(super) fn block(&mut self) -> Old {
         for (_, member) in self.attached() {
             member.endpoint.block(None);
         }
         self.current.take().into_iter().collect()
-    }
-
-    /// Attaches all members that have PASIDs to `domain` with this one, or none of them.
-    pub(super) fn attach_pasid(
-        &mut self,
-        pasid: Pasid,
-        domain: &Arc<dyn Hwpt>,
-    ) -> Result<Old, Unfit> {
-        let members = self.attached().filter(|(_, member)| member.has_pasids());
-        commit_all(prepare_all(members, Some(pasid), domain)?);
-        // Programmed first, known to others afterwards.
-        let old = self.pasids.insert(pasid, Arc::clone(domain));
-        Ok(old.into_iter().collect())
     }
 
     /// Blocks a PASID of all members.

@@ -380,3 +380,33 @@ fn a_group_wanted_with_ids_in_hand_is_reported() {
     let by = By::Owner(&ownership);
     rig.registry.attach(node(0), by, &domain).expect("it fits");
 }
+
+/// Whichever step failed on the way to the default domain.
+#[test]
+fn a_device_that_was_left_blocked_takes_part_when_something_is_attached_by_its_name() {
+    for has_domain in [false, true] {
+        let rig = Rig::new(Vec::from([behind(0, 0, &[0])]));
+        rig.world.with(|world| {
+            world.max_pasids.insert(node(0), 4);
+            if has_domain {
+                world.failing_prepares.insert((node(0), None));
+            } else {
+                let kinds = [DefaultKind::Identity, DefaultKind::Paging];
+                world.failing_kinds.extend(kinds);
+            }
+        });
+        rig.add(0);
+        rig.register(0);
+        let ownership = own(&rig);
+        let by = By::Owner(&ownership);
+        rig.world.with(|world| world.failing_prepares.clear());
+        let paging = domain(&rig.world, DomainKind::Paging);
+        let number = Some(number_of(&paging));
+        rig.registry.attach(node(0), by, &paging).expect("it fits");
+        assert_eq!(rig.world.domain_of(node(0), None), number);
+        let attached = rig.registry.attach_pasid(node(0), by, pasid(1), &paging);
+        attached.expect("it fits");
+        assert_eq!(rig.world.domain_of(node(0), Some(pasid(1))), number);
+        rig.check();
+    }
+}
