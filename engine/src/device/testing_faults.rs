@@ -36,6 +36,8 @@ pub(super) struct Inner {
     switches: Vec<bool>,
     /// Nothing is taken.
     pub(super) is_silent: bool,
+    /// Answers that were sent while nothing was taken.
+    pub(super) refused_count: usize,
     pub(super) needs_no_pasids: bool,
     faults: Weak<DeviceFaults>,
 }
@@ -120,6 +122,7 @@ impl PageResponder for World {
         assert_eq!(device, self.address);
         self.with(|inner| {
             if inner.is_silent {
+                inner.refused_count += 1;
                 return Err(SyncError::TimedOut);
             }
             inner.answers.push(*answer);

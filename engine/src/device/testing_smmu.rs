@@ -294,6 +294,12 @@ impl Rig {
         any.downcast().expect("it is ours")
     }
 
+    /// Lets go of a device that was probed.
+    pub(super) fn forget_endpoint(&self, number: usize) {
+        let mut probed = self.watched.probed.lock();
+        probed.retain(|(address, _)| *address != node(number));
+    }
+
     pub(super) fn faults(&self, number: usize) -> Arc<DeviceFaults> {
         Arc::clone(self.endpoint(number).faults().expect("it can ask"))
     }

@@ -210,7 +210,13 @@ impl<A: Architecture> HardwareEndpoint<A> {
                 return Err(UNCONFIRMED);
             }
         }
-        state.stuck.retain_mut(|slot| slot.leave().is_err());
+        state.stuck.retain_mut(|slot| {
+            let is_stuck = slot.leave().is_err();
+            if let Some(process) = slot.lead.domain.process().filter(|_| !is_stuck) {
+                process.note_left();
+            }
+            is_stuck
+        });
         if state.stuck.is_empty() {
             Ok(())
         } else {
@@ -245,7 +251,7 @@ impl<A: Architecture> HardwareEndpoint<A> {
         let has_ats = state.has_ats;
         // What hardware did not confirm to have left, it may walk.
         let is_it = |slot: &Slot<A>| Arc::ptr_eq(&slot.lead.domain, domain);
-        let is_stuck = state.stuck.iter().any(is_it);
+        let is_stuck = state.stuck.iter().any(is_it) && self.recover(&mut state).is_err();
         let is_attached = state.slots.get(place).is_some_and(is_it);
         let outcome = if is_attached {
             self.write(&mut state, place, has_ats)

@@ -8,7 +8,7 @@ use iopt_formats::command::Pasid;
 use crate::device::AttachFailure;
 use crate::device::context::{Architecture, HardwareEndpoint};
 use crate::device::process::Process;
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::{Mutex, PROCESS_DOMAINS};
 
 /// The process behind a domain, and the endpoints that lead to its tables.
@@ -18,6 +18,9 @@ use crate::sync::{Mutex, PROCESS_DOMAINS};
 pub(super) struct ProcessPart<A: Architecture> {
     process: Arc<Process>,
     has_exited: AtomicBool,
+    /// What endpoints keep, as hardware did not confirm that it left the tables. Of an endpoint that is gone it
+    /// counts for ever.
+    stuck_count: AtomicUsize,
     /// Those that led there at any time, as far as they live.
     endpoints: Mutex<Vec<Weak<HardwareEndpoint<A>>>>,
 }
@@ -27,6 +30,7 @@ impl<A: Architecture> ProcessPart<A> {
         Self {
             process: Arc::clone(process),
             has_exited: AtomicBool::new(false),
+            stuck_count: AtomicUsize::new(0),
             endpoints: Mutex::new(&PROCESS_DOMAINS, Vec::new()),
         }
     }
@@ -63,7 +67,18 @@ impl<A: Architecture> ProcessPart<A> {
         Ok(())
     }
 
-    /// Notes the end, and makes it known to all endpoints. Returns whether each said that it is.
+    /// Notes that an endpoint keeps an attachment, under the endpoint's lock.
+    pub(super) fn note_stuck(&self) {
+        self.stuck_count.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Notes that hardware has left what an endpoint kept.
+    pub(super) fn note_left(&self) {
+        self.stuck_count.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Notes the end, and makes it known to all endpoints. Returns whether each said that it is, and none that is
+    /// gone has left anything behind.
     pub(super) fn exit(&self, make_known: impl Fn(&HardwareEndpoint<A>) -> bool) -> bool {
         self.has_exited.store(true, Ordering::Release);
         let mut is_known = true;
@@ -72,7 +87,8 @@ impl<A: Architecture> ProcessPart<A> {
             // Who is entered from now on finds it noted.
             let next = self.endpoints.lock().get(index).map(Weak::upgrade);
             match next {
-                None => return is_known,
+                // Of those that are gone it was counted while they were there.
+                None => return is_known && self.stuck_count.load(Ordering::Acquire) == 0,
                 Some(endpoint) => is_known &= endpoint.is_none_or(|endpoint| make_known(&endpoint)),
             }
             index += 1;

@@ -124,6 +124,9 @@ impl<A: Architecture> State<A> {
 
     /// Keeps what hardware may still use.
     pub(super) fn keep(&mut self, slot: Slot<A>) {
+        if let Some(process) = slot.lead.domain.process() {
+            process.note_stuck();
+        }
         if self.stuck.len() < self.stuck.capacity() {
             self.stuck.push(slot);
         } else {

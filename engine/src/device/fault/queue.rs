@@ -309,9 +309,10 @@ impl DeviceFaults {
     pub fn expire(&self) -> Option<Duration> {
         let now = self.settings.clock.now();
         let mut inner = self.inner.lock();
+        let mut is_dead = false;
         while let Some(open) = inner.take_open(|open| open.deadline <= now) {
             open.fate.set_timed_out();
-            self.send_invalid(&mut inner, &open);
+            self.send_invalid(&mut inner, &open, &mut is_dead);
         }
         let queue = inner.queue.as_mut()?;
         queue.forget(|partial| partial.deadline <= now);
@@ -331,7 +332,7 @@ impl DeviceFaults {
         let open = inner.take_open(|open| fate.is_of(open));
         let open = open.ok_or_else(|| fate.error())?;
         if open.deadline <= now {
-            self.send_invalid(&mut inner, &open);
+            self.send_invalid(&mut inner, &open, &mut false);
             return Err(RespondError::TimedOut);
         }
         let answer = self.answer(open.requester, open.pasid, open.origin, response);
@@ -380,16 +381,23 @@ impl DeviceFaults {
 
     /// Answers and forgets all that came for a place.
     fn close(&self, inner: &mut Inner, place: Option<Pasid>) {
+        let mut is_dead = false;
         while let Some(open) = inner.take_open(|open| open.pasid == place) {
             open.fate.set_detached();
-            self.send_invalid(inner, &open);
+            self.send_invalid(inner, &open, &mut is_dead);
         }
         if let Some(queue) = &mut inner.queue {
             queue.forget(|partial| partial.pasid == place);
         }
     }
 
-    fn send_invalid(&self, inner: &mut Inner, open: &Open) {
+    /// Answers one of several; when hardware does not take one it is not asked about the others, each of which
+    /// would take all of its time.
+    fn send_invalid(&self, inner: &mut Inner, open: &Open, is_dead: &mut bool) {
+        if *is_dead {
+            inner.lost_count += 1;
+            return;
+        }
         let answer = self.answer(
             open.requester,
             open.pasid,
@@ -397,7 +405,7 @@ impl DeviceFaults {
             PageResponse::Invalid,
         );
         // Counted there; who asked is told that it is too late.
-        let _ = self.send(inner, &answer);
+        *is_dead = self.send(inner, &answer).is_err();
     }
 
     fn send(&self, inner: &mut Inner, answer: &Answer) -> Result<(), SyncError> {

@@ -425,6 +425,31 @@ fn an_answer_that_hardware_does_not_take_is_an_error_and_counted() {
     assert_eq!((faults.lost_count(), faults.open_count()), (2, 0));
 }
 
+/// Each answer that is not taken takes all the time that hardware has for one.
+#[test]
+fn hardware_that_takes_no_answer_is_not_asked_about_all_others() {
+    let world = World::new();
+    let faults = world.faults();
+    let collector = Collector::new();
+    let silent = |groups: core::ops::Range<u16>, end: &dyn Fn()| {
+        attach(&faults, None, &collector);
+        for group in groups {
+            faults.report(&member(None, group, 1, true));
+        }
+        world.with(|inner| (inner.is_silent, inner.refused_count) = (true, 0));
+        end();
+        assert_eq!(world.with(|inner| inner.refused_count), 1);
+        world.with(|inner| inner.is_silent = false);
+    };
+    silent(0..5, &|| detach(&faults, None));
+    assert_eq!((faults.lost_count(), faults.open_count()), (5, 0));
+    silent(5..12, &|| {
+        world.pass(11);
+        faults.expire();
+    });
+    assert_eq!((faults.lost_count(), faults.open_count()), (12, 0));
+}
+
 #[test]
 fn a_handler_that_never_returns_hangs_nobody_who_detaches() {
     struct Stuck(Arc<Gate>);
