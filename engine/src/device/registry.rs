@@ -60,6 +60,10 @@ pub(super) struct Instance {
 }
 
 /// An added device.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is noted and asked for by somebody else"
+)]
 pub(super) struct Device {
     /// Of all times that devices were added, which this is.
     pub(super) generation: u64,
