@@ -45,7 +45,10 @@ impl Registry {
         }
         let attached = group.attach_named(number, None, domain);
         if attached.is_ok() && matches!(by, By::Driver) {
-            let is_default = group.default.as_ref().is_some_and(|it| group.is_current(it));
+            let is_default = group
+                .default
+                .as_ref()
+                .is_some_and(|it| group.is_current(it));
             group.private_of = (!is_default).then_some(number);
         }
         self.leave(group, attached)
@@ -259,8 +262,8 @@ impl Registry {
             By::Driver => {
                 let is_claim = device.bound.as_ref().is_some_and(|bound| bound.is_claim);
                 // What came into the group later is kept out of the driver's own domain.
-                let has_whole = self.machine().members_of(index).len() == 1
-                    || group.private_of == Some(number);
+                let has_whole =
+                    self.machine().members_of(index).len() == 1 || group.private_of == Some(number);
                 is_claim && (!needs_whole || has_whole)
             }
         };

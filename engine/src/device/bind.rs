@@ -86,8 +86,8 @@ impl<'a> DeviceGuard<'a> {
             }
         }
         let member = group.members.get(&number);
-        let is_there = member.is_some_and(|member| member.has_joined)
-            && (!is_claim || group.is_in_default());
+        let is_there =
+            member.is_some_and(|member| member.has_joined) && (!is_claim || group.is_in_default());
         let default = group.default.clone().filter(|_| is_there);
         drop(group);
         drop(old);

@@ -158,7 +158,11 @@ impl Inner {
         if let Some(current) = self.current.as_ref().filter(|_| place.is_some()) {
             prepared.extend(prepare_all(named(), None, current)?);
         }
-        for (&pasid, other) in self.pasids.iter().filter(|(pasid, _)| Some(**pasid) != place) {
+        for (&pasid, other) in self
+            .pasids
+            .iter()
+            .filter(|(pasid, _)| Some(**pasid) != place)
+        {
             let members = named().filter(|(_, member)| member.has_pasids());
             prepared.extend(prepare_all(members, Some(pasid), other)?);
         }

@@ -14,7 +14,6 @@ use core::time::Duration;
 
 use crate::device::group::Old;
 use crate::device::registry::{About, Callback, State, Status};
-use crate::device::walk::release;
 use crate::device::{
     DeviceAddress, DeviceGuard, Endpoint, Identity, NoIommu, Registry, UnregisterError,
 };
@@ -93,20 +92,21 @@ impl Registry {
     ///
     /// Debug builds panic if the thread holds the guard of a device.
     pub fn unregister(&self, identity: Identity) -> Result<(), UnregisterError> {
-        let leaving = {
+        let (serial, leaving) = {
             let mut state = self.lock();
             let me = thread_index();
             if state.callbacks.iter().any(|callback| callback.thread == me) {
                 return Err(UnregisterError::InsideCallback);
             }
-            if state.serving(identity).is_none() {
+            let Some(instance) = state.serving(identity) else {
                 return Err(UnregisterError::Unknown { identity });
-            }
+            };
+            let serial = instance.published.serial;
             let devices = self.users(&state, identity);
             if !devices.is_empty() {
                 return Err(UnregisterError::InUse { devices });
             }
-            self.mark_leaving(&mut state, identity)
+            (serial, self.mark_leaving(&mut state, identity))
         };
         let has_ended = {
             let _told = FINALIZE.waiting();
@@ -114,17 +114,21 @@ impl Registry {
             self.await_callbacks(|callback| self.concerns(callback, identity))
         };
         if has_ended {
-            self.end_instance(identity, &leaving);
+            self.end_instance((identity, serial), &leaving);
             return Ok(());
         }
-        self.revive(identity, &leaving);
+        self.revive((identity, serial), &leaving);
         Err(UnregisterError::Stuck)
     }
 
     /// Takes an instance back whose registration failed.
-    pub(super) fn withdraw(&self, identity: Identity) {
+    pub(super) fn withdraw(&self, identity: Identity, serial: u64) {
         let (leaving, is_inside) = {
             let mut state = self.lock();
+            if !state.is_registered(identity, serial) {
+                // Somebody else has unregistered it.
+                return;
+            }
             let me = thread_index();
             let is_inside = state.callbacks.iter().any(|callback| callback.thread == me);
             (self.mark_leaving(&mut state, identity), is_inside)
@@ -137,7 +141,7 @@ impl Registry {
                     && self.concerns(callback, identity)
             });
         }
-        self.end_instance(identity, &leaving);
+        self.end_instance((identity, serial), &leaving);
     }
 
     /// Lets an instance serve nobody any more. Returns its devices, which leave, some with others of their
@@ -167,13 +171,15 @@ impl Registry {
     }
 
     /// Releases what leaves with an instance, and forgets it.
-    fn end_instance(&self, identity: Identity, leaving: &[usize]) {
+    fn end_instance(&self, (identity, serial): (Identity, u64), leaving: &[usize]) {
         for &number in leaving {
             self.release_leaving(number);
         }
         let machine = {
             let mut state = self.lock();
-            state.instances.remove(&identity);
+            if state.is_registered(identity, serial) {
+                state.instances.remove(&identity);
+            }
             // Whoever comes with a machine that grew later finds the instance gone.
             let machine = self.machine();
             for &number in machine.devices_of(identity) {
@@ -194,11 +200,12 @@ impl Registry {
     }
 
     /// Lets an instance serve again that could not be unregistered.
-    fn revive(&self, identity: Identity, leaving: &[usize]) {
+    fn revive(&self, (identity, serial): (Identity, u64), leaving: &[usize]) {
         let mut removed = Vec::new();
         {
             let mut state = self.lock();
-            if let Some(instance) = state.instances.get_mut(&identity) {
+            let instance = state.instances.get_mut(&identity);
+            if let Some(instance) = instance.filter(|it| it.published.serial == serial) {
                 instance.is_dying = false;
             }
             for &number in leaving {
@@ -277,8 +284,7 @@ impl Registry {
         };
         drop(old);
         if !is_handed_over {
-            release(endpoint);
-            self.lock().end_leaving(&self.machine(), number);
+            self.release(number, endpoint);
         }
     }
 

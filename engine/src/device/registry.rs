@@ -389,6 +389,12 @@ impl State {
         }
     }
 
+    /// Returns whether an instance is registered, and no other one of its identity since.
+    pub(super) fn is_registered(&self, identity: Identity, serial: u64) -> bool {
+        let instance = self.instances.get(&identity);
+        instance.is_some_and(|instance| instance.published.serial == serial)
+    }
+
     /// Returns an instance that serves.
     pub(super) fn serving(&self, identity: Identity) -> Option<&Instance> {
         let instance = self.instances.get(&identity)?;

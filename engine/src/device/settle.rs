@@ -3,7 +3,8 @@
 //!
 //! One thread at a time sees to a group, with no lock held around what it asks drivers. Whoever comes
 //! meanwhile leaves a note and is seen to by the same thread. A group is not touched while an instance of
-//! one of its members is being registered or unregistered; the end of either looks at it again.
+//! one of its members is being registered or unregistered; the end of either looks at it again. A registration
+//! that fails does not wait for who sees to a group: so a member is the same only with the same endpoint.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -13,7 +14,7 @@ use iopt_formats::Oa;
 
 use crate::device::group::{Inner, Member, Old};
 use crate::device::registry::{About, Running, State};
-use crate::device::walk::{is_same, release};
+use crate::device::walk::is_same;
 use crate::device::{
     DefaultKind, DirectRegion, DomainKind, Driver, Endpoint, Hwpt, NoDefaultDomain, Registry,
     Report,
@@ -33,16 +34,13 @@ impl Registry {
     /// Sees to newcomers of a group, unless it is too early.
     pub(super) fn settle(&self, group: usize) {
         while let Some(running) = self.begin_settling(group) {
-            self.settle_newcomers(group, &running);
-            let old = {
-                let mut state = self.lock();
-                let slot = &mut state.slots[group];
-                slot.is_working = false;
-                slot.is_complete = slot.endpoint_count > 0;
-                let is_empty = slot.endpoint_count == 0;
-                is_empty.then(|| self.groups[group].lock().forget())
+            let mut working = Working {
+                registry: self,
+                group,
+                is_done: false,
             };
-            drop(old);
+            self.settle_newcomers(group, &running);
+            working.is_done = true;
         }
     }
 
@@ -308,22 +306,68 @@ impl Registry {
                 needs_telling
             })
         };
+        let _end = Telling {
+            registry: self,
+            seen,
+            running,
+        };
         if needs_telling {
             let _running = FINALIZE.running();
             lockdep::assert_none_held();
             seen.driver.finalize(&seen.endpoint);
         }
+    }
+}
+
+/// Who sees to a group. Dropped before all is done, as a driver panicked, it leaves the rest to the next one.
+struct Working<'a> {
+    registry: &'a Registry,
+    group: usize,
+    is_done: bool,
+}
+
+impl Drop for Working<'_> {
+    fn drop(&mut self) {
+        let group = self.group;
+        let old = {
+            let mut state = self.registry.lock();
+            let mut inner = self.registry.groups[group].lock();
+            if !self.is_done {
+                let members = inner.members.keys().copied();
+                let left = members.filter(|&number| !state.is_settled(number));
+                let left: Vec<_> = left.collect();
+                inner.newcomers.extend(left);
+            }
+            let slot = &mut state.slots[group];
+            slot.is_working = false;
+            slot.has_newcomers |= !self.is_done;
+            slot.is_complete = slot.endpoint_count > 0;
+            (slot.endpoint_count == 0).then(|| inner.forget())
+        };
+        drop(old);
+    }
+}
+
+/// A newcomer whose driver is told. It is settled when this is dropped.
+struct Telling<'a> {
+    registry: &'a Registry,
+    seen: &'a Seen,
+    running: &'a Running<'a>,
+}
+
+impl Drop for Telling<'_> {
+    fn drop(&mut self) {
+        let (registry, seen) = (self.registry, self.seen);
         let is_handed_over = {
-            let mut state = self.lock();
-            running.tells(&mut state, None);
+            let mut state = registry.lock();
+            self.running.tells(&mut state, None);
             state.mark_settled(seen);
-            let device = state.device(number);
+            let device = state.device(seen.number);
             device
                 .is_some_and(|device| device.generation == seen.generation && device.is_handed_over)
         };
         if is_handed_over {
-            release(&seen.endpoint);
-            self.lock().end_leaving(&self.machine(), number);
+            registry.release(seen.number, &seen.endpoint);
         }
     }
 }
@@ -333,7 +377,7 @@ impl Inner {
     fn present(&self, seen: &[Seen]) -> Vec<usize> {
         let is_present = |seen: &&Seen| {
             let member = self.members.get(&seen.number);
-            member.is_some_and(|member| member.generation == seen.generation)
+            member.is_some_and(|member| Arc::ptr_eq(&member.endpoint, &seen.endpoint))
         };
         let seen = seen.iter().filter(is_present);
         seen.map(|seen| seen.number).collect()
@@ -343,14 +387,19 @@ impl Inner {
 impl State {
     fn is_present(&self, seen: &Seen) -> bool {
         let device = self.device(seen.number);
-        device
-            .is_some_and(|device| device.generation == seen.generation && device.probed().is_some())
+        let probed = device.and_then(|device| device.probed());
+        probed.is_some_and(|probed| Arc::ptr_eq(&probed.endpoint, &seen.endpoint))
+    }
+
+    fn is_settled(&self, number: usize) -> bool {
+        let probed = self.device(number).and_then(|device| device.probed());
+        probed.is_some_and(|probed| probed.is_settled)
     }
 
     fn mark_settled(&mut self, seen: &Seen) {
         let device = self.device_mut(seen.number);
-        let device = device.filter(|device| device.generation == seen.generation);
-        if let Some(probed) = device.and_then(|device| device.probed_mut()) {
+        let probed = device.and_then(|device| device.probed_mut());
+        if let Some(probed) = probed.filter(|it| Arc::ptr_eq(&it.endpoint, &seen.endpoint)) {
             probed.is_settled = true;
         }
     }

@@ -10,6 +10,9 @@
 //!   leaving and the registrations of its instances are looked at again under the lock; who finds a change
 //!   releases what was probed, and only then lets the device go.
 //! - **B4** (published is ready): an instance enters the registry whole, by one value.
+//! - **B5** (nothing stays half done): what is entered for the time of a callback ends with it, also if it panics:
+//!   a probe that does has failed, and the walk is over. Groups are seen to again when one of their devices is
+//!   added.
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeSet;
@@ -18,6 +21,7 @@ use alloc::vec::Vec;
 use core::any::Any;
 use core::error::Error;
 use core::fmt;
+use core::mem;
 
 use smallvec::SmallVec;
 
@@ -116,11 +120,16 @@ impl Registry {
     /// [`RegisterError`]; nothing of the instance is left then, and others are as before.
     pub fn register(&self, registration: Registration) -> Result<(), RegisterError> {
         let identity = registration.identity;
-        self.publish(registration)?;
+        let serial = self.publish(registration)?;
+        let walk = Walk {
+            registry: self,
+            identity,
+            serial,
+        };
         // Devices that become known later find the instance.
         for &number in self.machine().devices_of(identity) {
             if let Err(Fatal { device, error }) = self.probe(number) {
-                self.withdraw(identity);
+                self.withdraw(identity, serial);
                 return Err(RegisterError::Fatal {
                     identity,
                     device,
@@ -128,14 +137,9 @@ impl Registry {
                 });
             }
         }
-        let machine = {
-            let mut state = self.lock();
-            if let Some(instance) = state.instances.get_mut(&identity) {
-                instance.is_walking = false;
-            }
-            // With the groups that the machine got during the walk: they waited for its end, too.
-            self.machine()
-        };
+        drop(walk);
+        // With the groups that the machine got during the walk: they waited for its end, too.
+        let machine = self.machine();
         self.settle_groups_of(machine.devices_of(identity));
         Ok(())
     }
@@ -165,7 +169,7 @@ impl Registry {
         }
     }
 
-    fn publish(&self, registration: Registration) -> Result<(), RegisterError> {
+    fn publish(&self, registration: Registration) -> Result<u64, RegisterError> {
         let Registration {
             identity,
             driver,
@@ -198,9 +202,10 @@ impl Registry {
                 return Err(RegisterError::AnotherDriver);
             }
         }
+        let serial = state.next_number();
         let published = Published {
             identity,
-            serial: state.next_number(),
+            serial,
             instance,
         };
         let instance = Instance {
@@ -212,14 +217,19 @@ impl Registry {
         };
         state.instances.insert(identity, instance);
         state.armed_at = now;
-        Ok(())
+        Ok(serial)
     }
 
     /// Probes a device if it is time, until nothing changes any more.
     pub(super) fn probe(&self, number: usize) -> Result<(), Fatal> {
         // What was probed in vain is tried again, as somebody may have left it to this thread meanwhile.
         while let Some(job) = self.begin_probe(number) {
+            let unanswered = Unanswered {
+                registry: self,
+                job: &job,
+            };
             let answer = self.ask(&job);
+            mem::forget(unanswered);
             if let Some(result) = self.end_probe(&job, answer) {
                 return result;
             }
@@ -372,10 +382,13 @@ impl Registry {
         let mut state = self.lock();
         if !state.still_holds(job) {
             drop(state);
+            let _end = GivenUp {
+                registry: self,
+                job,
+            };
             if let Ok(probed) = answer {
                 release(&probed.endpoint);
             }
-            self.give_up_probe(job);
             return None;
         }
         let (status, error) = match answer {
@@ -436,6 +449,59 @@ impl Registry {
     }
 }
 
+/// The walk of an instance that is registered. It is over when this is dropped.
+struct Walk<'a> {
+    registry: &'a Registry,
+    identity: Identity,
+    serial: u64,
+}
+
+impl Drop for Walk<'_> {
+    fn drop(&mut self) {
+        let mut state = self.registry.lock();
+        let instance = state.instances.get_mut(&self.identity);
+        // Another one of this identity has a walk of its own.
+        if let Some(instance) = instance.filter(|it| it.published.serial == self.serial) {
+            instance.is_walking = false;
+        }
+    }
+}
+
+/// A driver that is being asked. Dropped, it panicked.
+struct Unanswered<'a> {
+    registry: &'a Registry,
+    job: &'a Job<'a>,
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        let registry = self.registry;
+        let mut state = registry.lock();
+        if state.still_holds(self.job) {
+            state.change(&registry.machine(), self.job.number, |device| {
+                if let Some(device) = device {
+                    device.status = Status::NoIommu(NoIommu::Failed);
+                }
+            });
+        } else {
+            drop(state);
+            registry.give_up_probe(self.job);
+        }
+    }
+}
+
+/// A probe in vain, which is over when this is dropped.
+struct GivenUp<'a> {
+    registry: &'a Registry,
+    job: &'a Job<'a>,
+}
+
+impl Drop for GivenUp<'_> {
+    fn drop(&mut self) {
+        self.registry.give_up_probe(self.job);
+    }
+}
+
 impl State {
     /// Returns whether nothing that a probe relied on has changed.
     fn still_holds(&self, job: &Job<'_>) -> bool {
@@ -458,7 +524,31 @@ pub(super) fn is_same(one: &Arc<dyn Driver>, other: &Arc<dyn Driver>) -> bool {
 }
 
 /// Lets a driver let go of a device, which is blocked and in no group.
-pub(super) fn release(endpoint: &Arc<dyn Endpoint>) {
+fn release(endpoint: &Arc<dyn Endpoint>) {
     lockdep::assert_none_held();
     endpoint.release();
+}
+
+impl Registry {
+    /// Lets a driver let go of a device that leaves; it has left then, also if the driver panicked.
+    pub(super) fn release(&self, number: usize, endpoint: &Arc<dyn Endpoint>) {
+        let _end = Leaving {
+            registry: self,
+            number,
+        };
+        release(endpoint);
+    }
+}
+
+/// A device that leaves, and has left when this is dropped.
+struct Leaving<'a> {
+    registry: &'a Registry,
+    number: usize,
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        let mut state = self.registry.lock();
+        state.end_leaving(&self.registry.machine(), self.number);
+    }
 }

@@ -24,6 +24,7 @@ mod grow;
 mod identity;
 mod machine;
 mod order;
+mod panics;
 mod ports;
 mod random;
 mod threads;
@@ -59,6 +60,7 @@ pub(super) struct Inner {
     pub(super) strangers: BTreeSet<(Identity, DeviceAddress)>,
     pub(super) failing_prepares: BTreeSet<(DeviceAddress, Option<Pasid>)>,
     pub(super) failing_kinds: BTreeSet<DefaultKind>,
+    pub(super) panicking_releases: BTreeSet<DeviceAddress>,
     /// Preparations that were neither committed nor dropped, and that were dropped.
     pub(super) prepared: usize,
     pub(super) undone: Vec<DeviceAddress>,
@@ -347,6 +349,8 @@ impl Endpoint for Leg {
             let attached = world.attached.range(places).next();
             assert_eq!(attached, None, "what is released is blocked");
         });
+        let panics = |world: &mut Inner| world.panicking_releases.contains(&self.address);
+        assert!(!self.world.with(panics), "as it was told");
     }
 }
 
