@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use iopt::device::riscv::RiscvEndpoint;
 use iopt::device::{AttachError, AttachFailure, DefaultKind, Hwpt, Owner, Removal, Use};
+use iopt::radix::MapSide;
 use iopt_formats::context::riscv::{DeviceContext, FirstStage, FirstStageTables, SecondStage};
 use iopt_rig::Tables;
 use iopt_sim::{Attachment, Injection, Outcome, Rights, StaleAccess};
@@ -129,7 +130,7 @@ fn what_is_refused_changes_nothing() -> Checked {
     // Wider addresses than hardware's.
     let wide = iopt_formats::riscv::Sv::sv57();
     let memory = Arc::new(world.rig.tables());
-    let wide: Arc<dyn Hwpt> = Arc::new(Domain::first_stage(wide, memory).unwrap());
+    let wide: Arc<dyn Hwpt> = Arc::new(Domain::first_stage(wide, memory, MapSide::Silent).unwrap());
     for place in [0, 7] {
         assert!(matches!(
             failure(attach(place, &wide)),

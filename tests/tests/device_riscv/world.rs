@@ -14,6 +14,7 @@ use iopt::firmware::{InstanceIndex, NodeIndex};
 use iopt::invalidation::queue::riscv::CommandQueue;
 use iopt::ioas::{Holes, Ioas, Mapping, Pages, Place};
 use iopt::pin::{Firmness, Simulated, Source};
+use iopt::radix::MapSide;
 use iopt_formats::command::Pasid;
 use iopt_formats::riscv::{Sv, Svx4};
 use iopt_formats::{Iova, IovaRange, Oa, PageSize, Prot};
@@ -268,8 +269,8 @@ impl World {
     pub(crate) fn space(&self, number: u64, stage: u8) -> Space {
         let memory = Arc::new(self.rig.tables());
         let domain = match stage {
-            1 => Domain::first_stage(Sv::sv48().with_svnapot(), memory),
-            _ => Domain::second_stage(Svx4::sv39x4().with_svnapot(), memory),
+            1 => Domain::first_stage(Sv::sv48().with_svnapot(), memory, MapSide::Silent),
+            _ => Domain::second_stage(Svx4::sv39x4().with_svnapot(), memory, MapSide::Silent),
         };
         let hwpt: Arc<dyn Hwpt> = Arc::new(domain.unwrap());
         let base = 0x10_0000_0000 * number;

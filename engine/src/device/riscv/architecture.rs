@@ -17,6 +17,7 @@ use crate::device::{AttachFailure, NewDomainError};
 use crate::invalidation::Instance;
 use crate::invalidation::plan::riscv::{Riscv as Planner, Tag};
 use crate::mem::TableMemory;
+use crate::radix::MapSide;
 
 /// The architecture, with tables in `M` and command queues `D`.
 pub struct Riscv<M, D>(PhantomData<fn() -> (M, D)>);
@@ -45,7 +46,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for Riscv<M, D> {
     }
 
     fn fits(unit: &Self::Unit, stage: &Stage) -> bool {
-        unit.features().fits(stage)
+        stage.fits(unit.features(), *unit.instance().planner())
     }
 
     fn refusal(
@@ -85,8 +86,14 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for Riscv<M, D> {
         endpoints: &[&HardwareEndpoint<Self>],
     ) -> Result<RiscvDomain<M, D>, NewDomainError> {
         let units = endpoints.iter().flat_map(|endpoint| endpoint.units());
-        let features: Vec<&Features> = units.map(|unit| unit.features()).collect();
-        domain::translate(memory, &features)
+        let features: Vec<&Features> = units.clone().map(|unit| unit.features()).collect();
+        let mut planners = units.map(|unit| unit.instance().planner());
+        let map_side = if planners.any(|planner| planner.needs_map_invalidation) {
+            MapSide::Announced
+        } else {
+            MapSide::Silent
+        };
+        domain::translate(memory, &features, map_side)
     }
 
     fn port(unit: &Self::Unit, arrival: &Arrival<'_>) -> Result<Port<M>, LinkError> {

@@ -12,10 +12,10 @@ use crate::device::NewDomainError;
 use crate::device::context::HardwareDomain;
 use crate::device::riscv::features::{FIRST_STAGES, SECOND_STAGES};
 use crate::device::riscv::{CommandDevice, Features, Riscv};
-use crate::invalidation::plan::riscv::Tag;
+use crate::invalidation::plan::riscv::{Riscv as Planner, Tag};
 use crate::invalidation::{InvalidationSet, SetError};
 use crate::mem::TableMemory;
-use crate::radix::{Table, TableError};
+use crate::radix::{MapSide, Table, TableConfig, TableError};
 
 /// A domain for devices behind RISC-V IOMMUs: nothing passes, all passes, or tables translate.
 pub type RiscvDomain<M, D> = HardwareDomain<Riscv<M, D>>;
@@ -29,6 +29,8 @@ pub enum Stage {
         format: Sv,
         /// Their root.
         root: Root,
+        /// Whether IOMMUs are told of maps.
+        map_side: MapSide,
     },
     /// By the `iohgatp` of a device context, with a GSCID.
     Second {
@@ -36,6 +38,8 @@ pub enum Stage {
         format: Svx4,
         /// Their root.
         root: Root,
+        /// Whether IOMMUs are told of maps.
+        map_side: MapSide,
     },
 }
 
@@ -43,7 +47,7 @@ impl Stage {
     /// Returns the first-stage tables.
     pub(super) const fn first(self) -> Option<FirstStageTables> {
         match self {
-            Self::First { format, root } => Some(FirstStageTables::Sv { format, root }),
+            Self::First { format, root, .. } => Some(FirstStageTables::Sv { format, root }),
             Self::Second { .. } => None,
         }
     }
@@ -52,12 +56,19 @@ impl Stage {
     pub(super) const fn second(self, gscid: u16) -> Option<SecondStage> {
         match self {
             Self::First { .. } => None,
-            Self::Second { format, root } => Some(SecondStage::Svx4 {
+            Self::Second { format, root, .. } => Some(SecondStage::Svx4 {
                 format,
                 root,
                 gscid,
             }),
         }
+    }
+
+    /// Returns whether an IOMMU with `features`, which is told as `planner` has it, can walk the tables.
+    pub(super) fn fits(&self, features: &Features, planner: Planner) -> bool {
+        let (Self::First { map_side, .. } | Self::Second { map_side, .. }) = self;
+        let is_told = *map_side == MapSide::Announced || !planner.needs_map_invalidation;
+        is_told && features.fits(self)
     }
 
     /// Returns where the IOMMU has its translations under a domain's ID.
@@ -95,43 +106,60 @@ impl From<DomainError> for NewDomainError {
 }
 
 impl<M: TableMemory + 'static, D: CommandDevice> RiscvDomain<M, D> {
-    /// Creates a domain whose tables are those of a first stage, with devices that need their memory pinned.
+    /// Creates a domain whose tables are those of a first stage, with devices that need their memory pinned. IOMMUs
+    /// that cache what is not valid need to be told of maps.
     ///
     /// # Errors
     ///
     /// [`DomainError`].
-    pub fn first_stage(format: Sv, memory: Arc<M>) -> Result<Self, DomainError> {
+    pub fn first_stage(format: Sv, memory: Arc<M>, map_side: MapSide) -> Result<Self, DomainError> {
         let set = Arc::new(InvalidationSet::new()?);
-        let table = Table::new(format, memory)?;
-        let root = table.root();
-        Ok(Self::paging(table, set, Stage::First { format, root }))
+        let config = TableConfig::new().with_map_side(map_side);
+        let table = Table::with_config(format, memory, config)?;
+        let stage = Stage::First {
+            format,
+            root: table.root(),
+            map_side,
+        };
+        Ok(Self::paging(table, set, stage))
     }
 
-    /// Creates a domain whose tables are those of a second stage.
+    /// Creates a domain whose tables are those of a second stage. IOMMUs that cache what is not valid need to be told
+    /// of maps.
     ///
     /// # Errors
     ///
     /// [`DomainError`].
-    pub fn second_stage(format: Svx4, memory: Arc<M>) -> Result<Self, DomainError> {
+    pub fn second_stage(
+        format: Svx4,
+        memory: Arc<M>,
+        map_side: MapSide,
+    ) -> Result<Self, DomainError> {
         let set = Arc::new(InvalidationSet::new()?);
-        let table = Table::new(format, memory)?;
-        let root = table.root();
-        Ok(Self::paging(table, set, Stage::Second { format, root }))
+        let config = TableConfig::new().with_map_side(map_side);
+        let table = Table::with_config(format, memory, config)?;
+        let stage = Stage::Second {
+            format,
+            root: table.root(),
+            map_side,
+        };
+        Ok(Self::paging(table, set, stage))
     }
 }
 
-/// Makes a domain whose tables hardware with all of `features` can walk.
+/// Makes a domain whose tables hardware with all of `features` can walk, and that is told of maps, or not.
 pub(super) fn translate<M: TableMemory + 'static, D: CommandDevice>(
     memory: &Arc<M>,
     features: &[&Features],
+    map_side: MapSide,
 ) -> Result<RiscvDomain<M, D>, NewDomainError> {
     let memory = Arc::clone(memory);
     if let Some(format) = common(FIRST_STAGES, features, Features::fits_first) {
-        return Ok(RiscvDomain::first_stage(format, memory)?);
+        return Ok(RiscvDomain::first_stage(format, memory, map_side)?);
     }
     let format = common(SECOND_STAGES, features, Features::fits_second);
     let format = format.ok_or(NewDomainError::Unsupported)?;
-    Ok(RiscvDomain::second_stage(format, memory)?)
+    Ok(RiscvDomain::second_stage(format, memory, map_side)?)
 }
 
 /// Returns the first of some formats that hardware with all of `features` can walk, with all that it can have there.

@@ -21,6 +21,7 @@ use crate::device::{
 use crate::firmware::NodeIndex;
 use crate::invalidation::plan::riscv::{Riscv as Planner, Tag};
 use crate::mem::Heap;
+use crate::radix::MapSide;
 use crate::sync::{Class, Mutex};
 
 type Queue = Recorder<Command>;
@@ -152,17 +153,17 @@ fn forget(id: u32) -> Command {
 }
 
 fn first() -> Arc<Domain> {
-    Arc::new(Domain::first_stage(Sv::sv48(), Arc::new(Heap)).expect("memory"))
+    Arc::new(Domain::first_stage(Sv::sv48(), Arc::new(Heap), MapSide::Silent).expect("memory"))
 }
 
 /// Without ATS.
 fn plain() -> Arc<Domain> {
-    let domain = Domain::first_stage(Sv::sv48(), Arc::new(Heap)).expect("memory");
+    let domain = Domain::first_stage(Sv::sv48(), Arc::new(Heap), MapSide::Silent).expect("memory");
     Arc::new(domain.without_ats())
 }
 
 fn second() -> Arc<Domain> {
-    Arc::new(Domain::second_stage(Svx4::sv39x4(), Arc::new(Heap)).expect("memory"))
+    Arc::new(Domain::second_stage(Svx4::sv39x4(), Arc::new(Heap), MapSide::Silent).expect("memory"))
 }
 
 fn pasid(value: u32) -> Pasid {

@@ -7,6 +7,7 @@ use iopt_formats::{Format as _, Level};
 
 use super::*;
 use crate::device::NewDomainError;
+use crate::device::context::Architecture as _;
 use crate::device::riscv::changes::{Old, device_context, process_context};
 use crate::device::riscv::domain::common;
 use crate::device::riscv::features::{BARE, FIRST_STAGES, SECOND_STAGES};
@@ -304,9 +305,10 @@ fn flags_that_hardware_sets_are_wanted_where_it_can() {
     const SECOND: u64 = 1 << 7;
     const FIRST: u64 = 1 << 8;
     let world = World::new(EXTENDED);
-    let dirty = Domain::first_stage(Sv::sv39().with_dirty(), Arc::new(Heap));
+    let dirty = Domain::first_stage(Sv::sv39().with_dirty(), Arc::new(Heap), MapSide::Silent);
     let dirty = Arc::new(dirty.expect("memory"));
-    let dirty_guest = Domain::second_stage(Svx4::sv39x4().with_dirty(), Arc::new(Heap));
+    let dirty_guest =
+        Domain::second_stage(Svx4::sv39x4().with_dirty(), Arc::new(Heap), MapSide::Silent);
     let dirty_guest = Arc::new(dirty_guest.expect("memory"));
     let device = world.device(&[8], false, 0);
     attach(&device, None, &dirty).expect("it fits");
@@ -348,7 +350,9 @@ fn domains_get_the_format_that_all_their_instances_have() {
     let guests = of(SV48X4 | SV39X4 | PAS);
     assert_eq!(walked(&[guests, FEATURES]), Some((2, 9, 56, false)));
     let memory = Arc::new(Heap);
-    let made = |features: &[&Features]| domain::translate::<Heap, Queue>(&memory, features);
+    let made = |features: &[&Features]| {
+        domain::translate::<Heap, Queue>(&memory, features, MapSide::Silent)
+    };
     assert!(made(&[&FEATURES]).is_ok() && made(&[&guests, &FEATURES]).is_ok());
     for none in [&[of(SV48X4 | PAS), of(SV39X4 | PAS)][..], &[of(PAS)], &[]] {
         assert_eq!(walked(none), None);
@@ -367,4 +371,42 @@ fn requesters_of_many_devices_have_segments() {
     assert_eq!(world.unit.function(0x12_3456), qualified);
     let world = World::new(FEATURES);
     assert_eq!(world.unit.function(0x3456), function(0x3456));
+}
+
+/// A3.7: whoever caches what is not valid is told of what is mapped.
+#[test]
+fn domains_are_told_of_maps_where_hardware_caches_what_is_not_valid() {
+    let memory = Arc::new(Heap);
+    for needs_map_invalidation in [false, true] {
+        let planner = Planner {
+            needs_map_invalidation,
+            ..Planner::default()
+        };
+        let instance = Recorder::instance_of(planner);
+        let world = World {
+            unit: RiscvIommu::new(FEATURES, Arc::new(Heap), instance).expect("memory"),
+            switches: Arc::new(Switches(Mutex::new(&LOG, Vec::new()))),
+        };
+        let device = world.device(&[8], false, 0);
+        let made = Riscv::<Heap, Queue>::translate(&memory, &[&device]).expect("it fits all");
+        let made = Arc::new(made);
+        attach(&device, None, &made).expect("it fits");
+        let id = world.id(&made);
+        world.commands();
+        let range = iopt_formats::IovaRange::with_len(iopt_formats::Iova::new(0x1000), 0x1000);
+        let region = crate::device::DirectRegion {
+            range: range.expect("a page"),
+            oa: iopt_formats::Oa::new(0x1000),
+            prot: iopt_formats::Prot::RW,
+        };
+        made.map_direct(region).expect("nothing is there");
+        let is_about = |command: &Command| {
+            matches!(command, Command::IotinvalVma { pscid: Some(pscid), .. }
+                if pscid.get() == id)
+        };
+        let is_told = world.commands().iter().any(is_about);
+        assert_eq!(is_told, needs_map_invalidation);
+        let silent = attach(&device, None, &first());
+        assert_eq!(silent.is_err(), needs_map_invalidation);
+    }
 }
