@@ -163,7 +163,11 @@ impl<M: TableMemory, const N: usize> EntryTable<M, N> {
     ) -> Result<usize, Unwritten> {
         let rules = &ByWords(rules);
         if self.is_quarantined(index) {
-            sync().map_err(Unwritten::Quarantined)?;
+            if let Err(error) = sync() {
+                // Who quarantined it may have had rules that keep it as it was.
+                self.block(rules, index);
+                return Err(Unwritten::Quarantined(error));
+            }
             self.set_quarantined(index, false);
         }
         let current = self.get(index).ok_or(Unwritten::Absent { index })?;
@@ -192,9 +196,7 @@ impl<M: TableMemory, const N: usize> EntryTable<M, N> {
         error: SyncError,
         mut sync: impl FnMut() -> Result<(), SyncError>,
     ) -> Unwritten {
-        let preserved = rules.preserved()[0];
-        let first = self.get(index).map_or(0, |words| words[0]);
-        self.store(index, 0, rules.blocked() & !preserved | first & preserved);
+        self.block(rules, index);
         match sync() {
             Ok(()) => Unwritten::Blocked(error),
             Err(error) => {
@@ -202,6 +204,13 @@ impl<M: TableMemory, const N: usize> EntryTable<M, N> {
                 Unwritten::Quarantined(error)
             }
         }
+    }
+
+    /// Makes an entry block in memory, as far as the rules may change it.
+    fn block<R: Rules<N>>(&self, rules: &R, index: usize) {
+        let preserved = rules.preserved()[0];
+        let first = self.get(index).map_or(0, |words| words[0]);
+        self.store(index, 0, rules.blocked() & !preserved | first & preserved);
     }
 
     /// Stores one word of an entry, behind all stores before.
