@@ -11,7 +11,7 @@ use iopt_formats::context::smmuv3::{Cd, Ste};
 
 use crate::device::context::HardwareEndpoint;
 use crate::device::fault::{DeviceFaults, FaultHandler};
-use crate::device::smmuv3::{Features, Smmu, Smmuv3, Smmuv3Domain, Smmuv3Driver};
+use crate::device::smmuv3::{Features, Smmu, Smmuv3, Smmuv3Domain, Smmuv3Driver, Stalls};
 use crate::device::testing::Recorder;
 use crate::device::{
     AttachError, By, Config, DefaultKind, DeviceAddress, DeviceControl, DeviceTlb, Driver,
@@ -39,7 +39,7 @@ pub(super) const FEATURES: Features = Features {
     has_stage2: true,
     has_ats: true,
     has_page_requests: true,
-    has_stalls: true,
+    stalls: Stalls::Allowed,
     ..Features::from_registers(0, 16 | 20 << 6 | 1 << 27, 5 | 7 << 4)
 };
 

@@ -82,6 +82,8 @@ classes! {
         "the domains of a process, and which endpoints lead to one";
     DOMAIN_IDS = 540, Lock "domain IDs":
         "by which IDs IOMMU instances know a domain";
+    SHARED_IDS = 550, Lock "shared IDs":
+        "which devices have an ID of an IOMMU instance, and what they want of its entry";
     CONTEXTS = 560, Lock "contexts":
         "the context tables of an IOMMU instance";
     PROCESSES = 580, Lock "processes":

@@ -9,7 +9,7 @@ use iopt_formats::context::update::{Fetch, Rules, Unit};
 use smallvec::SmallVec;
 
 use crate::device::amd::{CommandDevice, Features};
-use crate::device::context::{EntryTable, LinkError, Unwritten};
+use crate::device::context::{EntryTable, LinkError, Shares, Unwritten};
 use crate::device::ids::Ids;
 use crate::invalidation::plan::amd::Amd as Planner;
 use crate::invalidation::{Instance, SyncError};
@@ -33,6 +33,7 @@ pub struct AmdIommu<M: TableMemory, D: CommandDevice> {
     numbers: Arc<Ids>,
     layout: SmallVec<[DeviceTable; 2]>,
     segments: Mutex<SmallVec<[EntryTable<M, 4>; 2]>>,
+    shares: Arc<Shares<Dte>>,
 }
 
 /// Why there is no such instance.
@@ -83,6 +84,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> AmdIommu<M, D> {
             numbers: Ids::new(0..=u32::MAX),
             layout,
             segments: Mutex::new(&CONTEXTS, segments),
+            shares: Shares::new(),
         }))
     }
 
@@ -111,6 +113,11 @@ impl<M: TableMemory + 'static, D: CommandDevice> AmdIommu<M, D> {
     /// Returns numbers that hardware never sees, for domains that it does not know by one.
     pub(super) const fn numbers(&self) -> &Arc<Ids> {
         &self.numbers
+    }
+
+    /// Returns which devices have an ID.
+    pub(super) const fn shares(&self) -> &Arc<Shares<Dte>> {
+        &self.shares
     }
 
     /// Returns the memory of its tables.

@@ -11,7 +11,9 @@ use iopt_formats::context::amd::{Dte, Gcr3Entry};
 use crate::device::AttachFailure;
 use crate::device::amd::tables::Gcr3;
 use crate::device::amd::{AmdIommu, AmdVi, CommandDevice, Stage};
-use crate::device::context::{Attached, HardwareEndpoint, LinkError, Outcome, Target};
+use crate::device::context::{
+    Attached, HardwareEndpoint, LinkError, Outcome, Share, Target, Unwritten,
+};
 use crate::invalidation::plan::amd::{Device, Tag};
 use crate::mem::TableMemory;
 
@@ -25,6 +27,7 @@ pub type AmdEndpoint<M, D> = HardwareEndpoint<AmdVi<M, D>>;
 pub struct Port<M: TableMemory> {
     /// In rising order.
     pub(super) device_ids: Vec<u16>,
+    pub(super) share: Share<Dte>,
     pub(super) pasid_bits: u8,
     /// How many invalidations the device takes at once.
     pub(super) max_pending: u8,
@@ -49,20 +52,20 @@ impl<M: TableMemory> Port<M> {
 }
 
 impl<M: TableMemory + 'static> Port<M> {
-    /// Returns the entry of all IDs of the device, where version 2 tables have `paging_levels`.
+    /// Returns the entry of all IDs of the device, where version 2 tables have `paging_levels`; `None` blocks.
     fn dte<D: CommandDevice>(
         &self,
         paging_levels: u8,
         attached: &Attached<'_, AmdVi<M, D>>,
-    ) -> Dte {
+    ) -> Option<Dte> {
         let guest = |serves_requests_without_pasid| match &self.gcr3 {
             Some(gcr3) => gcr3.dte(paging_levels, serves_requests_without_pasid),
             None => Dte::blocked(),
         };
         let entry = match (attached.at(None), attached.has_pasids()) {
-            (Target::Blocked, false) => return Dte::blocked(),
+            (Target::Blocked, false) => return None,
             (Target::Identity, _) if self.pasid_bits == 0 => {
-                return Dte::pass_through(Rights::ALL);
+                return Some(Dte::pass_through(Rights::ALL));
             }
             // IDs have 16 bits.
             (Target::Stage((Stage::Host { tables, .. }, id)), _) => {
@@ -71,11 +74,25 @@ impl<M: TableMemory + 'static> Port<M> {
             (Target::Stage((Stage::Guest { .. }, _)), _) | (Target::Blocked, true) => guest(true),
             (Target::Identity, _) => guest(false),
         };
-        if attached.has_ats() {
+        Some(if attached.has_ats() {
             entry.with_ats()
         } else {
             entry
-        }
+        })
+    }
+
+    /// Makes an entry say what the device wants of it, or what another one does that has the ID, too.
+    pub(super) fn write_dte<D: CommandDevice>(
+        &self,
+        unit: &AmdIommu<M, D>,
+        device_id: u16,
+        wanted: Option<Dte>,
+        gives_way: bool,
+    ) -> Result<(), Unwritten> {
+        self.share
+            .lead(device_id.into(), wanted, gives_way, |entry| {
+                unit.write(device_id, entry.unwrap_or(Dte::blocked()))
+            })
     }
 
     /// Makes the entries of all IDs say what `attached` has.
@@ -84,12 +101,12 @@ impl<M: TableMemory + 'static> Port<M> {
         unit: &AmdIommu<M, D>,
         paging_levels: u8,
         attached: &Attached<'_, AmdVi<M, D>>,
+        gives_way: bool,
     ) -> Outcome {
         let entry = self.dte(paging_levels, attached);
-        let written = self.device_ids.iter().map(|&id| unit.write(id, entry));
-        written.fold(Outcome::Known, |outcome, written| {
-            outcome.and(written.into())
-        })
+        let ids = self.device_ids.iter();
+        let written = ids.map(|&id| self.write_dte(unit, id, entry, gives_way).into());
+        written.fold(Outcome::Known, Outcome::and)
     }
 
     /// Makes the entry of the guest CR3 table for requests of that place say `target`.
@@ -154,7 +171,8 @@ impl<M: TableMemory + 'static> Port<M> {
             let early = target.filter(|_| levels == old_levels);
             outcome = outcome.and(self.write_gcr3(unit, place, early));
         }
-        let written = self.write_dtes(unit, levels, attached);
+        let gives_way = attached.at(place) == Target::Blocked;
+        let written = self.write_dtes(unit, levels, attached, gives_way);
         outcome = outcome.and(written);
         if let Some(gcr3) = &mut self.gcr3
             && levels != old_levels

@@ -11,7 +11,7 @@ use core::fmt;
 use iopt_formats::Oa;
 use iopt_formats::context::update::Rules;
 
-use crate::device::context::{EntryTable, Unwritten};
+use crate::device::context::{EntryTable, ShareError, Unwritten};
 use crate::invalidation::SyncError;
 use crate::mem::{OutOfMemory, TableMemory};
 
@@ -63,6 +63,20 @@ pub enum LinkError {
     /// Hardware did not confirm that it knows the entry; to be tried again.
     #[error(transparent)]
     Sync(#[from] SyncError),
+    /// No memory to note who has the number.
+    #[error(transparent)]
+    Share(#[from] ShareError),
+}
+
+impl LinkError {
+    /// Returns what an entry that was to be made to block says of a device that comes.
+    pub fn of_blocking<T>(written: Result<T, Unwritten>) -> Result<(), Self> {
+        match written {
+            Ok(_) | Err(Unwritten::Blocked(_)) => Ok(()),
+            Err(Unwritten::Absent { index }) => Err(Self::Absent { index }),
+            Err(Unwritten::Quarantined(error)) => Err(error.into()),
+        }
+    }
 }
 
 impl<M: TableMemory, const N: usize> Directory<M, N> {

@@ -13,6 +13,8 @@
 //! Users     ---> Attachment                     places of a set, and the ID that a domain has at an instance
 //! ```
 //!
+//! Where an instance sees several devices under one ID, [`Shares`] say whom its entry serves.
+//!
 //! An attachment is made before the entry leads to the domain and [left](Attachment::leave) after it leads
 //! elsewhere and hardware has forgotten the entry: in between every sync of the domain reaches the device.
 //!
@@ -35,6 +37,7 @@ mod live;
 #[cfg(all(test, loom))]
 mod models;
 mod process;
+mod shares;
 mod slots;
 #[cfg(all(test, not(loom)))]
 mod tests;
@@ -46,5 +49,6 @@ pub use crate::device::context::domain::{HardwareDomain, Set};
 pub use crate::device::context::driver::HardwareDriver;
 pub use crate::device::context::endpoint::HardwareEndpoint;
 pub use crate::device::context::live::{EntryTable, Unwritten};
+pub use crate::device::context::shares::{Share, ShareError, Shares};
 pub use crate::device::context::slots::Attached;
 pub use crate::device::context::users::{Attachment, JoinDomainError, Tags, Users};

@@ -8,7 +8,7 @@ use iopt_formats::context::riscv::{
     Ddtp, DeviceContext, DeviceDirectory, DeviceOptions, Misconfigured, SecondStage,
 };
 
-use crate::device::context::{LinkError, Unwritten};
+use crate::device::context::{LinkError, Shares, Unwritten};
 use crate::device::ids::Ids;
 use crate::device::riscv::changes::{self, Old};
 use crate::device::riscv::features::BARE;
@@ -35,6 +35,7 @@ pub struct RiscvIommu<M: TableMemory, D: CommandDevice> {
     gscids: Arc<Ids>,
     directory: DeviceDirectory,
     contexts: Mutex<DeviceContexts<M>>,
+    shares: Arc<Shares<DeviceContext>>,
 }
 
 /// Why there is no such instance.
@@ -84,6 +85,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> RiscvIommu<M, D> {
             gscids: Ids::of_width(GSCID_BITS),
             directory,
             contexts: Mutex::new(&CONTEXTS, contexts),
+            shares: Shares::new(),
         }))
     }
 
@@ -110,6 +112,11 @@ impl<M: TableMemory + 'static, D: CommandDevice> RiscvIommu<M, D> {
     /// Returns the GSCIDs, by which it knows domains of a second stage.
     pub const fn gscids(&self) -> &Arc<Ids> {
         &self.gscids
+    }
+
+    /// Returns which devices have an ID.
+    pub(super) const fn shares(&self) -> &Arc<Shares<DeviceContext>> {
+        &self.shares
     }
 
     /// Returns the memory of its tables.

@@ -9,7 +9,9 @@ use iopt_formats::command::riscv::Function;
 use iopt_formats::context::riscv::{DeviceContext, DeviceOptions, FirstStage, SecondStage};
 
 use crate::device::AttachFailure;
-use crate::device::context::{Attached, HardwareEndpoint, LinkError, Outcome, Target};
+use crate::device::context::{
+    Attached, HardwareEndpoint, LinkError, Outcome, Share, Target, Unwritten,
+};
 use crate::device::riscv::features::BARE;
 use crate::device::riscv::tables::ProcessTable;
 use crate::device::riscv::{CommandDevice, Riscv, RiscvIommu, Stage};
@@ -34,6 +36,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> RiscvEndpoint<M, D> {
 /// The IDs of a device at one IOMMU, and its process directory if it has PASIDs.
 pub struct Port<M: TableMemory> {
     devices: Vec<u32>,
+    share: Share<DeviceContext>,
     /// Where commands for the device's own caches go, in rising order.
     functions: Vec<Function>,
     processes: Option<ProcessTable<M>>,
@@ -58,10 +61,32 @@ impl<M: TableMemory + 'static> Port<M> {
             }
         }
         let functions = devices.iter().map(|&device| unit.function(device));
-        Ok(Self {
+        let port = Self {
             devices: devices.to_vec(),
+            share: unit.shares().enter(devices)?,
             functions: functions.collect(),
             processes,
+        };
+        // Hardware may still use what another device had there.
+        for &device in devices
+            .iter()
+            .filter(|&&device| unit.is_quarantined(device))
+        {
+            LinkError::of_blocking(port.write_device(unit, device, None, true))?;
+        }
+        Ok(port)
+    }
+
+    /// Makes a device context say what the device wants of it, or what another one does that has the ID, too.
+    fn write_device<D: CommandDevice>(
+        &self,
+        unit: &RiscvIommu<M, D>,
+        device: u32,
+        wanted: Option<DeviceContext>,
+        gives_way: bool,
+    ) -> Result<(), Unwritten> {
+        self.share.lead(device, wanted, gives_way, |context| {
+            unit.write(device, context.as_ref())
         })
     }
 
@@ -106,8 +131,10 @@ impl<M: TableMemory + 'static> Port<M> {
             outcome = outcome.and(self.write_process(unit, place, target));
         }
         let context = self.context(unit, attached);
+        let gives_way = target == Target::Blocked;
         for &device in &self.devices {
-            outcome = outcome.and(unit.write(device, context.as_ref()).into());
+            let written = self.write_device(unit, device, context, gives_way);
+            outcome = outcome.and(written.into());
         }
         if !comes {
             outcome = outcome.and(self.write_process(unit, place, target));

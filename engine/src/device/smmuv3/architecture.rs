@@ -18,7 +18,9 @@ use crate::device::process::ProcessTables;
 use crate::device::smmuv3::events::Responder;
 use crate::device::smmuv3::port::Port;
 use crate::device::smmuv3::tables::CdTables;
-use crate::device::smmuv3::{CommandDevice, DomainError, Features, Smmu, Smmuv3Domain, Stage};
+use crate::device::smmuv3::{
+    CommandDevice, DomainError, Features, Smmu, Smmuv3Domain, Stage, Stalls,
+};
 use crate::device::{AttachFailure, NewDomainError};
 use crate::invalidation::Instance;
 use crate::invalidation::plan::smmuv3::{Smmuv3 as Planner, Tag};
@@ -46,7 +48,8 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for Smmuv3<M, D> {
     }
 
     fn has_ats(unit: &Smmu<M, D>) -> bool {
-        unit.features().has_ats
+        let features = unit.features();
+        features.has_ats && features.stalls != Stalls::Forced
     }
 
     fn pasid_bits(unit: &Smmu<M, D>) -> u8 {
@@ -96,7 +99,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for Smmuv3<M, D> {
     }
 
     fn can_stall(unit: &Smmu<M, D>) -> bool {
-        unit.features().has_stalls
+        unit.features().stalls != Stalls::Impossible
     }
 
     fn responder(units: &[Arc<Smmu<M, D>>]) -> Option<Arc<dyn PageResponder>> {
@@ -158,11 +161,18 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for Smmuv3<M, D> {
         for &stream in arrival.ids {
             unit.link(stream)?;
         }
-        Ok(Port {
+        let port = Port {
+            share: unit.shares().enter(arrival.ids)?,
             streams: arrival.ids.to_vec(),
             pasid_bits: arrival.pasid_bits,
             cds: None,
-        })
+        };
+        // Hardware may still use what another device had there.
+        let ids = arrival.ids.iter();
+        for &stream in ids.filter(|&&stream| unit.is_quarantined(stream)) {
+            LinkError::of_blocking(port.write_stream(unit, stream, None, true))?;
+        }
+        Ok(port)
     }
 
     fn tags(

@@ -167,10 +167,11 @@ impl Stage {
     }
 
     /// Returns the CD after the end of the process whose tables these were: valid, so that its transactions abort
-    /// without a record, and nothing is walked (`EPD0`). It can take the place of [`cd`](Self::cd) in one store.
-    pub(super) fn ended_cd(&self, asid: u16) -> Cd {
+    /// without a record, and nothing is walked (`EPD0`). It can take the place of [`cd`](Self::cd) in one store. Where
+    /// faults have to stall they do.
+    pub(super) fn ended_cd(&self, asid: u16, stalls: bool) -> Cd {
         let faults = FaultPolicy {
-            stalls: false,
+            stalls,
             records: false,
             aborts: true,
         };
@@ -183,11 +184,15 @@ impl Stage {
         })
     }
 
-    /// Returns what an STE says of stage 2.
-    pub(super) fn second(&self) -> Option<StreamStage2> {
+    /// Returns what an STE says of stage 2, where transactions that fault wait, or not.
+    pub(super) fn second(&self, stalls: bool) -> Option<StreamStage2> {
         match *self {
             Self::First { .. } => None,
-            Self::Second { vtcr, root } => StreamStage2::new(vtcr, root).ok(),
+            Self::Second { vtcr, root } => {
+                let mut stage2 = StreamStage2::new(vtcr, root).ok()?;
+                stage2.stalls = stalls;
+                Some(stage2)
+            }
         }
     }
 }

@@ -2,6 +2,18 @@
 
 use iopt_formats::armv8::{Granule, HardwareUpdates};
 
+/// Whether transactions that fault wait for software (section 3.12).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Stalls {
+    /// They never do.
+    Impossible,
+    /// They do where a CD, or an STE for stage 2, says so.
+    Allowed,
+    /// They do, and whatever says otherwise is illegal. Such an SMMU has no device with ATS, which needs stages 2 that
+    /// do not stall.
+    Forced,
+}
+
 /// What of an SMMU decides how its tables are made.
 #[expect(
     clippy::struct_excessive_bools,
@@ -25,8 +37,8 @@ pub struct Features {
     pub has_ats: bool,
     /// Devices may ask for pages (`IDR0.PRI`).
     pub has_page_requests: bool,
-    /// Faults may stall (`IDR0.STALL_MODEL` is 0, or 2: they must).
-    pub has_stalls: bool,
+    /// Whether faults stall (`IDR0.STALL_MODEL`).
+    pub stalls: Stalls,
     /// ASIDs have 16 bits, not 8 (`IDR0.ASID16`).
     pub has_wide_asids: bool,
     /// VMIDs have 16 bits, not 8 (`IDR0.VMID16`).
@@ -67,7 +79,11 @@ impl Features {
             has_stage2: has(idr0, 0),
             has_ats: has(idr0, 10),
             has_page_requests: has(idr0, 16),
-            has_stalls: matches!(idr0 >> 24 & 3, 0 | 2),
+            stalls: match idr0 >> 24 & 3 {
+                0 => Stalls::Allowed,
+                2 => Stalls::Forced,
+                _ => Stalls::Impossible,
+            },
             has_wide_asids: has(idr0, 12),
             has_wide_vmids: has(idr0, 18),
             has_attribute_overrides: has(idr1, 27),

@@ -9,7 +9,7 @@ use iopt_formats::context::smmuv3::{
     Attributes, L1StreamDesc, LayoutError, Ste, SteRules, Stream, StreamTable,
 };
 
-use crate::device::context::{Directory, LinkError, Unwritten};
+use crate::device::context::{Directory, LinkError, Shares, Unwritten};
 use crate::device::fault::Listeners;
 use crate::device::ids::Ids;
 use crate::device::smmuv3::{CommandDevice, Features};
@@ -33,6 +33,7 @@ pub struct Smmu<M: TableMemory, D: CommandDevice> {
     vmids: Arc<Ids>,
     layout: StreamTable,
     streams: Mutex<Directory<M, 8>>,
+    shares: Arc<Shares<Stream>>,
     listeners: Listeners,
 }
 
@@ -82,6 +83,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> Smmu<M, D> {
             vmids: Ids::of_width(width(features.has_wide_vmids)),
             layout,
             streams: Mutex::new(&CONTEXTS, streams),
+            shares: Shares::new(),
             listeners: Listeners::new(),
         }))
     }
@@ -114,6 +116,11 @@ impl<M: TableMemory + 'static, D: CommandDevice> Smmu<M, D> {
     /// Returns which devices its records are about.
     pub(super) const fn listeners(&self) -> &Listeners {
         &self.listeners
+    }
+
+    /// Returns which devices have a stream.
+    pub(super) const fn shares(&self) -> &Arc<Shares<Stream>> {
+        &self.shares
     }
 
     /// Returns the memory of its tables.

@@ -24,8 +24,11 @@
 //! |---|---|
 //! | stage 1 | its table; faults are recorded and abort |
 //! | stage 1, fault-capable, and the device can wait | its table; faults stall |
-//! | a process that has ended | no table (`EPD0`); requests abort, without a record |
+//! | a process that has ended | no table (`EPD0`); requests abort, without a record unless faults always stall |
 //! | nothing, or what needs none | not valid |
+//!
+//! Where faults always stall ([`Stalls::Forced`]) all CDs and all stages 2 say so, as nothing else is legal, and
+//! [`take_event`](Smmu::take_event) answers those that no handler is for.
 //!
 //! Records of the PRI queue and the event queue are the user's to read; it hands them to
 //! [`take_page_request`](Smmu::take_page_request) and [`take_event`](Smmu::take_event).
@@ -42,7 +45,7 @@ mod tests;
 
 pub use crate::device::smmuv3::architecture::{Smmuv3, Smmuv3Driver};
 pub use crate::device::smmuv3::domain::{DomainError, Smmuv3Domain, Stage};
-pub use crate::device::smmuv3::features::Features;
+pub use crate::device::smmuv3::features::{Features, Stalls};
 pub use crate::device::smmuv3::instance::{Smmu, SmmuError};
 pub use crate::device::smmuv3::port::{Port, Smmuv3Endpoint};
 

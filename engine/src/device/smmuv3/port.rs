@@ -8,9 +8,11 @@ use iopt_formats::command::Pasid;
 use iopt_formats::context::smmuv3::{Ats, Cd, DefaultSubstream, Stream};
 
 use crate::device::AttachFailure;
-use crate::device::context::{Attached, HardwareEndpoint, Outcome, Target};
+use crate::device::context::{
+    Attached, HardwareEndpoint, LinkError, Outcome, Share, Target, Unwritten,
+};
 use crate::device::smmuv3::tables::CdTables;
-use crate::device::smmuv3::{CommandDevice, Smmu, Smmuv3, Stage};
+use crate::device::smmuv3::{CommandDevice, Smmu, Smmuv3, Stage, Stalls};
 use crate::mem::TableMemory;
 
 /// The substream of requests without one, where `S1DSS` says so.
@@ -22,6 +24,7 @@ pub type Smmuv3Endpoint<M, D> = HardwareEndpoint<Smmuv3<M, D>>;
 /// The streams of a device at one SMMU, and its CDs once stage 1 was needed.
 pub struct Port<M: TableMemory> {
     pub(super) streams: Vec<u32>,
+    pub(super) share: Share<Stream>,
     pub(super) pasid_bits: u8,
     pub(super) cds: Option<CdTables<M>>,
 }
@@ -41,15 +44,18 @@ impl<M: TableMemory + 'static> Port<M> {
             }
         };
         cds.link(smmu, &self.streams, place.unwrap_or(NO_PASID))
-            .map_err(|error| AttachFailure::Other(Box::new(error)))
+            .map_err(|error| match error {
+                LinkError::Memory(_) => AttachFailure::Exhausted,
+                error => AttachFailure::Other(Box::new(error)),
+            })
     }
 
-    /// Returns what the STEs have to say.
+    /// Returns what the STEs have to say, unless the device is blocked.
     fn stream<D: CommandDevice>(
         &self,
         smmu: &Smmu<M, D>,
         attached: &Attached<'_, Smmuv3<M, D>>,
-    ) -> Stream {
+    ) -> Option<Stream> {
         let with_cds = |default| {
             let cds = self.cds.as_ref()?;
             let stage1 = cds.stage1(smmu, default, attached.can_stall());
@@ -57,37 +63,49 @@ impl<M: TableMemory + 'static> Port<M> {
         };
         let has_pasids = attached.has_pasids();
         let translated = match attached.at(None) {
-            Target::Stage((stage, id)) => match stage.second() {
+            Target::Stage((stage, id)) => match stage.second(must_stall(smmu)) {
                 Some(second) => {
                     let stream = Stream::stage2(second).with_vmid(id as u16);
                     Some(smmu.attributed(stream))
                 }
                 None => with_cds(DefaultSubstream::Substream0),
             },
-            Target::Identity if !has_pasids => return smmu.bypass(),
+            Target::Identity if !has_pasids => return Some(smmu.bypass()),
             Target::Identity => with_cds(DefaultSubstream::Bypass),
             Target::Blocked if !has_pasids => None,
             Target::Blocked => with_cds(DefaultSubstream::Terminate),
         };
-        let Some(stream) = translated else {
-            return Stream::ABORT;
-        };
+        let stream = translated?;
         let ats = if attached.has_ats() {
             Ats::Full
         } else {
             Ats::Refused
         };
-        stream.with_ats(ats).unwrap_or(stream)
+        Some(stream.with_ats(ats).unwrap_or(stream))
+    }
+
+    /// Makes an STE say what the device wants of it, or what another one does that has the stream, too.
+    pub(super) fn write_stream<D: CommandDevice>(
+        &self,
+        smmu: &Smmu<M, D>,
+        id: u32,
+        wanted: Option<Stream>,
+        gives_way: bool,
+    ) -> Result<(), Unwritten> {
+        self.share.lead(id, wanted, gives_way, |stream| {
+            smmu.write(id, &stream.unwrap_or(Stream::ABORT))
+        })
     }
 
     fn write_streams<D: CommandDevice>(
         &self,
         smmu: &Smmu<M, D>,
         attached: &Attached<'_, Smmuv3<M, D>>,
+        gives_way: bool,
     ) -> Outcome {
         let stream = self.stream(smmu, attached);
         let ids = self.streams.iter();
-        let written = ids.map(|&id| Outcome::from(smmu.write(id, &stream)));
+        let written = ids.map(|&id| self.write_stream(smmu, id, stream, gives_way).into());
         written.fold(Outcome::Known, Outcome::and)
     }
 
@@ -116,20 +134,28 @@ impl<M: TableMemory + 'static> Port<M> {
     ) -> Outcome {
         let cd = match (attached.at(place), attached.ended_at(place)) {
             (Target::Stage((stage @ Stage::First { .. }, id)), _) => {
-                stage.cd(id as u16, attached.stalls(place))
+                stage.cd(id as u16, attached.stalls(place) || must_stall(smmu))
             }
-            (_, Some((stage, id))) => stage.ended_cd(id as u16),
+            (_, Some((stage, id))) => stage.ended_cd(id as u16, must_stall(smmu)),
             _ => Cd::INVALID,
         };
-        // A CD before the STE that leads to it; an STE that leads elsewhere before its CD goes.
-        if place.is_some() || cd.is_valid() {
+        let gives_way = !cd.is_valid() && attached.at(place) == Target::Blocked;
+        let is_shared = || self.share.is_shared(self.streams.iter().copied());
+        // A CD before the STE that leads to it. Where an STE leads elsewhere it does so before its CD goes: that of
+        // requests without PASID, and any if devices that stay attached would be led there.
+        if cd.is_valid() || place.is_some() && !(gives_way && is_shared()) {
             let written = self.write_cd(smmu, place, &cd);
-            written.and(self.write_streams(smmu, attached))
+            written.and(self.write_streams(smmu, attached, gives_way))
         } else {
-            let written = self.write_streams(smmu, attached);
+            let written = self.write_streams(smmu, attached, gives_way);
             written.and(self.write_cd(smmu, place, &cd))
         }
     }
+}
+
+/// Returns whether nothing but stalls is legal.
+fn must_stall<M: TableMemory + 'static, D: CommandDevice>(smmu: &Smmu<M, D>) -> bool {
+    smmu.features().stalls == Stalls::Forced
 }
 
 impl<M: TableMemory + 'static, D: CommandDevice> HardwareEndpoint<Smmuv3<M, D>> {

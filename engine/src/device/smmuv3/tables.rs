@@ -11,7 +11,7 @@ use iopt_formats::context::smmuv3::{
 
 use crate::device::context::{Directory, LinkError, Unwritten};
 use crate::device::smmuv3::instance::walk;
-use crate::device::smmuv3::{CommandDevice, Smmu};
+use crate::device::smmuv3::{CommandDevice, Smmu, Stalls};
 use crate::invalidation::SyncError;
 use crate::mem::{OutOfMemory, TableMemory};
 
@@ -68,7 +68,7 @@ impl<M: TableMemory + 'static> CdTables<M> {
             fetch: walk::<M>(),
             default_substream,
             // Otherwise each CD says whether it stalls.
-            stalls_disabled: smmu.features().has_stalls && !can_stall,
+            stalls_disabled: smmu.features().stalls == Stalls::Allowed && !can_stall,
             is_el2: false,
         }
     }

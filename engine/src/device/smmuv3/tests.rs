@@ -1,6 +1,8 @@
 //! Devices behind SMMUs whose commands are written down.
 
+mod shared;
 mod silence;
+mod stalls;
 
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
@@ -13,9 +15,11 @@ use iopt_formats::command::smmuv3::Command;
 use iopt_formats::context::smmuv3::{Ats, Cd, DefaultSubstream, Ste, StreamConfig};
 
 use super::*;
+use crate::device::context::{Architecture as _, Arrival};
 use crate::device::testing::Recorder;
 use crate::device::{
     AttachFailure, DeviceAddress, DeviceControl, DirectRegion, Endpoint as _, Hwpt, PlainDevices,
+    Resolved,
 };
 use crate::firmware::NodeIndex;
 use crate::invalidation::plan::smmuv3::Tag;
@@ -74,20 +78,19 @@ impl World {
     }
 
     fn device(&self, streams: &[u32], can_ats: bool, pasid_bits: u8) -> Device {
-        for &stream in streams {
-            self.smmu.link(stream).expect("hardware answers");
-        }
-        let port = Port {
-            streams: streams.to_vec(),
+        let address = DeviceAddress::Node(NodeIndex(streams[0] as usize));
+        let arrival = Arrival {
+            device: &Resolved::new(address, 0),
+            ids: streams,
             pasid_bits,
-            cds: None,
+            control: &PlainDevices,
         };
+        let port = Smmuv3::port(&self.smmu, &arrival).expect("hardware answers");
         let control: Arc<dyn DeviceControl> = if can_ats {
             Arc::clone(&self.switches) as _
         } else {
             Arc::new(PlainDevices)
         };
-        let address = DeviceAddress::Node(NodeIndex(streams[0] as usize));
         let at = vec![(Arc::clone(&self.smmu), port)];
         Device::new(address, at, control, (can_ats, pasid_bits))
     }

@@ -8,12 +8,12 @@ use core::marker::PhantomData;
 
 use iopt_formats::command::Pasid;
 use iopt_formats::command::vtd::{Device, QueueDepth};
-use iopt_formats::context::vtd::{LegacyContext, PasidEntry, ScalableContext, TableMode};
+use iopt_formats::context::vtd::{LegacyContext, PasidEntry, TableMode};
 use smallvec::SmallVec;
 
 use crate::device::context::{
-    Architecture, Arrival, Attached, HardwareDomain, HardwareEndpoint, LinkError, Outcome, Tags,
-    Target,
+    Architecture, Arrival, Attached, HardwareDomain, HardwareEndpoint, LinkError, Outcome, Share,
+    Tags, Target, Unwritten,
 };
 use crate::device::ids::Ids;
 use crate::device::vtd::domain::{Walker, translate};
@@ -34,6 +34,7 @@ pub struct Vtd<M, D>(PhantomData<fn() -> (M, D)>);
 pub struct Port<M: TableMemory> {
     /// In rising order.
     devices: SmallVec<[Device; 1]>,
+    share: Share<ContextEntry>,
     /// How wide its PASIDs are; 0 if it has none.
     pasid_bits: u8,
     /// Once anything was to be attached.
@@ -41,6 +42,10 @@ pub struct Port<M: TableMemory> {
 }
 
 impl<M: TableMemory> Port<M> {
+    fn ids(&self) -> impl Iterator<Item = u16> {
+        self.devices.iter().map(|device| device.source_id)
+    }
+
     fn device_tags(&self, place: Option<Pasid>) -> impl Iterator<Item = Tag> {
         let devices = self.devices.iter();
         devices.map(move |&device| Tag::Ats {
@@ -159,11 +164,19 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for Vtd<M, D> {
                 queue_depth: QueueDepth::new(depth),
             });
         }
-        Ok(Port {
+        let port = Port {
             devices,
+            share: unit.shares().enter(arrival.ids)?,
             pasid_bits: arrival.pasid_bits,
             tables: None,
-        })
+        };
+        // Hardware may still use what another device had there.
+        let ids = port.ids();
+        for source_id in ids.filter(|&source_id| unit.is_quarantined(source_id)) {
+            let written = port.write_context(unit, source_id, None, Behind::Anything, true);
+            LinkError::of_blocking(written)?;
+        }
+        Ok(port)
     }
 
     fn tags(
@@ -213,8 +226,8 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for Vtd<M, D> {
     ) -> Outcome {
         match (unit.root_table().mode(), place) {
             (TableMode::Legacy, None) => {
-                let entry = ContextEntry::Legacy(legacy(unit, attached));
-                write_contexts(unit, port, &entry, Behind::Anything)
+                let entry = legacy(unit, attached).map(ContextEntry::Legacy);
+                port.write_contexts(unit, entry, Behind::Anything, entry.is_none())
             }
             // None is ever attached.
             (TableMode::Legacy, Some(_)) => Outcome::Known,
@@ -223,17 +236,17 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for Vtd<M, D> {
     }
 }
 
-/// Returns what context entries of legacy mode have to say.
+/// Returns what context entries of legacy mode have to say; `None` blocks.
 fn legacy<M: TableMemory + 'static, D: CommandDevice>(
     unit: &VtdUnit<M, D>,
     attached: &Attached<'_, Vtd<M, D>>,
-) -> LegacyContext {
+) -> Option<LegacyContext> {
     match attached.at(None) {
-        Target::Stage((stage, id)) => stage.legacy(did(id), attached.has_ats()),
-        Target::Identity => through(unit).map_or(LegacyContext::blocked(), |width| {
-            LegacyContext::pass_through(PASS_THROUGH_ID, width)
-        }),
-        Target::Blocked => LegacyContext::blocked(),
+        Target::Stage((stage, id)) => Some(stage.legacy(did(id), attached.has_ats())),
+        Target::Identity => {
+            through(unit).map(|width| LegacyContext::pass_through(PASS_THROUGH_ID, width))
+        }
+        Target::Blocked => None,
     }
 }
 
@@ -257,43 +270,65 @@ fn scalable<M: TableMemory + 'static, D: CommandDevice>(
         }),
         Target::Blocked => PasidEntry::blocked(),
     };
-    let mut outcome = Outcome::Known;
-    // A PASID that was never linked is blocked.
-    if tables.get(pasid).is_some() {
-        outcome = tables.write(unit, pasid, &entry).into();
-    }
     let is_blocked = attached.at(None) == Target::Blocked && !attached.has_pasids();
-    let mut context = if is_blocked {
-        ScalableContext::blocked()
-    } else {
-        tables.context()
-    };
+    let mut context = tables.context();
     if port.pasid_bits > 0 {
         context = context.with_pasid();
     }
     if attached.has_ats() {
         context = context.with_device_tlb();
     }
+    let context = (!is_blocked).then_some(ContextEntry::Scalable(context));
+    let gives_way = attached.at(place) == Target::Blocked;
+    let mut outcome = Outcome::Known;
+    if gives_way && port.share.is_shared(port.ids().map(u32::from)) {
+        // Devices that stay attached must not be led to the entry that goes.
+        outcome = port.write_contexts(unit, context, Behind::Anything, gives_way);
+    }
+    // A PASID that was never linked is blocked.
+    if let Some(tables) = &mut port.tables
+        && tables.get(pasid).is_some()
+    {
+        outcome = outcome.and(tables.write(unit, pasid, &entry).into());
+    }
     let behind = if is_blocked && outcome == Outcome::Known {
         Behind::Nothing
     } else {
         Behind::Anything
     };
-    let entry = ContextEntry::Scalable(context);
-    outcome.and(write_contexts(unit, port, &entry, behind))
+    outcome.and(port.write_contexts(unit, context, behind, gives_way))
 }
 
-fn write_contexts<M: TableMemory + 'static, D: CommandDevice>(
-    unit: &VtdUnit<M, D>,
-    port: &Port<M>,
-    entry: &ContextEntry,
-    behind: Behind,
-) -> Outcome {
-    let devices = port.devices.iter();
-    devices.fold(Outcome::Known, |outcome, device| {
-        let written = unit.change(device.source_id, entry, behind);
-        outcome.and(written.into())
-    })
+impl<M: TableMemory + 'static> Port<M> {
+    /// Makes all context entries say what the device wants of them, or what others do that have the ID, too.
+    fn write_contexts<D: CommandDevice>(
+        &self,
+        unit: &VtdUnit<M, D>,
+        wanted: Option<ContextEntry>,
+        behind: Behind,
+        gives_way: bool,
+    ) -> Outcome {
+        let written = self.ids().map(|source_id| {
+            self.write_context(unit, source_id, wanted, behind, gives_way)
+                .into()
+        });
+        written.fold(Outcome::Known, Outcome::and)
+    }
+
+    fn write_context<D: CommandDevice>(
+        &self,
+        unit: &VtdUnit<M, D>,
+        source_id: u16,
+        wanted: Option<ContextEntry>,
+        behind: Behind,
+        gives_way: bool,
+    ) -> Result<(), Unwritten> {
+        self.share
+            .lead(source_id.into(), wanted, gives_way, |entry| match entry {
+                Some(entry) => unit.change(source_id, &entry, Behind::Anything),
+                None => unit.change(source_id, &unit.blocked(), behind),
+            })
+    }
 }
 
 fn walker<M: TableMemory + 'static, D: CommandDevice>(unit: &VtdUnit<M, D>) -> Walker {

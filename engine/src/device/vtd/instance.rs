@@ -12,7 +12,7 @@ use iopt_formats::context::vtd::{
 };
 use smallvec::SmallVec;
 
-use crate::device::context::{Directory, LinkError, Unwritten};
+use crate::device::context::{Directory, LinkError, Shares, Unwritten};
 use crate::device::ids::Ids;
 use crate::device::vtd::stale::{Stale, Told};
 use crate::device::vtd::{CommandDevice, Features, Scope};
@@ -35,6 +35,7 @@ pub struct VtdUnit<M: TableMemory, D: CommandDevice> {
     root: RootTable,
     scope: Option<Scope>,
     contexts: Mutex<Contexts<M>>,
+    shares: Arc<Shares<ContextEntry>>,
 }
 
 /// Context entries behind root entries, one word of which leads to one table in either mode.
@@ -113,6 +114,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> VtdUnit<M, D> {
             root: RootTable::new(mode, base)?,
             scope: None,
             contexts: Mutex::new(&CONTEXTS, contexts),
+            shares: Shares::new(),
         })
     }
 
@@ -150,6 +152,19 @@ impl<M: TableMemory + 'static, D: CommandDevice> VtdUnit<M, D> {
     /// Returns whom it serves, if it knows.
     pub const fn scope(&self) -> Option<&Scope> {
         self.scope.as_ref()
+    }
+
+    /// Returns which devices have a requester ID.
+    pub(super) const fn shares(&self) -> &Arc<Shares<ContextEntry>> {
+        &self.shares
+    }
+
+    /// Returns an entry that blocks.
+    pub(super) const fn blocked(&self) -> ContextEntry {
+        match self.root.mode() {
+            TableMode::Legacy => ContextEntry::Legacy(LegacyContext::blocked()),
+            TableMode::Scalable => ContextEntry::Scalable(ScalableContext::blocked()),
+        }
     }
 
     /// Returns the memory of its tables.

@@ -122,3 +122,44 @@ fn a_device_is_not_taken_in_by_hardware_that_does_not_answer() {
     assert_eq!(world.unit.link(8), Ok(()));
     assert!(!world.unit.is_quarantined(8));
 }
+
+/// One that is reset or removed does not stop the others.
+#[test]
+fn an_id_is_led_as_long_as_one_of_its_devices_is_attached() {
+    for bits in [0, 4] {
+        let world = World::new(FEATURES);
+        // Device 7 is what both are seen as.
+        let devices = [[7, 8], [7, 9]].map(|ids| world.device(&ids, false, bits));
+        let domain = first();
+        for device in &devices {
+            attach(device, None, &domain).expect("it fits");
+        }
+        devices[0].block(None);
+        assert_eq!(world.words(7), world.words(9));
+        assert!(world.context(7).is_some() && world.context(8).is_none());
+        attach(&devices[0], None, &domain).expect("it fits");
+        assert_eq!(world.words(7), world.words(9));
+        devices[1].release();
+        assert_eq!(world.words(7), world.words(8));
+        devices[0].release();
+        assert!(world.context(7).is_none());
+        drop(devices);
+        world.assert_unused();
+    }
+}
+
+#[test]
+fn a_device_that_comes_where_another_was_is_blocked_for_sure() {
+    use crate::device::context::LinkError;
+
+    let world = World::new(Features::new(CAPABILITIES, 0, 1));
+    let device = world.device(&[8], false, 0);
+    attach(&device, None, &first()).expect("it fits");
+    world.silence(true);
+    drop(device);
+    let come = || Port::new(&world.unit, &[8], 0).map(drop);
+    assert!(matches!(come(), Err(LinkError::Sync(_))));
+    world.silence(false);
+    assert_eq!(come(), Ok(()));
+    assert!(!world.unit.is_quarantined(8));
+}

@@ -1,0 +1,172 @@
+//! IDs under which an instance sees several devices: functions behind a bridge that speaks for them, or that
+//! firmware or a quirk gives the same alias.
+//!
+//! There is one entry for such an ID, and each device wants it to lead to tables of its own. Devices that share an
+//! ID are in one group, so they are attached to the same domains; but one of them may be blocked alone, because it is
+//! being reset, is removed, or comes. So the instance notes what each wants, and lets the entry say what one of
+//! them, the holder, does: as long as anybody is attached under an ID, it is led.
+//!
+//! # Invariants
+//!
+//! - **S1** (one holder): of those that want something of an ID exactly one is its holder; of an ID of which nobody
+//!   wants anything, none.
+//! - **S2** (steady): the holder changes only if it wants nothing any more, or gives way.
+
+#[cfg(all(test, not(loom)))]
+mod tests;
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+
+use crate::sync::{Mutex, SHARED_IDS};
+
+/// Who has which IDs of an instance, and what each wants of their entries.
+pub struct Shares<E> {
+    inner: Mutex<Inner<E>>,
+}
+
+struct Inner<E> {
+    /// By ID, then by user.
+    claims: Vec<Claim<E>>,
+    next_user: u64,
+}
+
+struct Claim<E> {
+    id: u32,
+    user: u64,
+    /// Nothing if its requests are to be blocked.
+    wanted: Option<E>,
+    is_holder: bool,
+}
+
+/// No memory to note who has an ID.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("no memory to note who has an ID")]
+pub struct ShareError;
+
+impl<E: Copy> Shares<E> {
+    /// Creates the value for an instance that sees no device.
+    pub fn new() -> Arc<Self> {
+        let inner = Inner {
+            claims: Vec::new(),
+            next_user: 0,
+        };
+        Arc::new(Self {
+            inner: Mutex::new(&SHARED_IDS, inner),
+        })
+    }
+
+    /// Notes that a device has `ids`, each of them given once. It wants nothing of them.
+    ///
+    /// # Errors
+    ///
+    /// [`ShareError`], with nothing noted.
+    pub fn enter(self: &Arc<Self>, ids: &[u32]) -> Result<Share<E>, ShareError> {
+        let mut inner = self.inner.lock();
+        let reserved = inner.claims.try_reserve(ids.len());
+        reserved.map_err(|_| ShareError)?;
+        let user = inner.next_user;
+        inner.next_user += 1;
+        for &id in ids {
+            // Behind all others, as users are numbered in the order in which they come.
+            let at = inner.claims.partition_point(|claim| claim.id <= id);
+            let claim = Claim {
+                id,
+                user,
+                wanted: None,
+                is_holder: false,
+            };
+            inner.claims.insert(at, claim);
+        }
+        Ok(Share {
+            shares: Arc::clone(self),
+            user,
+        })
+    }
+}
+
+impl<E> Inner<E> {
+    /// Returns the claims to one ID.
+    fn of(&mut self, id: u32) -> &mut [Claim<E>] {
+        let first = self.claims.partition_point(|claim| claim.id < id);
+        let end = self.claims.partition_point(|claim| claim.id <= id);
+        self.claims.get_mut(first..end).unwrap_or_default()
+    }
+}
+
+/// What one device has of an instance's IDs, until it is dropped.
+pub struct Share<E> {
+    shares: Arc<Shares<E>>,
+    user: u64,
+}
+
+impl<E: Copy> Share<E> {
+    /// Notes that the device wants `wanted` of the entry of an ID, or nothing, and has `write` make the entry say what
+    /// the ID's holder wants, or block if there is none. A device that `gives_way` holds no ID that another one can
+    /// hold; who wants nothing does that. Allocates nothing.
+    pub fn lead<R>(
+        &self,
+        id: u32,
+        wanted: Option<E>,
+        gives_way: bool,
+        write: impl FnOnce(Option<E>) -> R,
+    ) -> R {
+        let mut inner = self.shares.inner.lock();
+        let claims = inner.of(id);
+        let own = claims.iter().position(|claim| claim.user == self.user);
+        let Some(own) = own else {
+            return write(wanted);
+        };
+        claims[own].wanted = wanted;
+        let can_hold =
+            |at: usize, claim: &Claim<E>| claim.wanted.is_some() && (at != own || !gives_way);
+        let able = || {
+            claims
+                .iter()
+                .enumerate()
+                .filter(|&(at, claim)| can_hold(at, claim))
+        };
+        let steady = able().find(|(_, claim)| claim.is_holder);
+        // S1, S2.
+        let holder = steady.or_else(|| able().find(|&(at, _)| at == own));
+        let holder = holder.or_else(|| able().next()).map(|(at, _)| at);
+        let holder = holder.or(wanted.is_some().then_some(own));
+        for (at, claim) in claims.iter_mut().enumerate() {
+            claim.is_holder = Some(at) == holder;
+        }
+        // Under the lock, so that entries are written in the order in which holders change.
+        write(holder.and_then(|at| claims[at].wanted))
+    }
+
+    /// Returns whether another device wants something of one of `ids`.
+    pub fn is_shared(&self, ids: impl IntoIterator<Item = u32>) -> bool {
+        let mut inner = self.shares.inner.lock();
+        let others = |id| {
+            let mut claims = inner.of(id).iter();
+            claims.any(|claim| claim.user != self.user && claim.wanted.is_some())
+        };
+        ids.into_iter().any(others)
+    }
+}
+
+impl<E> Drop for Share<E> {
+    fn drop(&mut self) {
+        let mut inner = self.shares.inner.lock();
+        inner.claims.retain(|claim| claim.user != self.user);
+    }
+}
+
+impl<E> fmt::Debug for Shares<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let inner = self.inner.lock();
+        let claims = inner.claims.iter().map(|claim| (claim.id, claim.user));
+        f.debug_set().entries(claims).finish()
+    }
+}
+
+impl<E> fmt::Debug for Share<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Share").field(&self.user).finish()
+    }
+}

@@ -1,0 +1,51 @@
+//! Who holds an ID, and what its entry says.
+
+use super::*;
+
+/// Returns what an entry is made to say.
+fn lead(share: &Share<char>, id: u32, wanted: Option<char>) -> Option<char> {
+    share.lead(id, wanted, wanted.is_none(), |entry| entry)
+}
+
+#[test]
+fn an_id_is_led_as_long_as_anybody_is_attached_under_it() {
+    let shares = Shares::new();
+    let one = shares.enter(&[1, 7]).expect("memory");
+    let other = shares.enter(&[2, 7]).expect("memory");
+    assert!(!one.is_shared([1, 7]));
+    assert_eq!(lead(&one, 7, Some('a')), Some('a'));
+    assert!(other.is_shared([2, 7]) && !other.is_shared([1, 2]) && !one.is_shared([1, 7]));
+    // The holder stays, whatever others want.
+    assert_eq!(lead(&other, 7, Some('b')), Some('a'));
+    assert_eq!(lead(&one, 7, Some('c')), Some('c'));
+    assert_eq!(lead(&one, 7, None), Some('b'));
+    assert_eq!(lead(&one, 7, Some('d')), Some('b'));
+    assert_eq!(lead(&other, 7, None), Some('d'));
+    assert_eq!(lead(&one, 7, None), None);
+    // What is one's own is nobody else's matter.
+    assert_eq!(lead(&one, 1, Some('e')), Some('e'));
+    assert_eq!(lead(&other, 2, None), None);
+}
+
+#[test]
+fn who_gives_way_keeps_what_nobody_else_wants() {
+    let shares = Shares::new();
+    let one = shares.enter(&[7]).expect("memory");
+    let other = shares.enter(&[7]).expect("memory");
+    assert_eq!(one.lead(7, Some('a'), true, |entry| entry), Some('a'));
+    assert_eq!(lead(&other, 7, Some('b')), Some('a'));
+    assert_eq!(one.lead(7, Some('c'), true, |entry| entry), Some('b'));
+    assert_eq!(lead(&one, 7, Some('c')), Some('b'));
+}
+
+#[test]
+fn who_is_gone_holds_nothing() {
+    let shares = Shares::new();
+    let one = shares.enter(&[7]).expect("memory");
+    let other = shares.enter(&[7]).expect("memory");
+    assert_eq!(lead(&one, 7, Some('a')), Some('a'));
+    drop(one);
+    assert!(!other.is_shared([7]));
+    assert_eq!(lead(&other, 7, Some('b')), Some('b'));
+    assert_eq!(lead(&other, 7, None), None);
+}
