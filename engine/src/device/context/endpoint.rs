@@ -1,7 +1,6 @@
 //! A device behind one or several instances of one architecture.
 
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::any::Any;
@@ -61,10 +60,11 @@ impl<A: Architecture> HardwareEndpoint<A> {
             ports,
             slots: Slots {
                 default: None,
-                pasids: BTreeMap::new(),
+                pasids: Vec::new(),
             },
             stuck: Vec::new(),
             has_ats: false,
+            is_released: false,
             pending: Vec::new(),
         };
         Self {
@@ -87,10 +87,10 @@ impl<A: Architecture> HardwareEndpoint<A> {
     }
 
     /// Shares it, so that domains of processes can be attached.
-    pub(in crate::device) fn into_shared(self) -> Arc<Self> {
-        Arc::new_cyclic(|me| Self {
-            me: Weak::clone(me),
-            ..self
+    pub(in crate::device) fn into_shared(mut self) -> Arc<Self> {
+        Arc::new_cyclic(|me| {
+            self.me = Weak::clone(me);
+            self
         })
     }
 
@@ -200,7 +200,7 @@ impl<A: Architecture> HardwareEndpoint<A> {
             .try_reserve_exact(count)
             .map_err(|_| AttachFailure::Exhausted)?;
         places.push(None);
-        places.extend(state.slots.pasids.keys().copied().map(Some));
+        places.extend(state.slots.pasids.iter().map(|slot| slot.lead.place));
         places.extend(state.stuck.iter().map(|slot| slot.lead.place));
         let has_ats = state.has_ats;
         for place in places {
@@ -259,6 +259,25 @@ impl<A: Architecture> HardwareEndpoint<A> {
             Outcome::Known
         };
         outcome == Outcome::Known && !is_stuck
+    }
+
+    /// Blocks all places, and lets go of the device. Done once.
+    fn let_go(&self) {
+        let mut state = self.state.lock();
+        if core::mem::replace(&mut state.is_released, true) {
+            return;
+        }
+        while let Some(pasid) = state.slots.first_pasid() {
+            self.change(&mut state, Some(pasid), None);
+        }
+        self.change(&mut state, None, None);
+        if let Some(faults) = self.faults() {
+            let listeners = self.units.iter().filter_map(|unit| A::listeners(unit));
+            listeners.for_each(|listeners| listeners.strike_out(faults));
+        }
+        if self.pasid_bits > 0 {
+            self.control.set_pasids(self.address, false);
+        }
     }
 
     /// Checks what more a domain wants than tables.
@@ -357,8 +376,7 @@ impl<A: Architecture> Endpoint for HardwareEndpoint<A> {
         }
         let counted = self.count(place, &domain, has_ats)?;
         let exhausted = |_| AttachFailure::Exhausted;
-        state.stuck.try_reserve(2).map_err(exhausted)?;
-        state.pending.try_reserve(1).map_err(exhausted)?;
+        state.reserve().map_err(exhausted)?;
         for (unit, port) in self.units.iter().zip(&mut state.ports) {
             A::make(unit, port, place, target)?;
         }
@@ -381,18 +399,14 @@ impl<A: Architecture> Endpoint for HardwareEndpoint<A> {
     }
 
     fn release(&self) {
-        let mut state = self.state.lock();
-        while let Some((&pasid, _)) = state.slots.pasids.first_key_value() {
-            self.change(&mut state, Some(pasid), None);
-        }
-        self.change(&mut state, None, None);
-        if let Some(faults) = self.faults() {
-            let listeners = self.units.iter().filter_map(|unit| A::listeners(unit));
-            listeners.for_each(|listeners| listeners.strike_out(faults));
-        }
-        if self.pasid_bits > 0 {
-            self.control.set_pasids(self.address, false);
-        }
+        self.let_go();
+    }
+}
+
+impl<A: Architecture> Drop for HardwareEndpoint<A> {
+    /// The entries belong to the instance, which lives on: nothing is freed to which they lead.
+    fn drop(&mut self) {
+        self.let_go();
     }
 }
 

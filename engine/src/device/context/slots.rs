@@ -1,6 +1,6 @@
 //! What is attached to a device, what is about to be, and what hardware did not confirm to have left.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::TryReserveError;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
@@ -18,10 +18,12 @@ pub(super) struct State<A: Architecture> {
     /// One for each instance, in their order.
     pub(super) ports: Vec<A::Port>,
     pub(super) slots: Slots<A>,
-    /// What hardware may still use. Has room for two more whenever something is attached.
+    /// What hardware may still use. Has room for all that is attached or prepared.
     pub(super) stuck: Vec<Slot<A>>,
     /// Whether ATS is enabled at the device.
     pub(super) has_ats: bool,
+    /// Whether the device was let go: everything is blocked for good.
+    pub(super) is_released: bool,
     /// What is prepared to be attached.
     pub(super) pending: Vec<Lead<A>>,
 }
@@ -29,7 +31,8 @@ pub(super) struct State<A: Architecture> {
 /// What is attached, by place.
 pub(super) struct Slots<A: Architecture> {
     pub(super) default: Option<Slot<A>>,
-    pub(super) pasids: BTreeMap<Pasid, Slot<A>>,
+    /// In rising order. Has room for all that is prepared.
+    pub(super) pasids: Vec<Slot<A>>,
 }
 
 /// One domain as it is attached.
@@ -87,25 +90,44 @@ impl<A: Architecture> Slots<A> {
     pub(super) fn get(&self, place: Option<Pasid>) -> Option<&Slot<A>> {
         match place {
             None => self.default.as_ref(),
-            Some(pasid) => self.pasids.get(&pasid),
+            Some(_) => self.pasids.get(self.find(place).ok()?),
         }
     }
 
-    /// Puts `new`, or nothing, in a place, and returns what was there.
+    /// Returns where the slot of a PASID is, or where it would be.
+    fn find(&self, place: Option<Pasid>) -> Result<usize, usize> {
+        self.pasids
+            .binary_search_by_key(&place, |slot| slot.lead.place)
+    }
+
+    /// Returns the smallest PASID with which something is attached.
+    pub(super) fn first_pasid(&self) -> Option<Pasid> {
+        self.pasids.first()?.lead.place
+    }
+
+    /// Puts `new`, or nothing, in a place, and returns what was there. What comes for a PASID was
+    /// [prepared](State::reserve).
     pub(super) fn replace(
         &mut self,
         place: Option<Pasid>,
         new: Option<Slot<A>>,
     ) -> Option<Slot<A>> {
-        match (place, new) {
-            (None, new) => mem::replace(&mut self.default, new),
-            (Some(pasid), Some(slot)) => self.pasids.insert(pasid, slot),
-            (Some(pasid), None) => self.pasids.remove(&pasid),
+        if place.is_none() {
+            return mem::replace(&mut self.default, new);
+        }
+        match (self.find(place), new) {
+            (Ok(at), Some(slot)) => Some(mem::replace(&mut self.pasids[at], slot)),
+            (Ok(at), None) => Some(self.pasids.remove(at)),
+            (Err(at), Some(slot)) => {
+                self.pasids.insert(at, slot);
+                None
+            }
+            (Err(_), None) => None,
         }
     }
 
     fn iter(&self) -> impl Iterator<Item = &Slot<A>> {
-        self.default.iter().chain(self.pasids.values())
+        self.default.iter().chain(&self.pasids)
     }
 
     /// Returns whether something that is attached has ATS.
@@ -120,6 +142,16 @@ impl<A: Architecture> State<A> {
         let leads = self.slots.iter().map(|slot| &slot.lead);
         let leads = leads.chain(&self.pending);
         leads.filter(move |lead| lead.place != place)
+    }
+
+    /// Gets room for one more preparation, so that commits need none, and all that is attached by then can become
+    /// stuck.
+    pub(super) fn reserve(&mut self) -> Result<(), TryReserveError> {
+        let prepared_count = self.pending.len() + 1;
+        self.pending.try_reserve(1)?;
+        self.slots.pasids.try_reserve(prepared_count)?;
+        let attached_count = self.slots.iter().count();
+        self.stuck.try_reserve(attached_count + prepared_count)
     }
 
     /// Keeps what hardware may still use.

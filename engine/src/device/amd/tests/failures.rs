@@ -1,6 +1,9 @@
 //! Hardware that does not answer.
 
+use iopt_formats::context::amd::Interrupts;
+
 use super::*;
+use crate::device::context::LinkError;
 use crate::invalidation::Instance;
 use crate::mem::{FlushLine, NonSnooped};
 
@@ -186,18 +189,99 @@ fn tables_are_not_led_to_while_their_levels_are_unknown() {
     assert!(quarantined_count > 3, "{quarantined_count}");
 }
 
-/// Nobody knows what hardware holds under the ID of a device that was not released.
+/// The entry is the IOMMU's, which lives on.
 #[test]
-fn the_id_of_a_device_that_is_dropped_where_it_is_is_lost() {
-    let world = World::new(FEATURES);
-    for (is_released, lost_count) in [(true, 0), (false, 1)] {
-        let device = world.device(&[8], false, 4);
-        attach(&device, None, &guest()).expect("it fits");
-        if is_released {
-            device.release();
+fn a_device_that_is_dropped_where_it_is_is_blocked() {
+    for make in [host, guest] {
+        let world = World::new(FEATURES);
+        for is_released in [true, false] {
+            let device = world.device(&[8], false, 4);
+            attach(&device, None, &make()).expect("it fits");
+            if is_released {
+                device.release();
+            }
+            drop(device);
+            assert_eq!(world.dte(8), Dte::blocked());
+            let ids = world.iommu.domain_ids();
+            assert_eq!((ids.used_count(), ids.quarantined_count()), (0, 0));
         }
+    }
+}
+
+/// Nobody knows what hardware holds under the IDs of a device that it did not confirm to have left.
+#[test]
+fn the_ids_of_a_device_that_is_dropped_in_silence_stay_taken() {
+    for make in [host, guest] {
+        let world = World::new(FEATURES);
+        let device = world.device(&[8], false, 4);
+        attach(&device, None, &make()).expect("it fits");
+        world.queue().set_silent(true);
         drop(device);
+        world.queue().set_silent(false);
         let ids = world.iommu.domain_ids();
-        assert_eq!((ids.used_count(), ids.quarantined_count()), (0, lost_count));
+        assert_eq!((ids.used_count(), ids.quarantined_count()), (1, 0));
+    }
+}
+
+/// Rules of interrupts leave what memory is led to; who blocks does not.
+#[test]
+fn an_entry_blocks_in_memory_though_its_interrupts_were_not_confirmed() {
+    let world = World::new(FEATURES);
+    let device = world.device(&[8], false, 0);
+    attach(&device, None, &host()).expect("it fits");
+    world.queue().set_silent(true);
+    let remapped = Dte::blocked().with_interrupts(Interrupts::Aborted);
+    assert!(world.iommu.write_interrupts(8, remapped).is_err());
+    assert!(world.iommu.is_quarantined(8));
+    assert!(leads(&world, &device, None, true));
+    device.block(None);
+    assert!(!leads(&world, &device, None, true));
+    assert!(world.dte(8).is_valid() && device.is_quarantined());
+}
+
+#[test]
+fn a_device_that_comes_where_another_was_is_blocked_for_sure() {
+    let world = World::new(FEATURES);
+    let device = world.device(&[8], false, 0);
+    attach(&device, None, &Arc::new(Domain::identity())).expect("it fits");
+    world.queue().set_silent(true);
+    drop(device);
+    let arrival = Arrival {
+        device: &Resolved::new(DeviceAddress::Node(NodeIndex(8)), 0),
+        ids: &[8],
+        pasid_bits: 0,
+        control: &PlainDevices,
+    };
+    let come = || AmdVi::port(&world.iommu, &arrival).map(drop);
+    assert!(matches!(come(), Err(LinkError::Sync(_))));
+    world.queue().set_silent(false);
+    assert_eq!(come(), Ok(()));
+    assert!(!world.iommu.is_quarantined(8));
+}
+
+/// One that is reset or removed does not stop the others.
+#[test]
+fn an_id_is_led_as_long_as_one_of_its_devices_is_attached() {
+    for (make, is_host) in [(host as fn() -> Arc<Domain>, true), (guest, false)] {
+        let world = World::new(FEATURES);
+        // Device 8 is what both are seen as.
+        let devices = [[8, 9], [8, 10]].map(|ids| world.device(&ids, false, 4));
+        let domain = make();
+        for device in &devices {
+            attach(device, None, &domain).expect("it fits");
+        }
+        devices[0].block(None);
+        assert_eq!(world.dte(8), world.dte(10));
+        assert!(leads(&world, &devices[1], None, is_host));
+        assert_eq!(world.dte(9), Dte::blocked());
+        attach(&devices[0], None, &domain).expect("it fits");
+        assert_eq!(world.dte(8), world.dte(10));
+        devices[1].release();
+        assert_eq!(world.dte(8), world.dte(9));
+        devices[0].release();
+        assert_eq!(world.dte(8), Dte::blocked());
+        drop(devices);
+        let ids = world.iommu.domain_ids();
+        assert_eq!((ids.used_count(), ids.quarantined_count()), (0, 0));
     }
 }
