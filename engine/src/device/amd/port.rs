@@ -172,7 +172,17 @@ impl<M: TableMemory + 'static> Port<M> {
             outcome = outcome.and(self.write_gcr3(unit, place, early));
         }
         let gives_way = attached.at(place) == Target::Blocked;
-        let written = self.write_dtes(unit, levels, attached, gives_way);
+        // Without PASIDs they do so under no ID of the device.
+        let passes = attached.at(None) == Target::Identity && self.pasid_bits > 0;
+        if let Some(gcr3) = self.gcr3.as_mut().filter(|_| passes) {
+            gcr3.set_passing();
+        }
+        let mut written = self.write_dtes(unit, levels, attached, gives_way);
+        if let Some(gcr3) = self.gcr3.as_mut().filter(|_| !passes)
+            && written != Outcome::Unknown
+        {
+            written = written.and(gcr3.forget_passed(unit));
+        }
         outcome = outcome.and(written);
         if let Some(gcr3) = &mut self.gcr3
             && levels != old_levels

@@ -27,6 +27,9 @@ pub(super) struct Gcr3<M: TableMemory> {
     id: Option<Id>,
     /// Entries that are valid, or that hardware may take for valid.
     used_count: usize,
+    /// Whether requests without a PASID pass under the ID, or did, and what hardware may hold of them was not
+    /// forgotten.
+    has_passed: bool,
 }
 
 impl<M: TableMemory + 'static> Gcr3<M> {
@@ -54,6 +57,7 @@ impl<M: TableMemory + 'static> Gcr3<M> {
             paging_levels: 4,
             id: Some(id.map_err(|_| AttachFailure::Exhausted)?),
             used_count: 0,
+            has_passed: false,
         })
     }
 
@@ -135,6 +139,26 @@ impl<M: TableMemory + 'static> Gcr3<M> {
         written.into()
     }
 
+    /// Notes that requests without a PASID are about to pass under the ID.
+    pub(super) const fn set_passing(&mut self) {
+        self.has_passed = true;
+    }
+
+    /// Makes hardware forget what it holds of requests that passed: the devices' entries no longer let any.
+    pub(super) fn forget_passed<D: CommandDevice>(&mut self, unit: &AmdIommu<M, D>) -> Outcome {
+        if !self.has_passed {
+            return Outcome::Known;
+        }
+        let forgotten = unit.instance().execute([Command::InvalidatePages {
+            domain_id: self.id(),
+            pasid: None,
+            has_tables: true,
+            span: Span::ALL,
+        }]);
+        self.has_passed = forgotten.is_err();
+        forgotten.map_or(Outcome::Unknown, |()| Outcome::Known)
+    }
+
     fn is_used(&self, index: usize) -> bool {
         self.entries.get(index) != Some([0]) || self.entries.is_quarantined(index)
     }
@@ -152,9 +176,10 @@ fn forget_devices<M: TableMemory + 'static, D: CommandDevice>(
 
 impl<M: TableMemory> Drop for Gcr3<M> {
     fn drop(&mut self) {
-        // All under the ID was forgotten when the entries were. Otherwise it is lost.
+        // All under the ID was forgotten when the entries were, with a PASID and without. Otherwise it is lost.
         if let Some(id) = self.id.take()
             && self.used_count == 0
+            && !self.has_passed
         {
             id.give_back_unused();
         }

@@ -285,3 +285,37 @@ fn an_id_is_led_as_long_as_one_of_its_devices_is_attached() {
         assert_eq!((ids.used_count(), ids.quarantined_count()), (0, 0));
     }
 }
+
+/// What passes without a PASID beside version 2 tables has the device's ID, too, and no PASID in caches.
+#[test]
+fn what_passed_under_a_devices_id_is_forgotten_before_the_id_is_used_otherwise() {
+    let world = World::new(FEATURES);
+    let device = world.device(&[8], false, 4);
+    attach(&device, None, &Arc::new(Domain::identity())).expect("it fits");
+    let forgotten = Command::InvalidatePages {
+        domain_id: guest_id(&device),
+        pasid: None,
+        has_tables: true,
+        span: iopt_formats::command::Span::ALL,
+    };
+    assert!(!world.commands().contains(&forgotten));
+    attach(&device, None, &guest()).expect("it fits");
+    let commands = world.commands();
+    let entry = Command::InvalidateDeviceTableEntry { device_id: 8 };
+    let at = |command| commands.iter().position(|it| *it == command);
+    assert!(
+        at(entry).is_some() && at(entry) < at(forgotten),
+        "{commands:?}"
+    );
+    // Once.
+    attach(&device, None, &guest()).expect("it fits");
+    assert!(!world.commands().contains(&forgotten));
+    // Not confirmed: the ID is nobody else's.
+    attach(&device, None, &Arc::new(Domain::identity())).expect("it fits");
+    world.queue().fall_silent_after(1);
+    device.block(None);
+    assert!(device.is_cut_off());
+    drop(device);
+    assert_eq!(world.iommu.domain_ids().used_count(), 1);
+    world.queue().set_silent(false);
+}
