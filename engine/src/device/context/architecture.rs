@@ -204,8 +204,10 @@ pub struct Arrival<'a> {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[must_use = "what hardware did not confirm must be kept"]
 pub enum Outcome {
-    /// It is, or blocks for sure.
+    /// It is.
     Known,
+    /// Where it is not, it blocks for sure: nothing leads to what was there, nor to what shall be.
+    Blocked,
     /// Hardware may use what was there.
     Unknown,
 }
@@ -213,9 +215,10 @@ pub enum Outcome {
 impl Outcome {
     /// Returns what is known of both.
     pub const fn and(self, other: Self) -> Self {
-        match self {
-            Self::Known => other,
-            Self::Unknown => self,
+        match (self, other) {
+            (Self::Unknown, _) | (_, Self::Unknown) => Self::Unknown,
+            (Self::Blocked, _) | (_, Self::Blocked) => Self::Blocked,
+            (Self::Known, Self::Known) => Self::Known,
         }
     }
 }
@@ -223,8 +226,8 @@ impl Outcome {
 impl<T> From<Result<T, Unwritten>> for Outcome {
     fn from(written: Result<T, Unwritten>) -> Self {
         match written {
-            // Blocked for sure is as good as written: nothing leads to what was there.
-            Ok(_) | Err(Unwritten::Blocked(_)) => Self::Known,
+            Ok(_) => Self::Known,
+            Err(Unwritten::Blocked(_)) => Self::Blocked,
             Err(_) => Self::Unknown,
         }
     }

@@ -63,6 +63,7 @@ impl<A: Architecture> HardwareEndpoint<A> {
                 pasids: Vec::new(),
             },
             stuck: Vec::new(),
+            is_cut_off: false,
             has_ats: false,
             is_released: false,
             pending: Vec::new(),
@@ -107,6 +108,19 @@ impl<A: Architecture> HardwareEndpoint<A> {
     /// Returns whether hardware did not confirm that it left a domain that was attached.
     pub fn is_quarantined(&self) -> bool {
         !self.state.lock().stuck.is_empty()
+    }
+
+    /// Returns whether requests of the device may be blocked that should be led somewhere, or led elsewhere, because
+    /// hardware failed when it was told. [`retry`](Self::retry) asks again, as does each preparation.
+    pub fn is_cut_off(&self) -> bool {
+        self.state.lock().is_cut_off
+    }
+
+    /// Asks hardware again about what it did not confirm. Returns whether all that is attached is what hardware uses,
+    /// and nothing else.
+    pub fn retry(&self) -> bool {
+        let mut state = self.state.lock();
+        self.recover(&mut state).is_ok() && !state.is_cut_off
     }
 
     /// Returns the instances that see its requests.
@@ -161,6 +175,7 @@ impl<A: Architecture> HardwareEndpoint<A> {
         if has_ats && had_ats && self.forget_device_tlb(state, place).is_err() {
             outcome = Outcome::Unknown;
         }
+        state.is_cut_off |= outcome != Outcome::Known;
         if let Some(faults) = self.faults() {
             faults.change(place, counted);
         }
@@ -191,7 +206,7 @@ impl<A: Architecture> HardwareEndpoint<A> {
 
     /// Asks hardware again about what it did not confirm, and leaves what it no longer uses.
     fn recover(&self, state: &mut State<A>) -> Result<(), AttachFailure> {
-        if state.stuck.is_empty() {
+        if state.stuck.is_empty() && !state.is_cut_off {
             return Ok(());
         }
         let mut places = Vec::new();
@@ -203,13 +218,16 @@ impl<A: Architecture> HardwareEndpoint<A> {
         places.extend(state.slots.pasids.iter().map(|slot| slot.lead.place));
         places.extend(state.stuck.iter().map(|slot| slot.lead.place));
         let has_ats = state.has_ats;
+        let mut outcome = Outcome::Known;
         for place in places {
-            let is_known = self.write(state, place, has_ats) == Outcome::Known
+            outcome = outcome.and(self.write(state, place, has_ats));
+            let is_known = outcome != Outcome::Unknown
                 && (!has_ats || self.forget_device_tlb(state, place).is_ok());
             if !is_known {
                 return Err(UNCONFIRMED);
             }
         }
+        state.is_cut_off = outcome != Outcome::Known;
         state.stuck.retain_mut(|slot| {
             let is_stuck = slot.leave().is_err();
             if let Some(process) = slot.lead.domain.process().filter(|_| !is_stuck) {
@@ -258,7 +276,7 @@ impl<A: Architecture> HardwareEndpoint<A> {
         } else {
             Outcome::Known
         };
-        outcome == Outcome::Known && !is_stuck
+        outcome != Outcome::Unknown && !is_stuck
     }
 
     /// Blocks all places, and lets go of the device. Done once.

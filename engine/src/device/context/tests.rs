@@ -294,3 +294,20 @@ fn a_domain_has_one_id_at_an_instance_until_its_last_device_left() {
     assert!(users.join(&one, &none, with(1)).is_err());
     assert_eq!(set.users(&one, ats(1)), 0);
 }
+
+#[test]
+fn the_worst_of_what_is_known_counts() {
+    use Outcome::{Blocked, Known, Unknown};
+
+    let all = [Known, Blocked, Unknown];
+    for (one, &first) in all.iter().enumerate() {
+        for (other, &second) in all.iter().enumerate() {
+            assert_eq!(first.and(second), all[one.max(other)]);
+        }
+    }
+    let error = SyncError::TimedOut;
+    let of = |written: Result<(), Unwritten>| Outcome::from(written);
+    assert_eq!(of(Ok(())), Known);
+    assert_eq!(of(Err(Unwritten::Blocked(error))), Blocked);
+    assert_eq!(of(Err(Unwritten::Quarantined(error))), Unknown);
+}

@@ -291,7 +291,7 @@ fn scalable<M: TableMemory + 'static, D: CommandDevice>(
     {
         outcome = outcome.and(tables.write(unit, pasid, &entry).into());
     }
-    let behind = if is_blocked && outcome == Outcome::Known {
+    let behind = if is_blocked && outcome != Outcome::Unknown {
         Behind::Nothing
     } else {
         Behind::Anything
