@@ -5,7 +5,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
-use iopt_formats::{Format, IovaRange};
+use iopt_formats::{Format, Iova, IovaRange};
 
 use crate::claim::ClaimError;
 use crate::device::context::process::ProcessPart;
@@ -173,15 +173,78 @@ impl<A: Architecture> HardwareDomain<A> {
 /// Maps what devices use at any time.
 struct Direct<F: Format, M: TableMemory, A: Architecture> {
     domain: Arc<TableDomain<F, Arc<M>, Arc<Set<A>>>>,
-    done: Mutex<Vec<DirectRegion>>,
+    /// What is mapped, no IOVA twice.
+    done: Mutex<Vec<Done>>,
+}
+
+struct Done {
+    region: DirectRegion,
+    /// Whether hardware confirmed that it was told.
+    is_told: bool,
+}
+
+impl Done {
+    /// Returns whether a region that overlaps it has the same translations where it does.
+    fn agrees(&self, other: DirectRegion) -> bool {
+        let shift = |region: DirectRegion| {
+            let start = region.range.start();
+            region.oa.get().wrapping_sub(start.get())
+        };
+        self.region.prot == other.prot && shift(self.region) == shift(other)
+    }
+}
+
+/// Returns the first part of a range where nothing is mapped.
+fn first_gap(done: &[Done], range: IovaRange) -> Option<IovaRange> {
+    let ranges = || done.iter().map(|old| old.region.range);
+    let mut start = range.start();
+    while let Some(there) = ranges().find(|there| there.start() <= start && start <= there.last()) {
+        start = there.last().checked_add(1)?;
+    }
+    let behind = ranges().map(IovaRange::start).filter(|&next| next > start);
+    let ends = behind.filter_map(|next| next.get().checked_sub(1));
+    let end = ends.map(Iova::new).min();
+    IovaRange::new(start, end.map_or(range.last(), |end| end.min(range.last())))
 }
 
 impl<F: Format, M: TableMemory, A: Architecture> Direct<F, M, A> {
     fn map(&self, region: DirectRegion) -> Result<(), TableError> {
         let mut done = self.done.lock();
-        if done.contains(&region) {
-            return Ok(());
+        for old in done.iter_mut().filter(|old| !old.is_told) {
+            let hardware = self.domain.hardware();
+            let changes = Changes::any_in(old.region.range);
+            hardware.wait(hardware.submit(&changes)?)?;
+            old.is_told = true;
         }
+        let mut beside = done.iter();
+        let is_clash = |old: &Done| old.region.range.overlaps(region.range) && !old.agrees(region);
+        if beside.any(is_clash) {
+            // The table says where.
+            return self.map_gap(region, &mut done);
+        }
+        let mut rest = Some(region.range);
+        while let Some(range) = rest.and_then(|rest| first_gap(&done, rest)) {
+            let offset = range.start().get() - region.range.start().get();
+            let Some(oa) = region.oa.checked_add(offset) else {
+                // The table refuses what ends beyond all addresses.
+                return self.map_gap(region, &mut done);
+            };
+            self.map_gap(
+                DirectRegion {
+                    range,
+                    oa,
+                    ..region
+                },
+                &mut done,
+            )?;
+            let next = range.last().checked_add(1);
+            rest = next.and_then(|next| IovaRange::new(next, region.range.last()));
+        }
+        Ok(())
+    }
+
+    /// Maps where nothing is, and notes it.
+    fn map_gap(&self, region: DirectRegion, done: &mut Vec<Done>) -> Result<(), TableError> {
         done.try_reserve(1).map_err(|_| TableError::OutOfMemory)?;
         let other = |error: Box<dyn core::error::Error + Send + Sync>| TableError::Other(error);
         let table = self.domain.table();
@@ -196,11 +259,17 @@ impl<F: Format, M: TableMemory, A: Architecture> Direct<F, M, A> {
             MapError::OutOfMemory(_) => TableError::OutOfMemory,
             error => other(Box::new(error)),
         })?;
+        done.push(Done {
+            region,
+            is_told: false,
+        });
         let flushed = sync
             .sync(self.domain.hardware())
             .map_err(|quarantined| TableError::from(quarantined.error()))?;
         table.reclaim(&flushed);
-        done.push(region);
+        if let Some(new) = done.last_mut() {
+            new.is_told = true;
+        }
         Ok(())
     }
 }
@@ -268,5 +337,43 @@ impl<A: Architecture> fmt::Debug for HardwareDomain<A> {
             debug.field("stage", &translation.stage);
         }
         debug.finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use iopt_formats::{Oa, Prot};
+
+    use super::*;
+
+    #[test]
+    fn a_gap_is_what_lies_between_regions() {
+        let range = |start, last| IovaRange::new(Iova::new(start), Iova::new(last));
+        let done: Vec<_> = [(30, 39), (10, 19), (20, 24), (u64::MAX - 9, u64::MAX)]
+            .into_iter()
+            .filter_map(|(start, last)| range(start, last))
+            .map(|range| Done {
+                region: DirectRegion {
+                    range,
+                    oa: Oa::new(0),
+                    prot: Prot::RW,
+                },
+                is_told: true,
+            })
+            .collect();
+        for (first, last, expected) in [
+            (0, 50, range(0, 9)),
+            (0, 9, range(0, 9)),
+            (10, 50, range(25, 29)),
+            (12, 26, range(25, 26)),
+            (12, 24, None),
+            (30, 50, range(40, 50)),
+            (15, u64::MAX, range(25, 29)),
+            (40, u64::MAX, range(40, u64::MAX - 10)),
+            (u64::MAX - 5, u64::MAX, None),
+        ] {
+            let whole = range(first, last).expect("it rises");
+            assert_eq!(first_gap(&done, whole), expected, "{first} {last}");
+        }
     }
 }

@@ -113,11 +113,17 @@ impl Stage {
             Self::First { tcr, .. } => {
                 features.has_stage1
                     && features.has_granule(tcr.granule)
+                    && features.has_updates(tcr.updates)
+                    && (features.has_wide_descriptors || !tcr.ds)
+                    && 64_u8.saturating_sub(tcr.tsz) <= features.va_bits
                     && tcr.oa_bits <= features.oa_bits
             }
             Self::Second { vtcr, .. } => {
                 features.has_stage2
                     && features.has_granule(vtcr.granule)
+                    && features.has_updates(vtcr.updates)
+                    && (features.has_wide_descriptors || !vtcr.ds)
+                    && 64_u8.saturating_sub(vtcr.t0sz) <= features.oa_bits
                     && vtcr.oa_bits <= features.oa_bits
             }
         }

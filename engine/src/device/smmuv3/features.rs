@@ -49,6 +49,10 @@ pub struct Features {
     pub updates: HardwareUpdates,
     /// Bits of an output address (`IDR5.OAS`): 32, 36, 40, 42, 44, 48 or 52.
     pub oa_bits: u8,
+    /// Bits of an input address of stage 1 (`IDR5.VAX`): 48 or 52. Those of stage 2 are as many as an output address has.
+    pub va_bits: u8,
+    /// Descriptors of 52 bits with tables of 4 KiB and 16 KiB (`IDR5.DS`).
+    pub has_wide_descriptors: bool,
     /// Tables of 4 KiB (`IDR5.GRAN4K`).
     pub has_4k: bool,
     /// Tables of 16 KiB (`IDR5.GRAN16K`).
@@ -101,9 +105,23 @@ impl Features {
                 6 => 52,
                 _ => 48,
             },
+            va_bits: if idr5 >> 10 & 3 == 1 { 52 } else { 48 },
+            has_wide_descriptors: has(idr5, 7),
             has_4k: has(idr5, 4),
             has_16k: has(idr5, 5),
             has_64k: has(idr5, 6),
+        }
+    }
+
+    /// Returns whether hardware updates all flags of leaves that tables with `updates` leave to it.
+    pub(super) const fn has_updates(&self, updates: HardwareUpdates) -> bool {
+        match updates {
+            HardwareUpdates::None | HardwareUpdates::Ignored => true,
+            HardwareUpdates::Accessed => matches!(
+                self.updates,
+                HardwareUpdates::Accessed | HardwareUpdates::Dirty
+            ),
+            HardwareUpdates::Dirty => matches!(self.updates, HardwareUpdates::Dirty),
         }
     }
 

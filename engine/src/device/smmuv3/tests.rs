@@ -1,5 +1,7 @@
 //! Devices behind SMMUs whose commands are written down.
 
+mod direct;
+mod fits;
 mod shared;
 mod silence;
 mod stalls;
