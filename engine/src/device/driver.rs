@@ -31,7 +31,7 @@ use crate::domain::{Domain, DomainError};
 /// them with clones of one `Arc`.
 pub trait Driver: Send + Sync + fmt::Debug {
     /// Takes a device in. It comes blocked and stays so: none of its requests passes until something is
-    /// attached.
+    /// attached, but for those under an ID by which an instance knows devices that are attached, too.
     ///
     /// # Errors
     ///
@@ -168,6 +168,10 @@ pub trait Endpoint: Any + Send + Sync + fmt::Debug {
     /// Stops requests with `pasid`, or those without one, and forgets what was attached there. When it
     /// returns no cache serves them any more, or the device is quarantined by other means: it cannot fail
     /// and allocates nothing. Blocking what is blocked does nothing.
+    ///
+    /// An instance may see several devices of a group under one ID. Requests under it cannot be told apart: as long as
+    /// another one of these devices is attached, they are led to what that is attached to, and only who stops
+    /// the device itself stops them.
     ///
     /// Called under the group's lock: it must not call the registry.
     fn block(&self, pasid: Option<Pasid>);

@@ -21,7 +21,7 @@ use crate::device::{AttachFailure, Endpoint as _, NewDomainError};
 use crate::invalidation::Instance;
 use crate::invalidation::plan::amd::{Amd as Planner, Tag};
 use crate::mem::TableMemory;
-use crate::radix::MapSide;
+use crate::radix::{MapSide, TableError};
 
 /// Levels of the tables that domains are made with: 48 bits.
 const LEVELS: u8 = 4;
@@ -125,7 +125,9 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for AmdVi<M, D> {
             return Err(NewDomainError::Unsupported);
         };
         made.map_err(|error| match error {
-            DomainError::Set(_) => NewDomainError::Exhausted,
+            DomainError::Set(_) | DomainError::Table(TableError::OutOfMemory(_)) => {
+                NewDomainError::Exhausted
+            }
             error => NewDomainError::Other(Box::new(error)),
         })
     }

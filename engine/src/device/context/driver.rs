@@ -108,6 +108,7 @@ impl<A: Architecture> Driver for HardwareDriver<A> {
         let widths = units.iter().map(|(unit, _)| A::pasid_bits(unit));
         let pasid_bits = widths.chain([device.pasid_bits]).min().unwrap_or(0);
         let mut at = Vec::new();
+        let mut all_ids = Vec::new();
         for (unit, ids) in units {
             let arrival = Arrival {
                 device,
@@ -118,13 +119,15 @@ impl<A: Architecture> Driver for HardwareDriver<A> {
             let port = A::port(&unit, &arrival);
             let port = port.map_err(|error| ProbeError::Failed(Box::new(error)))?;
             at.push((unit, port));
+            all_ids.push(ids);
         }
         let units: Vec<_> = at.iter().map(|(unit, _)| Arc::clone(unit)).collect();
         let faults = self.faults(device.address, &units, can_ats);
         if let Some(faults) = &faults {
-            for (index, unit) in units.iter().enumerate() {
+            for (index, (unit, ids)) in units.iter().zip(&all_ids).enumerate() {
                 if let Some(listeners) = A::listeners(unit) {
-                    let entered = listeners.enter(request.ids(index), index, &faults.requests);
+                    // What is entered where another instance has no memory dangles, and makes room for who comes.
+                    let entered = listeners.enter(ids, index, &faults.requests);
                     entered.map_err(|error| ProbeError::Failed(Box::new(error)))?;
                 }
             }

@@ -11,7 +11,7 @@ use crate::sync::{LISTENERS, Mutex};
 
 /// The devices of one instance that can ask for pages, by the IDs in its records.
 pub struct Listeners {
-    /// In rising order of ID.
+    /// In rising order of ID; of one ID, in the order in which devices came.
     entries: Mutex<Vec<Entry>>,
 }
 
@@ -40,8 +40,8 @@ impl Listeners {
         }
     }
 
-    /// Says that records with one of `ids` are about a device, of which this instance is the `port`th. Nobody else
-    /// has one of the IDs; who had one before is forgotten.
+    /// Says that records with one of `ids` are about a device, of which this instance is the `port`th. Where others
+    /// have an ID, too, nobody can tell whose a record is, and it goes to who came last of those that are there.
     ///
     /// # Errors
     ///
@@ -53,6 +53,7 @@ impl Listeners {
         faults: &Arc<DeviceFaults>,
     ) -> Result<(), ListenError> {
         let mut entries = self.entries.lock();
+        entries.retain(|entry| entry.faults.strong_count() > 0);
         entries.try_reserve(ids.len()).map_err(|_| ListenError)?;
         for &id in ids {
             let entry = Entry {
@@ -60,10 +61,8 @@ impl Listeners {
                 port,
                 faults: Arc::downgrade(faults),
             };
-            match entries.binary_search_by_key(&id, |entry| entry.id) {
-                Ok(at) => entries[at] = entry,
-                Err(at) => entries.insert(at, entry),
-            }
+            let at = entries.partition_point(|entry| entry.id <= id);
+            entries.insert(at, entry);
         }
         Ok(())
     }
@@ -95,16 +94,24 @@ impl Listeners {
     fn for_each(&self, mut look: impl FnMut(&DeviceFaults)) {
         let mut from = Some(0);
         while let Some(first) = from {
-            let (id, faults) = {
+            let (id, count) = {
                 let entries = self.entries.lock();
                 let at = entries.partition_point(|entry| entry.id < first);
-                let Some(entry) = entries.get(at) else {
+                let Some(id) = entries.get(at).map(|entry| entry.id) else {
                     return;
                 };
-                (entry.id, entry.faults.upgrade())
+                (id, entries.partition_point(|entry| entry.id <= id) - at)
             };
-            if let Some(faults) = faults {
-                look(&faults);
+            for nth in 0..count {
+                let faults = {
+                    let entries = self.entries.lock();
+                    let at = entries.partition_point(|entry| entry.id < id) + nth;
+                    let entry = entries.get(at).filter(|entry| entry.id == id);
+                    entry.and_then(|entry| entry.faults.upgrade())
+                };
+                if let Some(faults) = faults {
+                    look(&faults);
+                }
             }
             from = id.checked_add(1);
         }
@@ -113,10 +120,13 @@ impl Listeners {
     /// Returns whose an ID is, and what answers have to name.
     pub fn find(&self, id: u32) -> Option<(Arc<DeviceFaults>, Requester)> {
         let entries = self.entries.lock();
-        let at = entries.binary_search_by_key(&id, |entry| entry.id).ok()?;
-        let Entry { port, faults, .. } = &entries[at];
-        let requester = Requester { port: *port, id };
-        Some((faults.upgrade()?, requester))
+        let first = entries.partition_point(|entry| entry.id < id);
+        let end = entries.partition_point(|entry| entry.id <= id);
+        let mut own = entries.get(first..end)?.iter().rev();
+        own.find_map(|Entry { port, faults, .. }| {
+            let requester = Requester { port: *port, id };
+            Some((faults.upgrade()?, requester))
+        })
     }
 }
 

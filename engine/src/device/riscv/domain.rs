@@ -99,7 +99,7 @@ pub enum DomainError {
 impl From<DomainError> for NewDomainError {
     fn from(error: DomainError) -> Self {
         match error {
-            DomainError::Set(_) => Self::Exhausted,
+            DomainError::Set(_) | DomainError::Table(TableError::OutOfMemory(_)) => Self::Exhausted,
             error @ DomainError::Table(_) => Self::Other(Box::new(error)),
         }
     }

@@ -25,6 +25,7 @@ use crate::device::{AttachFailure, NewDomainError};
 use crate::invalidation::Instance;
 use crate::invalidation::plan::smmuv3::{Smmuv3 as Planner, Tag};
 use crate::mem::TableMemory;
+use crate::radix::TableError;
 
 /// Bits of the input addresses of the domains that it makes.
 const VA_BITS: u8 = 48;
@@ -152,7 +153,9 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for Smmuv3<M, D> {
             return Err(NewDomainError::Unsupported);
         };
         made.map_err(|error| match error {
-            DomainError::Set(_) => NewDomainError::Exhausted,
+            DomainError::Set(_) | DomainError::Table(TableError::OutOfMemory(_)) => {
+                NewDomainError::Exhausted
+            }
             error => NewDomainError::Other(Box::new(error)),
         })
     }

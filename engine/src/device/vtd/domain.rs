@@ -147,7 +147,9 @@ pub(super) fn translate<M: TableMemory + 'static, D: CommandDevice>(
         (None, None) => return Err(NewDomainError::Unsupported),
     };
     made.map_err(|error| match error {
-        DomainError::Set(_) => NewDomainError::Exhausted,
+        DomainError::Set(_) | DomainError::Table(TableError::OutOfMemory(_)) => {
+            NewDomainError::Exhausted
+        }
         error => NewDomainError::Other(Box::new(error)),
     })
 }
