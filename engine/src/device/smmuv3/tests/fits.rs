@@ -50,12 +50,6 @@ fn tables_that_hardware_cannot_walk_are_foreign() {
         ..FEATURES
     };
     assert!(fits(reach(52), far()) && !fits(reach(48), far()));
-    let below = || Domain::stage2(Stage2::<12>::new(48, 40).expect("legal"), memory());
-    let narrow = |oa_bits| Features {
-        oa_bits,
-        ..FEATURES
-    };
-    assert!(fits(narrow(48), below()) && !fits(narrow(40), below()));
     let of = |idr5| Features::from_registers(0, 0, idr5);
     assert_eq!((of(0).va_bits, of(1 << 10).va_bits), (48, 52));
     assert!(of(1 << 7).has_wide_descriptors && !of(!(1 << 7)).has_wide_descriptors);
