@@ -64,6 +64,12 @@ pub(super) struct Inner {
     /// Preparations that were neither committed nor dropped, and that were dropped.
     pub(super) prepared: usize,
     pub(super) undone: Vec<DeviceAddress>,
+    /// Probes by a thread that binds.
+    pub(super) late_probes: usize,
+}
+
+std::thread_local! {
+    static IS_BINDING: core::cell::Cell<bool> = const { core::cell::Cell::new(false) };
 }
 
 impl World {
@@ -141,6 +147,9 @@ impl Toy {
 impl Driver for Toy {
     fn probe(&self, request: &ProbeRequest<'_>) -> Result<Arc<dyn Endpoint>, ProbeError> {
         let address = request.address();
+        let is_late = IS_BINDING.get();
+        self.world
+            .with(|world| world.late_probes += usize::from(is_late));
         let hook = self.on_probe.lock().clone();
         if let Some(hook) = hook {
             hook(request);
@@ -486,7 +495,15 @@ impl Rig {
     }
 
     pub(super) fn bind(&self, number: usize) -> Result<Binding, BindError> {
-        self.registry.bind_device(node(number), Use::DefaultDomain)
+        self.bind_at(node(number))
+    }
+
+    /// Binds; a driver that is asked about any device meanwhile is noted.
+    pub(super) fn bind_at(&self, device: DeviceAddress) -> Result<Binding, BindError> {
+        IS_BINDING.set(true);
+        let bound = self.registry.bind_device(device, Use::DefaultDomain);
+        IS_BINDING.set(false);
+        bound
     }
 
     pub(super) fn unbind(&self, number: usize) {
@@ -516,6 +533,7 @@ impl Rig {
         let snapshot = self.registry.snapshot();
         self.world.with(|world| {
             assert_eq!(world.prepared, 0, "all preparations ended");
+            assert_eq!(world.late_probes, 0, "binding only asks");
             let mut member_count = 0;
             for group in &snapshot.groups {
                 let domains = group.members.iter();

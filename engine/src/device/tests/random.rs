@@ -7,7 +7,7 @@ use crate::sync::lockdep;
 const DEVICE_COUNT: usize = 64;
 const INSTANCE_COUNT: usize = 8;
 
-/// How many traces: some thousands as a test, more if `IOPT_DEVICE_TRACES` says so.
+/// How many traces: some hundreds as a test, more if `IOPT_DEVICE_TRACES` says so.
 fn trace_count(usual: usize) -> usize {
     let wanted = std::env::var("IOPT_DEVICE_TRACES").ok();
     let wanted = wanted.and_then(|count| count.parse().ok());
@@ -55,23 +55,54 @@ fn wishes(random: &mut Random, rig: &Rig) {
     }
 }
 
+/// Groups that are owned, by the device that was named.
+type Owned = Vec<(DeviceAddress, Ownership)>;
+
+/// Attaches or detaches something, by whatever right there is; without one it fails.
+fn change(random: &mut Random, rig: &Rig, device: DeviceAddress, owned: &Owned) {
+    let index = random.index(owned.len().max(1));
+    let (device, by) = match owned.get(index).filter(|_| !random.one_in(3)) {
+        Some((owned, ownership)) => (*owned, By::Owner(ownership)),
+        None => (device, By::Driver),
+    };
+    let changed = if random.one_in(3) {
+        rig.registry.detach(device, by)
+    } else {
+        let kind = [DomainKind::Paging, DomainKind::Nested][random.index(2)];
+        let domain = domain(&rig.world, kind);
+        rig.registry.attach(device, by, &domain)
+    };
+    let is_expected = matches!(
+        changed,
+        Ok(()) | Err(AttachError::NotOwner | AttachError::NoIommu { .. } | AttachError::Unknown(_))
+    );
+    assert!(is_expected, "{changed:?}");
+}
+
 /// One event. Bound drivers that an unregistration meets are no failure.
-fn step(random: &mut Random, rig: &Rig) {
+fn step(random: &mut Random, rig: &Rig, owner: &Arc<Owner>, owned: &mut Owned) {
     let registry = &rig.registry;
     let machine = registry.machine();
     let mut devices = machine.devices();
     let device = devices.nth(random.index(devices.len()));
     let device = device.expect("it is in range").address;
     let instance = described(random.index(registry.machine().instances().len()));
-    match random.below(12) {
+    match random.below(18) {
         0..4 => drop(registry.add_device(device)),
         4..7 => drop(registry.register(rig.registration(instance))),
-        7..9 => drop(registry.bind_device(device, Use::DefaultDomain)),
+        7..9 => drop(rig.bind_at(device)),
         9 => registry.unbind_device(device).expect("it is there"),
         10 => {
             let guard = registry.lock_device(device).expect("it is there");
             guard.remove();
         }
+        11..13 => {
+            let claimed = registry.claim_owner(device, owner);
+            owned.extend(claimed.map(|ownership| (device, ownership)));
+        }
+        13 => drop((!owned.is_empty()).then(|| owned.swap_remove(random.index(owned.len())))),
+        14..16 => change(random, rig, device, owned),
+        16 => registry.tick(),
         _ => {
             let unregistered = registry.unregister(instance);
             assert!(!matches!(unregistered, Err(UnregisterError::Stuck)));
@@ -122,12 +153,14 @@ fn random_traces_end_where_an_orderly_one_does() {
         let parts = machine(&mut random);
         let rig = Rig::of(parts.clone());
         wishes(&mut random, &rig);
+        let (owner, mut owned) = (Owner::new("owner"), Owned::new());
         for _ in 0..random.below(200) {
-            step(&mut random, &rig);
+            step(&mut random, &rig, &owner, &mut owned);
             if random.one_in(16) {
                 rig.check();
             }
         }
+        drop(owned);
         check_end(parts, &rig);
     }
 }
@@ -144,8 +177,9 @@ fn threads_that_do_random_things_end_where_an_orderly_trace_does() {
                 let rig = &rig;
                 let mut random = Random::new((seed * 3 + thread + 1) as u64);
                 scope.spawn(move || {
+                    let (owner, mut owned) = (Owner::new("owner"), Owned::new());
                     for _ in 0..80 {
-                        step(&mut random, rig);
+                        step(&mut random, rig, &owner, &mut owned);
                     }
                 });
             }
