@@ -20,6 +20,7 @@ use crate::sync::{Class, Mutex};
 mod attach;
 mod bind;
 mod default;
+mod failures;
 mod grow;
 mod identity;
 mod machine;
@@ -60,6 +61,7 @@ pub(super) struct Inner {
     pub(super) strangers: BTreeSet<(Identity, DeviceAddress)>,
     pub(super) failing_prepares: BTreeSet<(DeviceAddress, Option<Pasid>)>,
     pub(super) failing_kinds: BTreeSet<DefaultKind>,
+    pub(super) fails_direct: bool,
     pub(super) panicking_releases: BTreeSet<DeviceAddress>,
     /// Preparations that were neither committed nor dropped, and that were dropped.
     pub(super) prepared: usize,
@@ -284,9 +286,12 @@ impl Hwpt for Shoe {
 
     fn map_direct(&self, region: DirectRegion) -> Result<(), DomainError> {
         self.world.with(|world| {
+            if world.fails_direct {
+                return Err(DomainError::OutOfMemory);
+            }
             world.direct.push((self.number, region.range.start().get()));
-        });
-        Ok(())
+            Ok(())
+        })
     }
 }
 
