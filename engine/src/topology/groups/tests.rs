@@ -371,14 +371,14 @@ fn what_cannot_be_told_apart_is_one_group_and_what_is_no_pci_function_is_alone()
         assert_eq!(shared(&partition), ["00:1f.0+device 1"]);
         assert_eq!(partition.len(), 4);
         // Whoever comes joins those who are left, and nobody if all are gone.
-        let group = partition.remove(Node::Other(1));
+        let group = partition.remove(node("0:0:1f.0"));
         let add = |partition: &mut Partition, number| {
             let added = partition.add(&tree, alike(Node::Other(number), 0), |_| false);
             added.expect("it can").group
         };
         assert_eq!(add(&mut partition, 5), group);
         assert_eq!(partition.remove(Node::Other(5)), group);
-        assert_eq!(partition.remove(node("0:0:1f.0")), group);
+        assert_eq!(partition.remove(Node::Other(1)), group);
         assert_eq!(partition.len(), 3);
         assert_ne!(add(&mut partition, 6), group);
     }

@@ -183,13 +183,13 @@ fn buses_below_a_deep_chain_of_many_windows_are_no_endless_work() {
     for _ in 0..50 {
         writer = open_bus(writer, Some(&windows(256)));
     }
-    for _ in 0..1000 {
+    for _ in 0..30 {
         writer = open_bus(writer, Some(&windows(64)));
         writer = writer.begin("nic").cells("iommus", &[1, 0]).end().end();
     }
     let found = read((0..50).fold(writer, |writer, _| writer.end()));
     assert_eq!(found.reaches.len(), MAX_STEPS / (50 * 64 * 256));
-    assert_eq!(found.reaches.len() + found.flaws.len(), 1000);
+    assert_eq!(found.reaches.len() + found.flaws.len(), 30);
     let problem = Problem::TooMany { limit: MAX_STEPS };
     assert!(found.flaws.iter().all(|flaw| flaw.problem == problem));
 }
