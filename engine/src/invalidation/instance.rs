@@ -83,16 +83,23 @@ where
     /// [`SyncError`] if the hardware fails or does not answer.
     pub fn execute(&self, commands: impl IntoIterator<Item = P::Command>) -> Result<(), SyncError> {
         let _waiting = SYNC.waiting();
-        let mut list = List {
+        let ticket = self.submit(|emit| commands.into_iter().for_each(emit))?;
+        self.queue.wait(ticket)
+    }
+
+    /// Sends the commands that `list` names, and a SYNC.
+    pub(super) fn submit(
+        &self,
+        list: impl FnOnce(&mut dyn FnMut(P::Command)),
+    ) -> Result<Ticket, SyncError> {
+        let mut entries = List {
             queue: &self.queue,
             sync: WithSync::Now,
             entries: SmallVec::new(),
             ticket: Ok(Ticket::NOTHING),
         };
-        for command in commands {
-            list.push(command.entry());
-        }
-        self.queue.wait(list.finish()?)
+        list(&mut |command| entries.push(command.entry()));
+        entries.finish()
     }
 
     /// Sends the commands that make the places of one phase forget `changes`, and a SYNC.

@@ -41,7 +41,9 @@ pub use crate::invalidation::changes::{Changes, Kind, TableId};
 pub use crate::invalidation::gather::{Flushed, Gather, JoinError, MapSync, Pending, Quarantined};
 pub use crate::invalidation::instance::{Encode, Instance};
 #[cfg(feature = "std")]
-pub use crate::invalidation::set::{INSTANCE_LIMIT, InvalidationSet, SetError, SetTicket};
+pub use crate::invalidation::set::{
+    INSTANCE_LIMIT, InvalidationSet, PlacesAt, SetError, SetTicket,
+};
 
 /// The hardware that walks a table, or what stands for it.
 ///

@@ -30,7 +30,7 @@ use crate::invalidation::places::PlaceSet;
 use crate::invalidation::plan::{Phase, Planner};
 use crate::invalidation::queue::{self, Device, Queue};
 use crate::invalidation::{Changes, Invalidate, SyncError};
-use crate::sync::{DomainLock, INVALIDATION_SET, OnceLock};
+use crate::sync::{DomainLock, INVALIDATION_SET, OnceLock, SYNC};
 
 /// Instances that one domain may ever have been attached to.
 pub const INSTANCE_LIMIT: usize = 64;
@@ -135,6 +135,29 @@ where
         slot.map_or(0, |(_, instance)| places.users(&Place { instance, tag }))
     }
 
+    /// Carries out commands about places of an instance, and waits for them. `list` gets the places and names the
+    /// commands; the places stay until these stand in the queue, so that none comes after its place has gone.
+    ///
+    /// # Errors
+    ///
+    /// [`SyncError`] if the hardware fails or does not answer.
+    pub fn execute(
+        &self,
+        instance: &Arc<Instance<P, D>>,
+        list: impl FnOnce(PlacesAt<'_, P::Tag>, &mut dyn FnMut(P::Command)),
+    ) -> Result<(), SyncError> {
+        let _waiting = SYNC.waiting();
+        let ticket = {
+            let places = self.places.read();
+            let places = match self.slot(instance) {
+                Some((_, number)) => PlacesAt::new(&places, number),
+                None => PlacesAt { places: &[] },
+            };
+            instance.submit(|emit| list(places, emit))?
+        };
+        instance.queue().wait(ticket)
+    }
+
     /// Returns the slot of an instance, or the first free one.
     fn slot(&self, instance: &Arc<Instance<P, D>>) -> Option<(&Slot<P, D>, u8)> {
         let is_it = |slot: &Slot<P, D>| slot.get().is_none_or(|it| Arc::ptr_eq(it, instance));
@@ -191,6 +214,44 @@ where
     fn queue(&self, number: u8) -> Option<&Queue<D>> {
         let slot = self.instances.get(usize::from(number))?;
         slot.get().map(|instance| instance.queue())
+    }
+}
+
+/// The places of one instance in a set.
+#[derive(Debug)]
+pub struct PlacesAt<'s, T> {
+    places: &'s [(Place<T>, usize)],
+}
+
+impl<T> Clone for PlacesAt<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for PlacesAt<'_, T> {}
+
+impl<'s, T: Copy + Ord> PlacesAt<'s, T> {
+    fn new(places: &'s PlaceSet<Place<T>>, instance: u8) -> Self {
+        let all = places.as_slice();
+        let first = all.partition_point(|(place, _)| place.instance < instance);
+        let end = all.partition_point(|(place, _)| place.instance <= instance);
+        Self {
+            places: &all[first..end],
+        }
+    }
+
+    /// Returns their tags, in rising order.
+    pub fn tags(self) -> impl Iterator<Item = T> + use<'s, T> {
+        self.places.iter().map(|(place, _)| place.tag)
+    }
+
+    /// Returns whether the place of `tag` is there.
+    pub fn has(self, tag: T) -> bool {
+        let found = self
+            .places
+            .binary_search_by_key(&tag, |(place, _)| place.tag);
+        found.is_ok()
     }
 }
 

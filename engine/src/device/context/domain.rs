@@ -14,7 +14,7 @@ use crate::device::fault::FaultHandler;
 use crate::device::process::{ExitError, Process, ProcessDomain};
 use crate::device::{DirectRegion, DomainKind, Hwpt};
 use crate::domain::{Domain, DomainError as TableError, TableDomain};
-use crate::invalidation::{Changes, Invalidate as _, InvalidationSet, SyncError};
+use crate::invalidation::{Changes, Instance, Invalidate as _, InvalidationSet, SyncError};
 use crate::mem::TableMemory;
 use crate::radix::{MapError, Table};
 use crate::sync::{DOMAIN_IDS, Mutex, SYNC};
@@ -25,6 +25,8 @@ pub type Set<A> = InvalidationSet<<A as Architecture>::Planner, <A as Architectu
 /// A domain for devices of one architecture: nothing passes, all passes, or tables translate.
 pub struct HardwareDomain<A: Architecture> {
     kind: DomainKind,
+    /// What translates after a guest's tables. Lives as long as those may lead there.
+    parent: Option<Arc<Self>>,
     translation: Option<Translation<A>>,
     /// The tables, if they are the engine's.
     tables: Option<Tables>,
@@ -39,6 +41,38 @@ pub(super) struct Translation<A: Architecture> {
     pub(super) stage: A::Stage,
     /// Whether devices may cache them.
     pub(super) allows_ats: bool,
+    /// The only instance that it is for, if it is not for all that can walk the tables.
+    only_at: Option<Arc<Instance<A::Planner, A::Queue>>>,
+}
+
+/// How a guest's requests are led to its tables, and from there to those of a parent.
+pub(in crate::device) struct Nesting<A: Architecture> {
+    /// By which ID the instance knows the guest. Its places are in the parent's set.
+    pub(in crate::device) users: Arc<Users<A::Planner, A::Queue>>,
+    /// Through both, or past the guest's.
+    pub(in crate::device) stage: A::Stage,
+    /// The instance that the guest's commands go to.
+    pub(in crate::device) at: Arc<Instance<A::Planner, A::Queue>>,
+    /// Whether the guest lets its devices cache translations.
+    pub(in crate::device) allows_ats: bool,
+}
+
+impl<A: Architecture> Translation<A> {
+    const fn new(users: Arc<Users<A::Planner, A::Queue>>, stage: A::Stage) -> Self {
+        Self {
+            users,
+            stage,
+            allows_ats: true,
+            only_at: None,
+        }
+    }
+
+    /// Returns whether an instance can have it.
+    pub(super) fn fits(&self, unit: &A::Unit) -> bool {
+        let only_at = self.only_at.as_ref();
+        only_at.is_none_or(|only_at| Arc::ptr_eq(only_at, A::instance(unit)))
+            && A::fits(unit, &self.stage)
+    }
 }
 
 struct Tables {
@@ -51,19 +85,18 @@ type MapDirect = dyn Fn(DirectRegion) -> Result<(), TableError> + Send + Sync;
 impl<A: Architecture> HardwareDomain<A> {
     /// Creates a domain in which nothing passes.
     pub const fn blocked() -> Self {
-        Self {
-            kind: DomainKind::Blocked,
-            translation: None,
-            tables: None,
-            process: None,
-            faults: None,
-        }
+        Self::of_kind(DomainKind::Blocked)
     }
 
     /// Creates a domain in which everything passes.
     pub const fn identity() -> Self {
+        Self::of_kind(DomainKind::Identity)
+    }
+
+    const fn of_kind(kind: DomainKind) -> Self {
         Self {
-            kind: DomainKind::Identity,
+            kind,
+            parent: None,
             translation: None,
             tables: None,
             process: None,
@@ -84,33 +117,37 @@ impl<A: Architecture> HardwareDomain<A> {
             done: Mutex::new(&DOMAIN_IDS, Vec::new()),
         };
         Self {
-            kind: DomainKind::Paging,
-            translation: Some(Translation {
-                users: Users::new(set),
-                stage,
-                allows_ats: true,
-            }),
+            translation: Some(Translation::new(Users::new(set), stage)),
             tables: Some(Tables {
                 domain,
                 map_direct: Box::new(move |region| direct.map(region)),
             }),
-            process: None,
-            faults: None,
+            ..Self::of_kind(DomainKind::Paging)
+        }
+    }
+
+    /// Creates a domain of a guest whose addresses `parent` translates; nothing passes without `nesting`.
+    pub(in crate::device) fn nested(parent: &Arc<Self>, nesting: Option<Nesting<A>>) -> Self {
+        let allows_ats = parent.translation.as_ref().is_some_and(|it| it.allows_ats);
+        let translation = nesting.map(|nesting| Translation {
+            allows_ats: nesting.allows_ats && allows_ats,
+            only_at: Some(nesting.at),
+            ..Translation::new(nesting.users, nesting.stage)
+        });
+        Self {
+            parent: Some(Arc::clone(parent)),
+            translation,
+            ..Self::of_kind(DomainKind::Nested)
         }
     }
 
     /// Creates a domain of a process, to whose tables `stage` leads. Changes are told to `set`.
     pub(super) fn of_process(process: &Arc<Process>, set: Arc<Set<A>>, stage: A::Stage) -> Self {
         Self {
-            kind: DomainKind::Process,
-            translation: Some(Translation {
-                users: Users::new(set),
-                stage,
-                allows_ats: true,
-            }),
-            tables: None,
+            translation: Some(Translation::new(Users::new(set), stage)),
             process: Some(ProcessPart::new(process)),
             faults: process.fault_handler(),
+            ..Self::of_kind(DomainKind::Process)
         }
     }
 
@@ -143,6 +180,11 @@ impl<A: Architecture> HardwareDomain<A> {
         }
     }
 
+    /// Returns what translates after the guest's tables, of a domain that is a guest's.
+    pub const fn parent(&self) -> Option<&Arc<Self>> {
+        self.parent.as_ref()
+    }
+
     pub(super) const fn process(&self) -> Option<&ProcessPart<A>> {
         self.process.as_ref()
     }
@@ -154,6 +196,10 @@ impl<A: Architecture> HardwareDomain<A> {
 
     pub(super) const fn is_fault_capable(&self) -> bool {
         self.faults.is_some()
+    }
+
+    pub(in crate::device) fn stage(&self) -> Option<&A::Stage> {
+        self.translation.as_ref().map(|it| &it.stage)
     }
 
     pub(super) const fn translation(&self) -> Option<&Translation<A>> {

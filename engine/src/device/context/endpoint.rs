@@ -373,7 +373,7 @@ impl<A: Architecture> Endpoint for HardwareEndpoint<A> {
         let any: Arc<dyn Any + Send + Sync> = Arc::<dyn Hwpt>::clone(domain);
         let domain: Arc<HardwareDomain<A>> = any.downcast().map_err(|_| AttachFailure::Foreign)?;
         let translation = domain.translation();
-        let fits = |unit: &Arc<A::Unit>| translation.is_none_or(|it| A::fits(unit, &it.stage));
+        let fits = |unit: &Arc<A::Unit>| translation.is_none_or(|it| it.fits(unit));
         if !self.units.iter().all(fits) {
             return Err(AttachFailure::Foreign);
         }

@@ -33,6 +33,7 @@ mod directory;
 mod domain;
 mod driver;
 mod endpoint;
+mod guest;
 mod live;
 #[cfg(all(test, loom))]
 mod models;
@@ -45,9 +46,12 @@ mod users;
 
 pub use crate::device::context::architecture::{Architecture, Arrival, Outcome, Target};
 pub use crate::device::context::directory::{Directory, LinkError};
+pub(in crate::device) use crate::device::context::domain::Nesting;
 pub use crate::device::context::domain::{HardwareDomain, Set};
 pub use crate::device::context::driver::HardwareDriver;
 pub use crate::device::context::endpoint::HardwareEndpoint;
+pub use crate::device::context::guest::{GuestCommandError, GuestDeviceError, NestError, Refusal};
+pub(in crate::device) use crate::device::context::guest::{GuestDevices, carry_out};
 pub use crate::device::context::live::{EntryTable, Unwritten};
 pub use crate::device::context::shares::{Share, ShareError, Shares};
 pub use crate::device::context::slots::Attached;

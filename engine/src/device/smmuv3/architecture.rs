@@ -82,6 +82,9 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for Smmuv3<M, D> {
     ) -> Option<&'static str> {
         // One of two places has a PASID.
         match (new, other) {
+            // The guest has them all.
+            (Target::Stage(Stage::Nested { .. }), _) => Some("a guest's domain beside PASIDs"),
+            (_, Target::Stage(Stage::Nested { .. })) => Some("PASIDs beside a guest's domain"),
             (Target::Stage(Stage::Second { .. }), _) => Some("a domain of stage 2 beside PASIDs"),
             (_, Target::Stage(Stage::Second { .. })) => Some("PASIDs beside a domain of stage 2"),
             _ => None,
@@ -187,8 +190,17 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for Smmuv3<M, D> {
     ) -> Tags<Planner> {
         // IDs have at most 16 bits.
         let tlb = stage.tag(id as u16);
-        let ats = Self::device_tags(port, place).filter(|_| has_ats);
-        core::iter::once(tlb).chain(ats).collect()
+        let is_nested = stage.is_nested();
+        let streams = || port.streams.iter().copied();
+        let descriptors = streams().filter(|_| stage.has_guest_cds());
+        let descriptors = descriptors.map(|stream| Tag::Descriptors { stream });
+        // What changes in stage 2 are not addresses that the device has.
+        let all = streams().filter(|_| has_ats && is_nested);
+        let all = all.map(|stream| Tag::AtsFull { stream });
+        let ats = Self::device_tags(port, place).filter(|_| has_ats && !is_nested);
+        let tlbs = core::iter::once(tlb).chain(descriptors);
+        let tlbs = tlbs.chain(stage.combined(id as u16));
+        tlbs.chain(ats).chain(all).collect()
     }
 
     fn device_tags(port: &Port<M>, place: Option<Pasid>) -> impl Iterator<Item = Tag> {

@@ -1,14 +1,14 @@
-//! What an SMMU translates by: stage 1, or stage 2.
+//! What an SMMU translates by: stage 1, stage 2, or a guest's stage 1 and then stage 2.
 
 use alloc::sync::Arc;
 
 use iopt_formats::armv8::{Granule, MAIR, Stage1, Stage2, Tcr, Vtcr};
-use iopt_formats::context::smmuv3::{Cd, Context, FaultPolicy, StreamStage2};
+use iopt_formats::context::smmuv3::{Cd, Context, FaultPolicy, Stream, StreamStage1, StreamStage2};
 use iopt_formats::{ConfigError, Format, Oa};
 
 use crate::device::context::{HardwareDomain, Set};
 use crate::device::smmuv3::instance::walk;
-use crate::device::smmuv3::{CommandDevice, Features, Smmuv3};
+use crate::device::smmuv3::{CommandDevice, Features, Smmuv3, Stalls};
 use crate::invalidation::SetError;
 use crate::invalidation::plan::smmuv3::Tag;
 use crate::mem::TableMemory;
@@ -34,6 +34,15 @@ pub enum Stage {
         /// Their format.
         vtcr: Vtcr,
         /// Where they are.
+        root: Oa,
+    },
+    /// By a guest's CDs, if it has stage 1, and from there by the STE.
+    Nested {
+        /// Where the CDs are, for the guest; without, requests have addresses of the guest's memory.
+        stage1: Option<StreamStage1>,
+        /// The format of the tables of stage 2.
+        vtcr: Vtcr,
+        /// Where these are.
         root: Oa,
     },
 }
@@ -118,25 +127,47 @@ impl Stage {
                     && 64_u8.saturating_sub(tcr.tsz) <= features.va_bits
                     && tcr.oa_bits <= features.oa_bits
             }
-            Self::Second { vtcr, .. } => {
+            Self::Second { vtcr, .. } | Self::Nested { vtcr, .. } => {
                 features.has_stage2
                     && features.has_granule(vtcr.granule)
                     && features.has_updates(vtcr.updates)
                     && (features.has_wide_descriptors || !vtcr.ds)
                     && 64_u8.saturating_sub(vtcr.t0sz) <= features.oa_bits
                     && vtcr.oa_bits <= features.oa_bits
+                    && (!self.is_nested() || features.has_stage1)
             }
         }
+    }
+
+    /// Returns whether it is a guest's.
+    pub(super) const fn is_nested(&self) -> bool {
+        matches!(self, Self::Nested { .. })
+    }
+
+    /// Returns whether a guest's CDs lead to it.
+    pub(super) const fn has_guest_cds(&self) -> bool {
+        matches!(
+            self,
+            Self::Nested {
+                stage1: Some(_),
+                ..
+            }
+        )
+    }
+
+    /// Returns whether stage 2 has a part in it.
+    pub(super) const fn has_second(&self) -> bool {
+        !self.is_first()
     }
 
     const fn granule(&self) -> Granule {
         match self {
             Self::First { tcr, .. } => tcr.granule,
-            Self::Second { vtcr, .. } => vtcr.granule,
+            Self::Second { vtcr, .. } | Self::Nested { vtcr, .. } => vtcr.granule,
         }
     }
 
-    /// Returns where the TLB has its translations under `id`.
+    /// Returns where the TLB has its translations under `id`: those of single stages.
     pub(super) const fn tag(&self, id: u16) -> Tag {
         let granule = self.granule();
         match self {
@@ -145,7 +176,18 @@ impl Stage {
                 asid: id,
                 granule,
             },
-            Self::Second { .. } => Tag::Stage2 { vmid: id, granule },
+            Self::Second { .. } | Self::Nested { .. } => Tag::Stage2 { vmid: id, granule },
+        }
+    }
+
+    /// Returns where it has what it combined of a guest's stage 1 and stage 2. All domains of a guest have that
+    /// place: what one left there may be met when the next is attached, so it goes with the VMID.
+    pub(super) const fn combined(&self, vmid: u16) -> Option<Tag> {
+        let granule = self.granule();
+        if self.is_nested() {
+            Some(Tag::Combined { vmid, granule })
+        } else {
+            None
         }
     }
 
@@ -156,7 +198,7 @@ impl Stage {
                 let context = Context::empty(tcr.oa_bits)?.with_mair(mair);
                 Ok(Some(context.with_table(tcr, root)?.with_asid(asid)))
             }
-            Self::Second { .. } => Ok(None),
+            Self::Second { .. } | Self::Nested { .. } => Ok(None),
         }
     }
 
@@ -194,11 +236,28 @@ impl Stage {
     pub(super) fn second(&self, stalls: bool) -> Option<StreamStage2> {
         match *self {
             Self::First { .. } => None,
-            Self::Second { vtcr, root } => {
+            Self::Second { vtcr, root } | Self::Nested { vtcr, root, .. } => {
                 let mut stage2 = StreamStage2::new(vtcr, root).ok()?;
                 stage2.stalls = stalls;
                 Some(stage2)
             }
         }
+    }
+
+    /// Returns what an STE says, but for the VMID and ATS, if no CDs of the host are needed. Faults of a guest's
+    /// stage 1 stall at most where the device `stalls`.
+    pub(super) fn stream(&self, smmu: &Features, stalls: bool) -> Option<Stream> {
+        let second = self.second(smmu.stalls == Stalls::Forced)?;
+        let Self::Nested {
+            stage1: Some(mut stage1),
+            ..
+        } = *self
+        else {
+            return Some(Stream::stage2(second));
+        };
+        stage1.stalls_disabled = smmu.stalls == Stalls::Allowed && (stage1.stalls_disabled || !stalls);
+        // A guest can make as many faults as it likes.
+        let stream = Stream::nested(stage1, second).ok()?;
+        Some(stream.with_merged_events())
     }
 }

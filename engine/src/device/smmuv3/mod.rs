@@ -15,6 +15,7 @@
 //! | identity | no | bypass |
 //! | stage 1 | either | stage 1, `S1DSS` = substream 0 |
 //! | stage 2 | no | stage 2; PASIDs are refused |
+//! | a guest's CDs | no | stage 1 as the [guest](GuestSmmu) says, and stage 2; PASIDs are the guest's |
 //! | blocked | yes | stage 1, `S1DSS` = terminate |
 //! | identity | yes | stage 1, `S1DSS` = bypass |
 //!
@@ -37,6 +38,8 @@ mod architecture;
 mod domain;
 mod events;
 mod features;
+mod guest;
+mod guest_stream;
 mod instance;
 mod port;
 mod tables;
@@ -46,6 +49,8 @@ mod tests;
 pub use crate::device::smmuv3::architecture::{Smmuv3, Smmuv3Driver};
 pub use crate::device::smmuv3::domain::{DomainError, Smmuv3Domain, Stage};
 pub use crate::device::smmuv3::features::{Features, Stalls};
+pub use crate::device::smmuv3::guest::GuestSmmu;
+pub use crate::device::smmuv3::guest_stream::{GuestStream, GuestStreamError};
 pub use crate::device::smmuv3::instance::{Smmu, SmmuError};
 pub use crate::device::smmuv3::port::{Port, Smmuv3Endpoint};
 

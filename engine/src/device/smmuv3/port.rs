@@ -63,13 +63,11 @@ impl<M: TableMemory + 'static> Port<M> {
         };
         let has_pasids = attached.has_pasids();
         let translated = match attached.at(None) {
-            Target::Stage((stage, id)) => match stage.second(must_stall(smmu)) {
-                Some(second) => {
-                    let stream = Stream::stage2(second).with_vmid(id as u16);
-                    Some(smmu.attributed(stream))
-                }
-                None => with_cds(DefaultSubstream::Substream0),
-            },
+            Target::Stage((stage, id)) if stage.has_second() => {
+                let stream = stage.stream(smmu.features(), attached.stalls(None));
+                stream.map(|stream| smmu.attributed(stream.with_vmid(id as u16)))
+            }
+            Target::Stage(_) => with_cds(DefaultSubstream::Substream0),
             Target::Identity if !has_pasids => return Some(smmu.bypass()),
             Target::Identity => with_cds(DefaultSubstream::Bypass),
             Target::Blocked if !has_pasids => None,

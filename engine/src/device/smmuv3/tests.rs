@@ -29,6 +29,7 @@ use crate::mem::Heap;
 use crate::sync::{Class, Mutex};
 
 mod faults;
+mod nested;
 
 type Domain = Smmuv3Domain<Heap, Recorder>;
 type Device = Smmuv3Endpoint<Heap, Recorder>;

@@ -89,6 +89,12 @@ pub enum Tag {
         /// The granule of the tables.
         granule: Granule,
     },
+    /// The CDs of a stream that the SMMU read at a guest's addresses, which stage 2 translates. Stands beside the
+    /// [`Stage2`](Self::Stage2) of its VM, never alone.
+    Descriptors {
+        /// The device.
+        stream: u32,
+    },
     /// The TLB, entries that combine a guest's stage 1 with the stage 2 of its VM. Stands beside the
     /// [`Stage2`](Self::Stage2) of the same VM and granule, never alone.
     Combined {
@@ -157,6 +163,15 @@ impl Planner for Smmuv3 {
                     emit(Command::TlbiNhAll { vmid });
                 }
             }
+            // Where a CD was found is not part of any translation, so TLB invalidations leave it (4.3.4).
+            Tag::Descriptors { stream } => {
+                if has_lost_leaves {
+                    emit(Command::CfgiCdAll {
+                        stream,
+                        is_secure: false,
+                    });
+                }
+            }
             Tag::Ats { stream, substream } if has_lost_leaves => {
                 let block = Span::covering(range);
                 emit(Command::AtcInv {
@@ -181,7 +196,7 @@ impl Planner for Smmuv3 {
     fn phase(tag: &Tag) -> Phase {
         match tag {
             Tag::Stage1 { .. } | Tag::El2 { .. } | Tag::Stage2 { .. } => Phase::Iotlb,
-            Tag::Combined { .. } => Phase::CombinedEntries,
+            Tag::Descriptors { .. } | Tag::Combined { .. } => Phase::CombinedEntries,
             Tag::Ats { .. } | Tag::AtsFull { .. } => Phase::DeviceTlb,
         }
     }

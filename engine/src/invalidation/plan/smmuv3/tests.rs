@@ -417,6 +417,11 @@ fn what_two_stages_made_is_dropped_with_the_second() {
     let (vmid, granule) = (3, KIB4);
     let stage2 = Tag::Stage2 { vmid, granule };
     let combined = Tag::Combined { vmid, granule };
+    let descriptors = Tag::Descriptors { stream: 7 };
+    let read = Command::CfgiCdAll {
+        stream: 7,
+        is_secure: false,
+    };
     let pages = removed(0x5000, 0x1000, &[12]);
     for smmu in [WITHOUT_RANGES, WITH_RANGES] {
         assert_eq!(plan(smmu, stage2, &pages).len(), 1);
@@ -427,6 +432,10 @@ fn what_two_stages_made_is_dropped_with_the_second() {
         assert_eq!(plan(smmu, combined, &full), []);
         // No translation went with an empty table.
         assert_eq!(plan(smmu, combined, &table(0, 0x20_0000, 1)), []);
+        // Nor was a CD found through it.
+        assert_eq!(plan(smmu, descriptors, &table(0, 0x20_0000, 1)), []);
+        assert_eq!(plan(smmu, descriptors, &pages), [read]);
+        assert_eq!(plan(smmu, descriptors, &full), [read]);
     }
 }
 
@@ -484,6 +493,7 @@ fn the_order_of_tags_is_that_of_their_phases() {
     let granule = KIB64;
     let mut tags = [
         Tag::AtsFull { stream: 0 },
+        Tag::Descriptors { stream: 9 },
         Tag::Ats {
             stream: 9,
             substream: None,
@@ -500,6 +510,8 @@ fn the_order_of_tags_is_that_of_their_phases() {
     let phases: Vec<_> = tags.iter().map(Smmuv3::phase).collect();
     assert!(phases.is_sorted());
     assert_eq!(phases[0], Phase::Iotlb);
-    assert_eq!(phases[3], Phase::CombinedEntries);
-    assert_eq!(phases[5], Phase::DeviceTlb);
+    assert_eq!(phases[2..4], [Phase::Iotlb, Phase::CombinedEntries]);
+    assert_eq!(phases[6], Phase::DeviceTlb);
+    // What a walk begins with goes before what it made.
+    assert_eq!(tags[3], Tag::Descriptors { stream: 9 });
 }

@@ -1,0 +1,145 @@
+//! A guest that has its own tables and gives its own commands: what is the same of it on all architectures.
+//!
+//! A guest thinks that it has an IOMMU. Its tables stand in its own memory, at addresses that a parent domain
+//! translates; so whatever they say, and however stale hardware's copies of them are, requests end in memory of
+//! the guest. Its commands make hardware forget such copies: they are carried out with the host's names in
+//! place of the guest's, about what is the guest's alone.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+use iopt_formats::command::CommandError;
+
+use crate::invalidation::SyncError;
+use crate::sync::{GUEST_DEVICES, Mutex, MutexGuard};
+
+/// Why nothing can be nested in a parent at an instance.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NestError {
+    /// The parent has no tables that translate what leaves a guest's.
+    #[error("the parent is no second stage of the host")]
+    NoSecondStage,
+    /// The instance cannot walk the parent's tables: it is for others.
+    #[error("the parent does not fit the instance")]
+    Foreign,
+    /// The instance cannot have two stages at once.
+    #[error("the instance does not nest")]
+    Unsupported,
+}
+
+/// The first of a guest's commands that was not carried out. All before it were: its index is their number.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("command {index} of the guest: {refusal}")]
+pub struct GuestCommandError {
+    /// The number of commands that were carried out.
+    pub index: usize,
+    /// Why this one was not.
+    #[source]
+    pub refusal: Refusal,
+}
+
+/// Why a guest's command is not carried out.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// It is about what is not the guest's, or for whoever emulates the rest of its IOMMU.
+    #[error("it is none that a guest can give")]
+    Forbidden,
+    /// It names no device of the guest.
+    #[error("the guest has no device {id:#x}")]
+    Device {
+        /// The device's ID, as the guest has it.
+        id: u32,
+    },
+    /// The hardware does not have it in this form.
+    #[error("the hardware does not have it: {0}")]
+    Illegal(#[source] CommandError),
+    /// Hardware failed or did not answer. Of commands that stood together, none is known to be carried out.
+    #[error(transparent)]
+    Hardware(#[from] SyncError),
+}
+
+/// Why a device does not become a guest's.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum GuestDeviceError {
+    /// The guest's ID or the host's is one of a device that the guest has.
+    #[error("the guest has a device of that ID")]
+    Taken,
+    /// The instance has no context of that ID.
+    #[error("the instance knows no device {id:#x}")]
+    Unknown {
+        /// The device's ID, as the host has it.
+        id: u32,
+    },
+    /// No memory to note it.
+    #[error("no memory to note a guest's device")]
+    Memory,
+}
+
+/// The devices of one guest at one instance: by which ID the guest knows each, and as what the host does.
+#[derive(Debug)]
+pub(in crate::device) struct GuestDevices<H> {
+    devices: Mutex<BTreeMap<u32, Vec<H>>>,
+}
+
+impl<H: Copy + Eq> GuestDevices<H> {
+    pub(in crate::device) const fn new() -> Self {
+        Self {
+            devices: Mutex::new(&GUEST_DEVICES, BTreeMap::new()),
+        }
+    }
+
+    /// Enters a device.
+    pub(in crate::device) fn add(&self, guest: u32, host: &[H]) -> Result<(), GuestDeviceError> {
+        let mut own = Vec::new();
+        own.try_reserve_exact(host.len())
+            .map_err(|_| GuestDeviceError::Memory)?;
+        own.extend_from_slice(host);
+        let mut devices = self.devices.lock();
+        let is_taken = |other: &H| host.contains(other);
+        if devices.contains_key(&guest) || devices.values().flatten().any(is_taken) {
+            return Err(GuestDeviceError::Taken);
+        }
+        devices.insert(guest, own);
+        Ok(())
+    }
+
+    /// Returns whether there was such a device. It is not the guest's any more.
+    pub(in crate::device) fn remove(&self, guest: u32) -> bool {
+        self.devices.lock().remove(&guest).is_some()
+    }
+
+    pub(in crate::device) fn has(&self, guest: u32) -> bool {
+        self.devices.lock().contains_key(&guest)
+    }
+
+    pub(in crate::device) fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, Vec<H>>> {
+        self.devices.lock()
+    }
+}
+
+/// Carries out a guest's commands in parts, each of which is complete before the next begins, and says which was
+/// the first that was not.
+pub(in crate::device) fn carry_out<C>(
+    commands: &[C],
+    check: impl Fn(&C) -> Result<(), Refusal>,
+    ends_part: impl Fn(&C) -> bool,
+    execute: impl Fn(&[C]) -> Result<(), SyncError>,
+) -> Result<(), GuestCommandError> {
+    let refused = commands.iter().enumerate().find_map(|(index, command)| {
+        let refusal = check(command).err()?;
+        Some(GuestCommandError { index, refusal })
+    });
+    let count = refused.map_or(commands.len(), |error| error.index);
+    let mut index = 0;
+    for part in commands[..count].split_inclusive(ends_part) {
+        execute(part).map_err(|error| GuestCommandError {
+            index,
+            refusal: error.into(),
+        })?;
+        index += part.len();
+    }
+    refused.map_or(Ok(()), Err)
+}

@@ -1,0 +1,675 @@
+//! Guests with an SMMU of their own.
+
+use alloc::sync::Weak;
+
+use iopt_formats::command::smmuv3::{AtcSpan, Msi, Range, Signal, StreamSpan, Target};
+use iopt_formats::command::{CommandError, Narrow};
+use iopt_formats::context::smmuv3::SteRules;
+use iopt_formats::context::update::plan;
+use iopt_formats::{Iova, IovaRange, Level, PageSize, PageSizes};
+
+use super::*;
+use crate::device::DomainKind;
+use crate::device::context::{GuestCommandError, GuestDeviceError, NestError, Refusal};
+use crate::invalidation::{Changes, Invalidate as _, Kind};
+use crate::sync::SYNC;
+
+type Guest = GuestSmmu<Heap, Recorder>;
+
+/// `V`, `Config` 5, 2^5 CDs at 0x1234_5000.
+const WORD_0: u64 = 1 | 5 << 1 | 0x1234_5000 | 5 << 59;
+/// `S1DSS` 2, `S1CIR` 1, `S1COR` 1, `S1CSH` 3.
+const WORD_1: u64 = 2 | 1 << 2 | 1 << 4 | 3 << 6;
+const EATS: u64 = 1 << 28;
+const MEV: u64 = 1 << 19;
+const STALLD: u64 = 1 << 27;
+
+fn own(words: [u64; 2]) -> GuestStream {
+    GuestStream::decode(words).expect("a guest may say so")
+}
+
+fn nest(guest: &Guest, words: [u64; 2]) -> Arc<Domain> {
+    Arc::new(guest.nest(&own(words)).expect("hardware has it"))
+}
+
+fn guest(world: &World, parent: &Arc<Domain>) -> Guest {
+    Guest::new(&world.smmu, parent).expect("it fits")
+}
+
+/// Removes a page at 0x5000 from the parent, as hardware is told of it.
+fn unmap(parent: &Domain) {
+    let page = IovaRange::with_len(Iova::new(0x5000), 0x1000).expect("it is within");
+    let sizes = PageSizes::EMPTY.with(PageSize::KIB_4);
+    told(parent, &Changes::leaves(page, sizes, Kind::Removed));
+}
+
+fn told(parent: &Domain, changes: &Changes) {
+    let _waiting = SYNC.waiting();
+    let set = parent.set().expect("it has tables");
+    let ticket = set.submit(changes).expect("hardware answers");
+    set.wait(ticket).expect("hardware answers");
+}
+
+fn s2_ipa(vmid: u16) -> Command {
+    Command::TlbiS2Ipa {
+        vmid,
+        target: Target::single(Iova::new(0x5000), true),
+    }
+}
+
+const fn cds_of(stream: u32) -> Command {
+    Command::CfgiCdAll {
+        stream,
+        is_secure: false,
+    }
+}
+
+const fn atc(stream: u32, address: u64, span: AtcSpan) -> Command {
+    Command::AtcInv {
+        stream,
+        substream: None,
+        is_global: false,
+        address: Iova::new(address),
+        span,
+    }
+}
+
+const CMD_SYNC: Command = Command::Sync {
+    signal: Signal::None,
+    msi: Msi::NONE,
+};
+
+#[test]
+fn a_guests_entry_says_what_is_the_guests_and_nothing_else() {
+    let forbidden = |words: [u64; 2]| GuestStream::decode(words);
+    // By the specification: V to S1ContextPtr, S1CDMax; S1DSS to S1CSH, S1STALLD, EATS.
+    let allowed = [0xf8ff_ffff_ffff_ffff_u64, 0x3800_00ff];
+    for word in 0..2 {
+        for bit in 0..64 {
+            let mut words = [WORD_0, WORD_1];
+            words[word] |= 1 << bit;
+            let is_refused = forbidden(words)
+                == Err(GuestStreamError::Forbidden {
+                    word,
+                    bits: 1 << bit,
+                });
+            assert_eq!(is_refused, allowed[word] >> bit & 1 == 0, "{word} {bit}");
+        }
+    }
+    for config in 0..4 {
+        assert_eq!(own([1 | config << 1, 0]), GuestStream::Abort);
+    }
+    // What is not valid is not read.
+    assert_eq!(own([u64::MAX - 1, u64::MAX]), GuestStream::Abort);
+    assert_eq!(own([1 | 4 << 1, 0]), GuestStream::Bypass);
+    for config in [6, 7] {
+        let refused = GuestStream::decode([1 | config << 1, 0]);
+        assert_eq!(refused, Err(GuestStreamError::SecondStage));
+    }
+    for eats in [2, 3] {
+        let refused = GuestStream::decode([WORD_0, WORD_1 | eats << 28]);
+        assert_eq!(refused, Err(GuestStreamError::Ats));
+    }
+    // S1DSS 3, S1CSH 1 and S1Fmt 3 are reserved; the CDs are not where such a table can be.
+    for words in [
+        [WORD_0, WORD_1 | 1],
+        [WORD_0, 1 << 6],
+        [WORD_0 | 3 << 4, WORD_1],
+        [WORD_0 | 0x400, WORD_1],
+    ] {
+        assert!(
+            matches!(
+                GuestStream::decode(words),
+                Err(GuestStreamError::Undecodable(_))
+            ),
+            "{words:x?}"
+        );
+    }
+    let GuestStream::Stage1 { stage1, has_ats } = own([WORD_0, WORD_1 | EATS | STALLD]) else {
+        panic!("it translates");
+    };
+    assert!(has_ats && stage1.stalls_disabled);
+    assert_eq!(stage1.cds.base().get(), 0x1234_5000);
+    assert_eq!(stage1.cds.count_lg2(), 5);
+    assert_eq!(stage1.default_substream, DefaultSubstream::Substream0);
+}
+
+#[test]
+fn what_the_hardware_lacks_is_refused() {
+    let world = World::new(Features {
+        has_two_level_cds: false,
+        substream_bits: 5,
+        ..FEATURES
+    });
+    let guest = guest(&world, &stage2());
+    let refused = |words| guest.nest(&own(words)).map(|_| ());
+    assert_eq!(refused([WORD_0, WORD_1]), Ok(()));
+    assert_eq!(
+        refused([1 | 5 << 1 | 6 << 59, WORD_1]),
+        Err(GuestStreamError::Substreams {
+            count_lg2: 6,
+            limit_lg2: 5
+        })
+    );
+    assert_eq!(
+        refused([WORD_0 | 1 << 4, WORD_1]),
+        Err(GuestStreamError::TwoLevels)
+    );
+    // Without substreams nothing looks at S1Fmt.
+    assert_eq!(refused([1 | 5 << 1 | 1 << 4, 0]), Ok(()));
+}
+
+#[test]
+fn only_a_second_stage_of_the_host_that_fits_is_a_parent() {
+    let world = World::new(FEATURES);
+    let refused = |smmu, parent: Domain| Guest::new(smmu, &Arc::new(parent)).map(|_| ()).err();
+    let smmu = &world.smmu;
+    assert_eq!(
+        refused(smmu, Domain::identity()),
+        Some(NestError::NoSecondStage)
+    );
+    assert_eq!(
+        refused(smmu, Domain::blocked()),
+        Some(NestError::NoSecondStage)
+    );
+    assert_eq!(
+        Guest::new(smmu, &stage1()).map(|_| ()).err(),
+        Some(NestError::NoSecondStage)
+    );
+    // Not even what is nested itself.
+    let guest = guest(&world, &stage2());
+    for words in [[WORD_0, WORD_1], [1 | 4 << 1, 0], [0, 0]] {
+        let nested = guest.nest(&own(words)).expect("hardware has it");
+        assert_eq!(nested.kind(), DomainKind::Nested);
+        assert_eq!(refused(smmu, nested), Some(NestError::NoSecondStage));
+    }
+    let narrow = World::new(Features {
+        oa_bits: 40,
+        ..FEATURES
+    });
+    assert_eq!(
+        Guest::new(&narrow.smmu, &stage2()).map(|_| ()).err(),
+        Some(NestError::Foreign)
+    );
+    let single = World::new(Features {
+        has_stage1: false,
+        ..FEATURES
+    });
+    assert_eq!(
+        Guest::new(&single.smmu, &stage2()).map(|_| ()).err(),
+        Some(NestError::Unsupported)
+    );
+}
+
+/// The STE has the guest's words, the host's ATS and stage 2, and the guest's VMID.
+#[test]
+fn an_entry_joins_what_both_say() {
+    let world = World::new(FEATURES);
+    let parent = stage2();
+    let guest = guest(&world, &parent);
+    for (can_ats, eats, stored) in [(true, EATS, EATS), (true, 0, 0), (false, EATS, 0)] {
+        let device = world.device(&[8, 9], can_ats, 5);
+        attach(&device, None, &parent).expect("it fits");
+        let of_parent = *world.ste(8).words();
+        attach(&device, None, &nest(&guest, [WORD_0, WORD_1 | eats])).expect("it fits");
+        let words = *world.ste(8).words();
+        assert_eq!(world.ste(9), world.ste(8));
+        let vmid = u64::from(guest.vmid().expect("it is attached"));
+        assert_eq!(words[0], WORD_0 | 2 << 1, "both stages");
+        let host = of_parent[1] & !EATS;
+        assert_eq!(words[1], WORD_1 | stored | MEV | STALLD | host);
+        assert_eq!(words[2] & !0xffff, of_parent[2] & !0xffff);
+        assert_eq!(words[2] & 0xffff, vmid);
+        assert_ne!(words[2] & 0xffff, of_parent[2] & 0xffff);
+        assert_eq!(words[3..], of_parent[3..]);
+        assert_eq!(device.has_ats(), stored != 0);
+        // Stage 1 is bypassed, and ATS is refused; or all is.
+        attach(&device, None, &nest(&guest, [1 | 4 << 1, 0])).expect("it fits");
+        let words = *world.ste(8).words();
+        assert_eq!(words[0], 1 | 6 << 1);
+        assert_eq!(words[1], host);
+        assert_eq!(words[2] & 0xffff, vmid);
+        assert!(!device.has_ats());
+        attach(&device, None, &nest(&guest, [0, 0])).expect("it fits");
+        assert_eq!(world.ste(8).config(), StreamConfig::Abort);
+        device.block(None);
+    }
+    assert_eq!(world.smmu.vmids().used_count(), 0);
+}
+
+/// Nobody but the host knows which devices may wait, and who would end that.
+#[test]
+fn a_guest_cannot_make_devices_wait_that_must_not() {
+    let world = World::new(Features {
+        has_stalls: true,
+        ..FEATURES
+    });
+    let guest = guest(&world, &stage2());
+    let device = world.device(&[8], false, 0);
+    attach(&device, None, &nest(&guest, [WORD_0, WORD_1])).expect("it fits");
+    assert!(world.ste(8).stage1_stalls_disabled());
+}
+
+/// Rows 20 and 21 of the transitions that drivers make, and those to and from what is not a guest's.
+#[test]
+fn a_guests_stream_changes_without_a_moment_in_between() {
+    let world = World::new(FEATURES);
+    let parent = stage2();
+    let guest = guest(&world, &parent);
+    let device = world.device(&[8], true, 5);
+    let with_bypass = (WORD_1 & !3) | 1;
+    let bypass = nest(&guest, [1 | 4 << 1, 0]);
+    let nested = nest(&guest, [WORD_0, with_bypass | EATS]);
+    let other = nest(&guest, [WORD_0, WORD_1 | EATS]);
+    let identity = Arc::new(Domain::identity());
+    let abort = nest(&guest, [0, 0]);
+    let mut before = world.ste(8);
+    for (domain, syncs, is_hitless) in [
+        (&bypass, 2, true),
+        (&nested, 2, true),
+        (&bypass, 3, true),
+        (&nested, 2, true),
+        // S1DSS alone.
+        (&other, 1, true),
+        (&nested, 1, true),
+        // The VMID, too.
+        (&parent, 3, false),
+        (&nested, 3, false),
+        (&abort, 2, true),
+        (&other, 2, true),
+        (&identity, 2, true),
+        (&nested, 2, true),
+    ] {
+        world.commands();
+        attach(&device, None, domain).expect("it fits");
+        let after = world.ste(8);
+        let update = plan(&SteRules, before.words(), after.words());
+        assert_eq!(update.is_hitless(), is_hitless, "{before:x?} {after:x?}");
+        let is_ste = |command: &&Command| matches!(command, Command::CfgiSte { .. });
+        let told = world.commands().iter().filter(is_ste).count();
+        assert_eq!(told, syncs, "{before:x?} {after:x?}");
+        before = after;
+    }
+}
+
+/// What changed in stage 2 is not an address that device or stage 1 know.
+#[test]
+fn what_the_parent_loses_goes_from_all_that_was_made_of_it() {
+    let world = World::new(FEATURES);
+    let parent = stage2();
+    let (guest, other) = (guest(&world, &parent), guest(&world, &parent));
+    let devices = [8, 9, 10, 11].map(|stream| world.device(&[stream], true, 5));
+    let nested = nest(&guest, [WORD_0, WORD_1 | EATS]);
+    let silent = nest(&other, [WORD_0, WORD_1]);
+    attach(&devices[0], None, &nested).expect("it fits");
+    attach(&devices[1], None, &nested).expect("it fits");
+    attach(&devices[2], None, &silent).expect("it fits");
+    attach(&devices[3], None, &parent).expect("it fits");
+    let vmids = [
+        guest.vmid().expect("it is attached"),
+        other.vmid().expect("it is attached"),
+        id(&world, &parent) as u16,
+    ];
+    assert_eq!(vmids, [1, 2, 3]);
+    world.commands();
+    unmap(&parent);
+    let page = AtcSpan::new(0).expect("one page");
+    assert_eq!(
+        world.commands(),
+        [
+            s2_ipa(1),
+            s2_ipa(2),
+            s2_ipa(3),
+            cds_of(8),
+            cds_of(9),
+            cds_of(10),
+            Command::TlbiNhAll { vmid: 1 },
+            Command::TlbiNhAll { vmid: 2 },
+            atc(11, 0x5000, page),
+            atc(8, 0, AtcSpan::ALL),
+            atc(9, 0, AtcSpan::ALL),
+        ]
+    );
+    // All of it at once: each VM whole, and it ends.
+    told(&parent, &Changes::everything());
+    let all = |vmid| Command::TlbiS12Vmall { vmid };
+    assert_eq!(
+        world.commands(),
+        [
+            all(1),
+            all(2),
+            all(3),
+            cds_of(8),
+            cds_of(9),
+            cds_of(10),
+            atc(11, 0, AtcSpan::ALL),
+            atc(8, 0, AtcSpan::ALL),
+            atc(9, 0, AtcSpan::ALL),
+        ]
+    );
+    for device in &devices {
+        device.block(None);
+    }
+    world.commands();
+    unmap(&parent);
+    assert_eq!(world.commands(), []);
+    assert_eq!(world.smmu.vmids().used_count(), 0);
+    assert_eq!(world.smmu.vmids().quarantined_count(), 0);
+}
+
+/// What stage 1 made stays while another device keeps the VMID, and is met again when stage 1 comes back.
+#[test]
+fn what_one_device_left_goes_while_another_keeps_the_vmid() {
+    let world = World::new(FEATURES);
+    let parent = stage2();
+    let guest = guest(&world, &parent);
+    let (one, other) = (world.device(&[8], false, 0), world.device(&[9], false, 0));
+    attach(&one, None, &nest(&guest, [WORD_0, WORD_1])).expect("it fits");
+    attach(&other, None, &nest(&guest, [1 | 4 << 1, 0])).expect("it fits");
+    one.block(None);
+    world.commands();
+    unmap(&parent);
+    let vmid = guest.vmid().expect("one is attached");
+    assert_eq!(
+        world.commands(),
+        [s2_ipa(vmid), Command::TlbiNhAll { vmid }]
+    );
+    other.block(None);
+    let all = Command::TlbiS12Vmall { vmid };
+    assert!(world.commands().contains(&all));
+    assert_eq!(guest.vmid(), None);
+}
+
+#[test]
+fn the_parent_lives_as_long_as_anything_leads_to_it() {
+    let world = World::new(FEATURES);
+    let device = world.device(&[8], false, 0);
+    let (parent, is_there): (_, fn(&Weak<Domain>) -> bool) = {
+        let parent = stage2();
+        let guest = guest(&world, &parent);
+        attach(&device, None, &nest(&guest, [WORD_0, WORD_1])).expect("it fits");
+        (Arc::downgrade(&parent), |weak| weak.upgrade().is_some())
+    };
+    assert!(is_there(&parent));
+    // Hardware may still use it.
+    world.silence(true);
+    device.block(None);
+    assert!(is_there(&parent) && device.is_quarantined());
+    world.silence(false);
+    attach(&device, None, &Arc::new(Domain::identity())).expect("hardware answers");
+    assert!(!is_there(&parent));
+    assert_eq!(world.smmu.vmids().quarantined_count(), 0);
+}
+
+#[test]
+fn a_guests_domain_has_no_other_place_than_the_guests_devices() {
+    let world = World::new(FEATURES);
+    let guest = guest(&world, &stage2());
+    let device = world.device(&[8], false, 5);
+    for words in [[WORD_0, WORD_1], [1 | 4 << 1, 0]] {
+        let nested = nest(&guest, words);
+        let refused = |place: Option<u32>, domain: &Arc<Domain>| {
+            let refused = attach(&device, place.map(pasid), domain);
+            matches!(refused, Err(AttachFailure::Unsupported { .. }))
+        };
+        assert!(refused(Some(3), &nested));
+        attach(&device, None, &nested).expect("it fits");
+        assert!(refused(Some(3), &stage1()));
+        device.block(None);
+        attach(&device, Some(pasid(3)), &stage1()).expect("nothing is in the way");
+        assert!(refused(None, &nested));
+        device.block(Some(pasid(3)));
+        // Another SMMU would know the guest by another VMID, and never hear its commands.
+        let elsewhere = World::new(FEATURES);
+        let stranger = elsewhere.device(&[8], false, 5);
+        assert!(matches!(
+            attach(&stranger, None, &nested),
+            Err(AttachFailure::Foreign)
+        ));
+    }
+}
+
+/// A3.3, for a device that its guest gives ATS, or not.
+#[test]
+fn the_host_counts_a_guests_devices_with_ats_exactly() {
+    for old_has in [false, true] {
+        for new_has in [false, true] {
+            let world = World::new(FEATURES);
+            let device = world.device(&[8], true, 0);
+            let parent = stage2();
+            let guest = guest(&world, &parent);
+            let domain = |has_ats| nest(&guest, [WORD_0, WORD_1 | if has_ats { EATS } else { 0 }]);
+            let (old, new) = (domain(old_has), domain(new_has));
+            let count = || world.users(&parent, Tag::AtsFull { stream: 8 });
+            attach(&device, None, &old).expect("it fits");
+            assert_eq!(count(), usize::from(old_has));
+            world.commands();
+            attach(&device, None, &new).expect("it fits");
+            assert_eq!(count(), usize::from(new_has));
+            assert_eq!(device.has_ats(), new_has);
+            let told = world.commands();
+            let is_told = told.contains(&atc(8, 0, AtcSpan::ALL));
+            assert_eq!(is_told, old_has && new_has);
+            device.block(None);
+            assert_eq!(count(), 0);
+        }
+    }
+}
+
+/// A guest with two devices, which it calls 1 and 2; one has ATS.
+fn two_devices(world: &World, parent: &Arc<Domain>) -> (Guest, [Device; 2]) {
+    let guest = guest(world, parent);
+    let devices = [
+        world.device(&[8, 12], true, 5),
+        world.device(&[9], false, 5),
+    ];
+    guest.add_device(1, &[8, 12]).expect("it is free");
+    guest.add_device(2, &[9]).expect("it is free");
+    for device in &devices {
+        attach(device, None, &nest(&guest, [WORD_0, WORD_1 | EATS])).expect("it fits");
+    }
+    world.commands();
+    (guest, devices)
+}
+
+#[test]
+fn a_guests_commands_are_carried_out_in_the_hosts_names() {
+    let world = World::new(FEATURES);
+    // So that the VMID is none that a guest would name.
+    let taken = world.smmu.vmids().allocate().expect("one is free");
+    let (guest, _devices) = two_devices(&world, &stage2());
+    let vmid = guest.vmid().expect("it is attached");
+    assert_eq!(vmid, 2);
+    let target = Target::single(Iova::new(0x7000), true);
+    let substream = Pasid::new(3);
+    let inv = |stream| Command::AtcInv {
+        stream,
+        substream,
+        is_global: true,
+        address: Iova::new(0x7000),
+        span: AtcSpan::new(0).expect("one page"),
+    };
+    let cd = |stream| Command::CfgiCd {
+        stream,
+        substream: pasid(3),
+        is_secure: false,
+        is_leaf: true,
+    };
+    let (asid, named) = (77, 1);
+    guest
+        .invalidate(&[
+            Command::TlbiNhVa {
+                vmid: named,
+                asid,
+                target,
+            },
+            Command::TlbiNhVaa {
+                vmid: named,
+                target,
+            },
+            Command::TlbiNhAsid { vmid: named, asid },
+            Command::TlbiNhAll { vmid: named },
+            Command::TlbiNsnhAll,
+            cd(1),
+            cds_of(2),
+            CMD_SYNC,
+            inv(1),
+            // It keeps no TLB.
+            inv(2),
+            CMD_SYNC,
+        ])
+        .expect("a guest may give them");
+    assert_eq!(
+        world.commands(),
+        [
+            Command::TlbiNhVa { vmid, asid, target },
+            Command::TlbiNhVaa { vmid, target },
+            Command::TlbiNhAsid { vmid, asid },
+            Command::TlbiNhAll { vmid },
+            Command::TlbiNhAll { vmid },
+            cd(8),
+            cd(12),
+            cds_of(9),
+            inv(8),
+            inv(12),
+        ]
+    );
+    drop(taken);
+}
+
+#[test]
+fn a_command_that_is_not_the_guests_ends_the_list() {
+    let world = World::new(FEATURES);
+    let (guest, _devices) = two_devices(&world, &stage2());
+    let vmid = guest.vmid().expect("it is attached");
+    let fine = Command::TlbiNhAsid { vmid: 0, asid: 1 };
+    let range = Range::new(Granule::Kib4, Narrow::MAX, 0, Some(Level::LEAF)).expect("legal");
+    let target = Target {
+        range: Some(range),
+        ..Target::single(Iova::new(0), true)
+    };
+    let device = Refusal::Device { id: 8 };
+    let illegal = Refusal::Illegal(CommandError::ReservedValue {
+        field: "TG",
+        value: 1,
+    });
+    let secure = Command::CfgiCdAll {
+        stream: 1,
+        is_secure: true,
+    };
+    let whole = Command::CfgiSteRange {
+        stream: 0,
+        span: StreamSpan::ALL,
+        is_secure: false,
+    };
+    let entry = Command::CfgiSte {
+        stream: 1,
+        is_secure: false,
+        is_leaf: true,
+    };
+    let retry = Command::Resume {
+        stream: 1,
+        is_secure: false,
+        stag: 0,
+        is_retry: true,
+        is_abort: false,
+    };
+    let cases = [
+        (Command::TlbiS12Vmall { vmid: 0 }, Refusal::Forbidden),
+        (s2_ipa(0), Refusal::Forbidden),
+        (Command::TlbiEl2All, Refusal::Forbidden),
+        (Command::TlbiSnhAll, Refusal::Forbidden),
+        (secure, Refusal::Forbidden),
+        (whole, Refusal::Forbidden),
+        (entry, Refusal::Forbidden),
+        (retry, Refusal::Forbidden),
+        (cds_of(8), device),
+        (atc(8, 0, AtcSpan::ALL), device),
+        (Command::TlbiNhVaa { vmid: 0, target }, illegal),
+    ];
+    for (command, refusal) in cases {
+        for index in [0, 2, 3] {
+            let mut commands = vec![fine; 4];
+            commands.insert(index, command);
+            if index == 3 {
+                commands[1] = CMD_SYNC;
+            }
+            let refused = guest.invalidate(&commands);
+            assert_eq!(refused, Err(GuestCommandError { index, refusal }));
+            let own = Command::TlbiNhAsid { vmid, asid: 1 };
+            let count = if index == 3 { 2 } else { index };
+            assert_eq!(world.commands(), vec![own; count]);
+        }
+    }
+    assert_eq!(guest.invalidate(&[]), Ok(()));
+    assert_eq!(world.commands(), []);
+}
+
+#[test]
+fn commands_about_what_is_not_attached_have_nothing_to_do() {
+    let world = World::new(FEATURES);
+    let parent = stage2();
+    let (guest, devices) = two_devices(&world, &parent);
+    let vmid = guest.vmid().expect("it is attached");
+    let commands = [
+        Command::TlbiNhAll { vmid: 0 },
+        cds_of(1),
+        cds_of(2),
+        atc(1, 0, AtcSpan::ALL),
+    ];
+    let carried_out = || {
+        guest.invalidate(&commands).expect("a guest may give them");
+        world.commands()
+    };
+    // To the host again, with ATS.
+    attach(&devices[0], None, &stage1()).expect("it fits");
+    world.commands();
+    assert_eq!(carried_out(), [Command::TlbiNhAll { vmid }, cds_of(9)]);
+    attach(&devices[1], None, &nest(&guest, [1 | 4 << 1, 0])).expect("it fits");
+    world.commands();
+    assert_eq!(carried_out(), [Command::TlbiNhAll { vmid }]);
+    devices[1].block(None);
+    world.commands();
+    assert_eq!(carried_out(), []);
+    // The VMID is another's now.
+    let other = self::guest(&world, &parent);
+    attach(&devices[1], None, &nest(&other, [WORD_0, WORD_1])).expect("it fits");
+    assert_eq!(other.vmid(), Some(vmid));
+    world.commands();
+    let tlbs = guest.invalidate(&commands[..1]);
+    assert_eq!((tlbs, world.commands()), (Ok(()), Vec::new()));
+}
+
+#[test]
+fn hardware_that_does_not_answer_ends_the_list_where_it_fell_silent() {
+    let world = World::new(FEATURES);
+    let (guest, _devices) = two_devices(&world, &stage2());
+    let all = Command::TlbiNhAll { vmid: 0 };
+    world.smmu.instance().queue().device().fall_silent_after(1);
+    let refused = guest.invalidate(&[all, CMD_SYNC, all, all, CMD_SYNC, Command::TlbiEl2All]);
+    let Err(GuestCommandError { index, refusal }) = refused else {
+        panic!("it is silent");
+    };
+    assert!(index == 2 && matches!(refusal, Refusal::Hardware(_)));
+    world.silence(false);
+}
+
+#[test]
+fn a_device_has_one_name_in_a_guest() {
+    let world = World::new(FEATURES);
+    let (guest, _devices) = two_devices(&world, &stage2());
+    assert_eq!(guest.add_device(1, &[9]), Err(GuestDeviceError::Taken));
+    assert_eq!(guest.add_device(3, &[12]), Err(GuestDeviceError::Taken));
+    assert_eq!(
+        guest.add_device(3, &[0x1_0000]),
+        Err(GuestDeviceError::Unknown { id: 0x1_0000 })
+    );
+    assert!(guest.remove_device(1) && !guest.remove_device(1));
+    let refused = guest.invalidate(&[cds_of(1)]);
+    let refusal = Refusal::Device { id: 1 };
+    assert_eq!(refused, Err(GuestCommandError { index: 0, refusal }));
+    assert_eq!(guest.add_device(3, &[12, 8]), Ok(()));
+    assert_eq!(world.commands(), []);
+    guest.invalidate(&[cds_of(3)]).expect("it is there");
+    assert_eq!(world.commands(), [cds_of(12), cds_of(8)]);
+}
