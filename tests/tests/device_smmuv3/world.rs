@@ -71,6 +71,7 @@ pub(crate) fn pasid(value: u32) -> Option<Pasid> {
 /// An address space that is attached, and its number in the ledger.
 pub(crate) struct Space {
     pub(crate) number: u64,
+    pub(crate) domain: Arc<Domain>,
     pub(crate) hwpt: Arc<dyn Hwpt>,
     ioas: Ioas,
     pages: Arc<Pages>,
@@ -194,7 +195,8 @@ impl World {
             1 => Domain::stage1(Stage1::<12>::new(48, 48).unwrap(), memory),
             _ => Domain::stage2(Stage2::<12>::new(48, 48).unwrap(), memory),
         };
-        let hwpt: Arc<dyn Hwpt> = Arc::new(domain.unwrap());
+        let domain = Arc::new(domain.unwrap());
+        let hwpt: Arc<dyn Hwpt> = Arc::<Domain>::clone(&domain);
         let base = 0x10_0000_0000 * number;
         let memory = Simulated::new(PageSize::KIB_4, 0x4000)
             .with_base(Oa::new(base))
@@ -203,6 +205,7 @@ impl World {
         ioas.attach(hwpt.domain().unwrap()).unwrap();
         Space {
             number,
+            domain,
             hwpt,
             ioas,
             pages: Pages::new(Arc::new(memory) as Arc<dyn Source>, None),
@@ -212,12 +215,24 @@ impl World {
 
     /// Maps `len` bytes at `iova` to the memory of the space at the same offset.
     pub(crate) fn map(&self, space: &Space, iova: u64, len: u64) {
+        self.map_to(space, iova, len, (&space.pages, iova), space.base + iova);
+    }
+
+    /// Maps `len` bytes at `iova` to pages, from an offset on, which are at `oa`.
+    pub(crate) fn map_to(
+        &self,
+        space: &Space,
+        iova: u64,
+        len: u64,
+        (pages, offset): (&Arc<Pages>, u64),
+        oa: u64,
+    ) {
         let range = iova..=iova + len - 1;
         let ledger = self.ledger();
-        ledger.map(space.number, range.clone(), space.base + iova, Rights::ALL);
+        ledger.map(space.number, range.clone(), oa, Rights::ALL);
         let mapping = Mapping {
-            pages: &space.pages,
-            offset: iova,
+            pages,
+            offset,
             len,
             prot: Prot::RW,
             place: Place::Fixed(Iova::new(iova)),

@@ -41,6 +41,8 @@ pub trait Planner {
 pub enum Phase {
     /// What the IOMMU caches itself.
     Iotlb,
+    /// What it read of contexts at addresses that it translated, and would read again.
+    Contexts,
     /// What it combined from two stages, and would combine again from the first of them.
     CombinedEntries,
     /// What devices cache, and would ask the IOMMU for again.

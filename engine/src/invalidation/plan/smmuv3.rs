@@ -196,7 +196,9 @@ impl Planner for Smmuv3 {
     fn phase(tag: &Tag) -> Phase {
         match tag {
             Tag::Stage1 { .. } | Tag::El2 { .. } | Tag::Stage2 { .. } => Phase::Iotlb,
-            Tag::Descriptors { .. } | Tag::Combined { .. } => Phase::CombinedEntries,
+            // An old CD that is still there would make combined entries again.
+            Tag::Descriptors { .. } => Phase::Contexts,
+            Tag::Combined { .. } => Phase::CombinedEntries,
             Tag::Ats { .. } | Tag::AtsFull { .. } => Phase::DeviceTlb,
         }
     }
