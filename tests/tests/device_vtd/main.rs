@@ -8,5 +8,6 @@
 
 mod entries;
 mod life;
+mod nested;
 mod standing;
 mod world;

@@ -111,6 +111,7 @@ pub(crate) fn pasid(value: u32) -> Option<Pasid> {
 /// An address space that is attached, and its number in the ledger.
 pub(crate) struct Space {
     pub(crate) number: u64,
+    pub(crate) domain: Arc<Domain>,
     pub(crate) hwpt: Arc<dyn Hwpt>,
     ioas: Ioas,
     pages: Arc<Pages>,
@@ -141,8 +142,8 @@ impl World {
     pub(crate) fn unowned(seed: u64, kind: Kind) -> Self {
         // 3 or 4 levels, 48 bits, pages of all sizes.
         let cap = kind.nd | 0b11 << 9 | 47 << 16 | 3 << 34 | 1 << 56;
-        // Device TLBs, pass through, PASIDs of 20 bits, scalable mode with both stages.
-        let ecap = 1 << 2 | 1 << 6 | 19 << 35 | 1 << 40 | 1 << 43 | 1 << 46 | 1 << 47;
+        // Device TLBs, pass through, nesting, PASIDs of 20 bits, scalable mode with both stages.
+        let ecap = 1 << 2 | 1 << 6 | 1 << 26 | 19 << 35 | 1 << 40 | 1 << 43 | 1 << 46 | 1 << 47;
         let late = Arc::new(Late::default());
         let config = MachineConfig {
             seed,
@@ -253,7 +254,8 @@ impl World {
             let format = SecondStage::new(48).unwrap();
             Domain::second_stage(format.with_oa_bits(46).unwrap(), memory, map_side)
         };
-        let hwpt: Arc<dyn Hwpt> = Arc::new(domain.unwrap());
+        let domain = Arc::new(domain.unwrap());
+        let hwpt: Arc<dyn Hwpt> = Arc::<Domain>::clone(&domain);
         let base = 0x10_0000_0000 * number;
         let memory = Simulated::new(PageSize::KIB_4, 0x4000)
             .with_base(Oa::new(base))
@@ -262,6 +264,7 @@ impl World {
         ioas.attach(hwpt.domain().unwrap()).unwrap();
         Space {
             number,
+            domain,
             hwpt,
             ioas,
             pages: Pages::new(Arc::new(memory) as Arc<dyn Source>, None),
@@ -271,12 +274,24 @@ impl World {
 
     /// Maps `len` bytes at `iova` to the memory of the space at the same offset.
     pub(crate) fn map(&self, space: &Space, iova: u64, len: u64) {
+        self.map_to(space, iova, len, (&space.pages, iova), space.base + iova);
+    }
+
+    /// Maps `len` bytes at `iova` to pages, from an offset on, which are at `oa`.
+    pub(crate) fn map_to(
+        &self,
+        space: &Space,
+        iova: u64,
+        len: u64,
+        (pages, offset): (&Arc<Pages>, u64),
+        oa: u64,
+    ) {
         let range = iova..=iova + len - 1;
         let ledger = self.ledger();
-        ledger.map(space.number, range.clone(), space.base + iova, Rights::ALL);
+        ledger.map(space.number, range.clone(), oa, Rights::ALL);
         let mapping = Mapping {
-            pages: &space.pages,
-            offset: iova,
+            pages,
+            offset,
             len,
             prot: Prot::RW,
             place: Place::Fixed(Iova::new(iova)),

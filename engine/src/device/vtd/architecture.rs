@@ -25,7 +25,7 @@ use crate::invalidation::plan::vtd::{Tag, Vtd as Planner};
 use crate::mem::TableMemory;
 
 /// The PASID of requests without one (`RID_PASID`).
-const NO_PASID: Pasid = Pasid::new(0).expect("0 has few bits");
+pub(super) const NO_PASID: Pasid = Pasid::new(0).expect("0 has few bits");
 
 /// The architecture, with memory and queues of one kind.
 pub struct Vtd<M, D>(PhantomData<fn() -> (M, D)>);
@@ -186,9 +186,15 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for Vtd<M, D> {
         id: u32,
         has_ats: bool,
     ) -> Tags<Planner> {
-        let own = stage.tag(did(id), place.unwrap_or(NO_PASID));
+        let own = stage.tags(did(id), place.unwrap_or(NO_PASID));
+        let is_nested = stage.is_nested();
         let devices = port.device_tags(place).filter(|_| has_ats);
-        core::iter::once(own).chain(devices).collect()
+        // What changes in a second stage are not addresses that the device has.
+        let devices = devices.map(|tag| match tag {
+            Tag::Ats { device, pasid } if is_nested => Tag::AtsFull { device, pasid },
+            tag => tag,
+        });
+        own.chain(devices).collect()
     }
 
     fn device_tags(port: &Port<M>, place: Option<Pasid>) -> impl Iterator<Item = Tag> {
@@ -331,7 +337,7 @@ impl<M: TableMemory + 'static> Port<M> {
     }
 }
 
-fn walker<M: TableMemory + 'static, D: CommandDevice>(unit: &VtdUnit<M, D>) -> Walker {
+pub(super) fn walker<M: TableMemory + 'static, D: CommandDevice>(unit: &VtdUnit<M, D>) -> Walker {
     Walker {
         features: *unit.features(),
         mode: unit.root_table().mode(),

@@ -12,7 +12,7 @@ use iopt_formats::{Format as _, Oa, PageSizes};
 
 use crate::device::NewDomainError;
 use crate::device::context::{HardwareDomain, Set};
-use crate::device::vtd::{CommandDevice, Features, Vtd};
+use crate::device::vtd::{CommandDevice, Features, GuestFirst, Vtd};
 use crate::invalidation::SetError;
 use crate::invalidation::plan::vtd::{Tag, Vtd as Planner};
 use crate::mem::TableMemory;
@@ -29,6 +29,8 @@ pub enum Stage {
     First(First),
     /// Second-stage tables.
     Second(Second),
+    /// A guest's first-stage tables, and behind them second-stage tables, in scalable mode only.
+    Nested(GuestFirst, Second),
 }
 
 /// First-stage tables.
@@ -242,6 +244,12 @@ impl Stage {
                     && are_within(format.sizes(), features.first_sizes)
                     && format.oa_bits() <= features.host_bits
             }
+            Self::Nested(first, second) => {
+                *mode == TableMode::Scalable
+                    && features.has_nesting
+                    && first.check(features).is_ok()
+                    && Self::Second(*second).fits(walker)
+            }
             Self::Second(Second {
                 format, map_side, ..
             }) => {
@@ -263,12 +271,22 @@ impl Stage {
         }
     }
 
-    /// Returns where the IOTLB has translations of requests with `pasid`, or of those without one.
-    pub(super) fn tag(&self, domain_id: u16, pasid: Pasid) -> Tag {
-        match self {
-            Self::First(_) => Tag::FirstStage { domain_id, pasid },
-            Self::Second(_) => Tag::SecondStage { domain_id },
-        }
+    /// Returns where the IOTLB has translations of requests with `pasid`, or of those without one, in rising order.
+    pub(super) fn tags(&self, domain_id: u16, pasid: Pasid) -> impl Iterator<Item = Tag> + use<> {
+        let (first, second) = match self {
+            Self::First(_) => (Tag::FirstStage { domain_id, pasid }, None),
+            Self::Second(_) => (Tag::SecondStage { domain_id }, None),
+            Self::Nested(..) => {
+                let space = Tag::GuestSpace { domain_id, pasid };
+                (Tag::Combined { domain_id }, Some(space))
+            }
+        };
+        core::iter::once(first).chain(second)
+    }
+
+    /// Returns whether it is a guest's first stage.
+    pub(super) const fn is_nested(&self) -> bool {
+        matches!(self, Self::Nested(..))
     }
 
     /// Returns the context entry of legacy mode.
@@ -290,6 +308,7 @@ impl Stage {
         let entry = match self {
             Self::First(First { tables, .. }) => PasidEntry::first(domain_id, *tables),
             Self::Second(Second { tables, .. }) => PasidEntry::second(domain_id, *tables),
+            Self::Nested(first, Second { tables, .. }) => first.entry(domain_id, *tables),
         };
         let entry = features
             .widest()

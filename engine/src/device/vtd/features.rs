@@ -45,6 +45,12 @@ pub struct Features {
     pub has_second_stage: bool,
     /// Hardware sets accessed and dirty flags in second stages (`ECAP_REG.SSADS`).
     pub has_second_dirty: bool,
+    /// First stages may have a second stage behind them (`ECAP_REG.NEST`).
+    pub has_nesting: bool,
+    /// First stages may translate supervisor requests (`ECAP_REG.SRS`).
+    pub has_supervisor_requests: bool,
+    /// Hardware sets the extended accessed flag in first stages (`ECAP_REG.EAFS`).
+    pub has_extended_accessed: bool,
     /// Walks of scalable mode can snoop the processor's caches (`ECAP_REG.SMPWCS`).
     pub has_walk_snoop: bool,
     /// Bits of a host address, 32 to 52: what the DMAR table says.
@@ -95,6 +101,9 @@ impl Features {
             has_first_stage: has(ecap, 47),
             has_second_stage: has(ecap, 46),
             has_second_dirty: has(ecap, 45),
+            has_nesting: has(ecap, 26),
+            has_supervisor_requests: has(ecap, 31),
+            has_extended_accessed: has(ecap, 34),
             has_walk_snoop: has(ecap, 48),
             host_bits: match host_bits {
                 0..32 => 32,

@@ -27,6 +27,7 @@
 //! | identity | | `PGTT` 4, domain ID 1 |
 //! | a first stage | | `PGTT` 1 |
 //! | a second stage | | `PGTT` 2 |
+//! | a guest's first stage | | `PGTT` 3: as the [guest](GuestVtd) says, and a second stage |
 //!
 //! # What is told, in this order, each part complete before the next
 //!
@@ -41,6 +42,8 @@
 mod architecture;
 mod domain;
 mod features;
+mod guest;
+mod guest_entry;
 mod instance;
 mod scope;
 mod stale;
@@ -51,6 +54,8 @@ mod tests;
 pub use crate::device::vtd::architecture::{Port, Vtd};
 pub use crate::device::vtd::domain::{DomainError, First, Second, Stage};
 pub use crate::device::vtd::features::Features;
+pub use crate::device::vtd::guest::GuestVtd;
+pub use crate::device::vtd::guest_entry::{GuestEntry, GuestEntryError, GuestFirst};
 pub use crate::device::vtd::instance::{ContextEntry, UnitError, VtdUnit};
 pub use crate::device::vtd::scope::Scope;
 pub use crate::device::vtd::tables::PasidTables;

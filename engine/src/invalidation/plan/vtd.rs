@@ -60,6 +60,14 @@ pub enum Tag {
         /// DID.
         domain_id: u16,
     },
+    /// What of [`Combined`](Self::Combined) one address space of the guest has part in. Commands of the guest are
+    /// about such places; what changes in the second stage is told of all of them together.
+    GuestSpace {
+        /// DID.
+        domain_id: u16,
+        /// The address space, as the unit knows it.
+        pasid: Pasid,
+    },
     /// What a device caches of the addresses that changed.
     Ats {
         /// The device.
@@ -92,7 +100,7 @@ impl Vtd {
         }
     }
 
-    fn iotlb(self, scope: IotlbScope) -> Descriptor {
+    pub(crate) const fn iotlb(self, scope: IotlbScope) -> Descriptor {
         // Requests in flight may still use a translation that was dropped.
         Descriptor::Iotlb {
             scope,
@@ -178,20 +186,26 @@ impl Planner for Vtd {
             Tag::AtsFull { device, pasid } if !is_added => {
                 emit(device_tlb(device, pasid, Span::ALL));
             }
-            Tag::FirstStage { .. } | Tag::Ats { .. } | Tag::AtsFull { .. } => {}
+            Tag::FirstStage { .. }
+            | Tag::GuestSpace { .. }
+            | Tag::Ats { .. }
+            | Tag::AtsFull { .. } => {}
         }
     }
 
     fn phase(tag: &Tag) -> Phase {
         match tag {
-            Tag::SecondStage { .. } | Tag::FirstStage { .. } | Tag::Combined { .. } => Phase::Iotlb,
+            Tag::SecondStage { .. }
+            | Tag::FirstStage { .. }
+            | Tag::Combined { .. }
+            | Tag::GuestSpace { .. } => Phase::Iotlb,
             Tag::Ats { .. } | Tag::AtsFull { .. } => Phase::DeviceTlb,
         }
     }
 }
 
 /// One block, even if it is much larger than the range: each costs a round trip to the device.
-fn device_tlb(device: Device, pasid: Option<Pasid>, span: Span) -> Descriptor {
+pub(crate) const fn device_tlb(device: Device, pasid: Option<Pasid>, span: Span) -> Descriptor {
     match pasid {
         None => Descriptor::DeviceTlb { device, span },
         Some(pasid) => Descriptor::PasidDeviceTlb {

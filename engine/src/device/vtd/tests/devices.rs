@@ -1,6 +1,7 @@
 //! Devices behind units, as their drivers see them.
 
 mod fits;
+mod nested;
 mod shared;
 mod silent;
 
