@@ -46,6 +46,12 @@
 //! [`fault`] brings what devices ask for to the domains that answer for it; [`process`] attaches processes' own
 //! tables. Both are joined to hardware by [`context`].
 //!
+//! # Guests
+//!
+//! A domain of kind [`Nested`](DomainKind::Nested) goes by a guest's own tables, at addresses that a parent
+//! translates: [`smmuv3::GuestSmmu`] and [`vtd::GuestVtd`] make them of what the guest's entries say, and carry out
+//! what the guest tells its IOMMU.
+//!
 //! # Locks
 //!
 //! [`DEVICE_GUARD`](crate::sync::DEVICE_GUARD) of one device, then [`REGISTRY`](crate::sync::REGISTRY), then

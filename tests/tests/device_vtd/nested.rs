@@ -60,17 +60,18 @@ impl Guest {
             let words = [1 | 1 << 6, 77, first, 0, 0, 0, 0, 0];
             Arc::new(unit.nest(&GuestEntry::decode(words).unwrap()).unwrap())
         };
+        let spaces = (0..SPACES).map(nest).collect();
         let guest = Self {
-            spaces: (0..SPACES).map(nest).collect(),
             unit,
             number,
             parent: parent.number,
             base: base.get(),
+            spaces,
         };
         for space in 0..SPACES {
             for level in 0..3 {
                 let table = 4 * PAGE * space + PAGE * level;
-                guest.write(world, table, window + table + PAGE | TABLE);
+                guest.write(world, table, (window + table + PAGE) | TABLE);
             }
         }
         guest
@@ -173,7 +174,7 @@ fn forget(space: u64, iova: u64) -> Vec<Descriptor> {
 const fn kind(seed: u64) -> Kind {
     Kind {
         mode: iopt_formats::context::vtd::TableMode::Scalable,
-        has_ats: seed % 2 == 0,
+        has_ats: seed.is_multiple_of(2),
         ..Kind::of(seed)
     }
 }

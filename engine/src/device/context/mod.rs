@@ -15,6 +15,9 @@
 //!
 //! Where an instance sees several devices under one ID, [`Shares`] say whom its entry serves.
 //!
+//! A guest's domain has its users in the set of its parent, under an ID of their own: what changes in the parent's
+//! tables reaches all that was combined with them. It keeps the parent, and is for one instance only.
+//!
 //! An attachment is made before the entry leads to the domain and [left](Attachment::leave) after it leads
 //! elsewhere and hardware has forgotten the entry: in between every sync of the domain reaches the device.
 //!

@@ -17,7 +17,7 @@ type Guest = GuestVtd<Heap, Queue>;
 /// Nesting, supervisor requests, extended accessed flags, snoop control.
 const NESTS: u64 = 1 << 26 | 1 << 31 | 1 << 34 | 1 << 7;
 
-/// `P`, `PGTT` 1; a domain ID of the guest; four levels at 0x1234_5000.
+/// `P`, `PGTT` 1; a domain ID of the guest; four levels at `0x1234_5000`.
 const ENTRY: [u64; 8] = [1 | 1 << 6, 77, 0x1234_5000, 0, 0, 0, 0, 0];
 
 fn nesting(planner: Planner) -> World {
@@ -239,7 +239,9 @@ fn what_the_parent_loses_goes_from_all_that_was_made_of_it() {
             of_device(0x100, None, Span::ALL),
         ]
     );
-    devices.iter().for_each(|device| device.block(None));
+    for device in &devices {
+        device.block(None);
+    }
     world.commands();
     told(&parent, Kind::Removed);
     assert_eq!(world.commands(), []);
