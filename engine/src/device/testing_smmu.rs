@@ -296,8 +296,15 @@ impl Rig {
 
     /// Lets go of a device that was probed.
     pub(super) fn forget_endpoint(&self, number: usize) {
-        let mut probed = self.watched.probed.lock();
-        probed.retain(|(address, _)| *address != node(number));
+        let forgotten: Vec<_> = {
+            let mut probed = self.watched.probed.lock();
+            let (forgotten, kept) = mem::take(&mut *probed)
+                .into_iter()
+                .partition(|(address, _)| *address == node(number));
+            *probed = kept;
+            forgotten
+        };
+        drop(forgotten);
     }
 
     pub(super) fn faults(&self, number: usize) -> Arc<DeviceFaults> {

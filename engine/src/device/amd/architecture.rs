@@ -143,8 +143,8 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for AmdVi<M, D> {
         device_ids.sort_unstable();
         let address = arrival.device.address;
         let port = Port {
-            share: unit.shares().enter(arrival.ids)?,
             device_ids,
+            share: unit.shares().enter(arrival.ids)?,
             pasid_bits: arrival.pasid_bits,
             max_pending: arrival.control.ats_queue_depth(address).clamp(1, 32),
             physical_function: arrival.control.physical_function(address),
@@ -153,7 +153,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for AmdVi<M, D> {
         // Hardware may still use what another device had there.
         let ids = port.device_ids.iter();
         for &device_id in ids.filter(|&&device_id| unit.is_quarantined(device_id)) {
-            LinkError::of_blocking(port.write_dte(unit, device_id, None, true))?;
+            LinkError::of_blocking(&port.write_dte(unit, device_id, None, true))?;
         }
         Ok(port)
     }

@@ -69,12 +69,16 @@ pub enum LinkError {
 }
 
 impl LinkError {
-    /// Returns what an entry that was to be made to block says of a device that comes.
-    pub fn of_blocking<T>(written: Result<T, Unwritten>) -> Result<(), Self> {
-        match written {
+    /// Returns whether an entry that was to be made to block is ready for a device that comes.
+    ///
+    /// # Errors
+    ///
+    /// [`LinkError::Absent`] without such an entry, [`LinkError::Sync`] if hardware may still use another one.
+    pub const fn of_blocking<T>(written: &Result<T, Unwritten>) -> Result<(), Self> {
+        match *written {
             Ok(_) | Err(Unwritten::Blocked(_)) => Ok(()),
             Err(Unwritten::Absent { index }) => Err(Self::Absent { index }),
-            Err(Unwritten::Quarantined(error)) => Err(error.into()),
+            Err(Unwritten::Quarantined(error)) => Err(Self::Sync(error)),
         }
     }
 }

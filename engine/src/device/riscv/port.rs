@@ -72,7 +72,7 @@ impl<M: TableMemory + 'static> Port<M> {
             .iter()
             .filter(|&&device| unit.is_quarantined(device))
         {
-            LinkError::of_blocking(port.write_device(unit, device, None, true))?;
+            LinkError::of_blocking(&port.write_device(unit, device, None, true))?;
         }
         Ok(port)
     }

@@ -168,15 +168,15 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for Smmuv3<M, D> {
             unit.link(stream)?;
         }
         let port = Port {
-            share: unit.shares().enter(arrival.ids)?,
             streams: arrival.ids.to_vec(),
+            share: unit.shares().enter(arrival.ids)?,
             pasid_bits: arrival.pasid_bits,
             cds: None,
         };
         // Hardware may still use what another device had there.
         let ids = arrival.ids.iter();
         for &stream in ids.filter(|&&stream| unit.is_quarantined(stream)) {
-            LinkError::of_blocking(port.write_stream(unit, stream, None, true))?;
+            LinkError::of_blocking(&port.write_stream(unit, stream, None, true))?;
         }
         Ok(port)
     }

@@ -255,7 +255,8 @@ impl Stage {
         else {
             return Some(Stream::stage2(second));
         };
-        stage1.stalls_disabled = smmu.stalls == Stalls::Allowed && (stage1.stalls_disabled || !stalls);
+        stage1.stalls_disabled =
+            smmu.stalls == Stalls::Allowed && (stage1.stalls_disabled || !stalls);
         // A guest can make as many faults as it likes.
         let stream = Stream::nested(stage1, second).ok()?;
         Some(stream.with_merged_events())

@@ -174,7 +174,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for Vtd<M, D> {
         let ids = port.ids();
         for source_id in ids.filter(|&source_id| unit.is_quarantined(source_id)) {
             let written = port.write_context(unit, source_id, None, Behind::Anything, true);
-            LinkError::of_blocking(written)?;
+            LinkError::of_blocking(&written)?;
         }
         Ok(port)
     }

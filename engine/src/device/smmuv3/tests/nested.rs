@@ -12,6 +12,7 @@ use iopt_formats::{Iova, IovaRange, PageSize, PageSizes};
 use super::*;
 use crate::device::DomainKind;
 use crate::device::context::NestError;
+use crate::device::smmuv3::Stalls;
 use crate::invalidation::{Changes, Invalidate as _, Kind};
 use crate::sync::SYNC;
 
@@ -237,7 +238,7 @@ fn an_entry_joins_what_both_say() {
 #[test]
 fn a_guest_cannot_make_devices_wait_that_must_not() {
     let world = World::new(Features {
-        has_stalls: true,
+        stalls: Stalls::Allowed,
         ..FEATURES
     });
     let guest = guest(&world, &stage2());
