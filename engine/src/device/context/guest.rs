@@ -85,7 +85,7 @@ pub(in crate::device) struct GuestDevices<H> {
 }
 
 impl<H: Copy + Eq> GuestDevices<H> {
-    pub(in crate::device) const fn new() -> Self {
+    pub(in crate::device) fn new() -> Self {
         Self {
             devices: Mutex::new(&GUEST_DEVICES, BTreeMap::new()),
         }
