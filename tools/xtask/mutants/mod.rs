@@ -10,8 +10,12 @@ mod workshop;
 
 use std::fs;
 use std::io::{self, Write as _};
+use std::num::NonZero;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use self::list::Mutant;
@@ -39,7 +43,7 @@ enum Verdict {
     Broken(String),
 }
 
-/// Plants the bugs of the list, or of those entries that contain `filter`, one after the other.
+/// Plants the bugs of the list, or of those entries that contain `filter`, each in a copy without another.
 pub(crate) fn run(root: &Path, filter: &str) -> io::Result<ExitCode> {
     let list = fs::read_to_string(root.join(LIST))?;
     let mut mutants = list::parse(&list).map_err(|error| other(&format!("{LIST}: {error}")))?;
@@ -47,42 +51,81 @@ pub(crate) fn run(root: &Path, filter: &str) -> io::Result<ExitCode> {
     if mutants.is_empty() {
         return Err(other(&format!("{LIST} has no mutant with `{filter}`")));
     }
-    let workshop = Workshop::new(root)?;
+    // A compiler and a model keep one core busy for most of their time.
+    let count = thread::available_parallelism().map_or(1, NonZero::get);
+    let workshops = (0..count.min(mutants.len())).map(|number| Workshop::new(root, number));
+    let workshops = workshops.collect::<io::Result<Vec<_>>>()?;
     let mut out = io::stdout().lock();
-    let Some(tests) = sound(&workshop, &mutants, filter, &mut out)? else {
+    let Some(tests) = sound(&workshops[0], &mutants, filter, &mut out)? else {
         return Ok(ExitCode::FAILURE);
     };
     let began = Instant::now();
-    let mut killed = 0;
-    for mutant in &mutants {
-        let began = Instant::now();
-        let verdict = if tests.contains(&mutant.test) {
-            judge(&workshop, mutant)?
-        } else {
-            Verdict::Broken("there is no such test".to_owned())
-        };
-        let (word, reason) = match &verdict {
-            Verdict::Killed => ("killed", ""),
-            Verdict::Survived => ("SURVIVED", ""),
-            Verdict::Stopped => ("DID NOT END", ""),
-            Verdict::Broken(reason) => ("BROKEN", reason.as_str()),
-        };
-        killed += usize::from(verdict == Verdict::Killed);
-        let seconds = began.elapsed().as_secs_f64();
-        let Mutant { name, test, .. } = mutant;
-        writeln!(out, "{word:<11} {seconds:5.1} s  {test}: {name}")?;
-        if !reason.is_empty() {
-            writeln!(out, "{}", indented(reason))?;
-        }
-    }
-    let seconds = began.elapsed().as_secs_f64();
-    let count = mutants.len();
+    let killed = judge_all(&workshops, &mutants, &tests, &mut out)?;
+    let (count, seconds) = (mutants.len(), began.elapsed().as_secs_f64());
     writeln!(out, "{killed} of {count} mutants killed in {seconds:.1} s")?;
     Ok(if killed == count {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Judges all `mutants`, one at a time in each of the `workshops`. Returns how many were killed.
+fn judge_all(
+    workshops: &[Workshop],
+    mutants: &[Mutant],
+    tests: &[String],
+    out: &mut impl io::Write,
+) -> io::Result<usize> {
+    let next = AtomicUsize::new(0);
+    let (judged, verdicts) = mpsc::channel();
+    thread::scope(|scope| {
+        for workshop in workshops {
+            let (next, judged) = (&next, judged.clone());
+            scope.spawn(move || {
+                while let Some(mutant) = mutants.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let began = Instant::now();
+                    let verdict = if tests.contains(&mutant.test) {
+                        judge(workshop, mutant)
+                    } else {
+                        Ok(Verdict::Broken("there is no such test".to_owned()))
+                    };
+                    if judged.send((mutant, verdict, began.elapsed())).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        drop(judged);
+        let mut killed = 0;
+        for (mutant, verdict, time) in &verdicts {
+            let verdict = verdict?;
+            killed += usize::from(verdict == Verdict::Killed);
+            report(mutant, &verdict, time, out)?;
+        }
+        Ok(killed)
+    })
+}
+
+fn report(
+    mutant: &Mutant,
+    verdict: &Verdict,
+    time: Duration,
+    out: &mut impl io::Write,
+) -> io::Result<()> {
+    let (word, reason) = match verdict {
+        Verdict::Killed => ("killed", ""),
+        Verdict::Survived => ("SURVIVED", ""),
+        Verdict::Stopped => ("DID NOT END", ""),
+        Verdict::Broken(reason) => ("BROKEN", reason.as_str()),
+    };
+    let seconds = time.as_secs_f64();
+    let Mutant { name, test, .. } = mutant;
+    writeln!(out, "{word:<11} {seconds:5.1} s  {test}: {name}")?;
+    if !reason.is_empty() {
+        writeln!(out, "{}", indented(reason))?;
+    }
+    Ok(())
 }
 
 /// Builds and runs the models without a bug: all of them, or with a filter those of the `mutants`.

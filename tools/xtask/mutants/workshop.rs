@@ -57,11 +57,13 @@ pub(super) struct Workshop {
 }
 
 impl Workshop {
-    /// Copies what the engine needs from the workspace at `root`.
-    pub(super) fn new(root: &Path) -> io::Result<Self> {
+    /// Copies what the engine needs from the workspace at `root`. Workshops of different numbers share nothing.
+    pub(super) fn new(root: &Path, number: usize) -> io::Result<Self> {
         let target = env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), PathBuf::from);
         // The compiler runs in another folder than this program.
-        let base = env::current_dir()?.join(target).join("mutants");
+        let base = env::current_dir()?
+            .join(target)
+            .join(format!("mutants/{number}"));
         let workshop = Self {
             copy: base.join("workspace"),
             target: base.join("target"),
