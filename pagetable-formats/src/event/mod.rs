@@ -4,3 +4,4 @@
 //! than refuse it. `encode` gives the words as hardware would write them, for who plays hardware.
 
 pub mod smmuv3;
+pub mod vtd;
