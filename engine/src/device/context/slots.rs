@@ -231,6 +231,12 @@ impl<'a, A: Architecture> Attached<'a, A> {
         slot.is_some_and(|slot| slot.lead.domain.is_fault_capable())
     }
 
+    /// Returns whether somebody answers for pages of any place, so that the device may ask for them by PRI.
+    pub fn asks_for_pages(&self) -> bool {
+        let are_capable = |slot: &Slot<A>| slot.lead.domain.is_fault_capable();
+        self.has_ats && self.slots.iter().any(are_capable)
+    }
+
     /// Returns whether anything is attached for requests with a PASID.
     pub fn has_pasids(&self) -> bool {
         !self.slots.pasids.is_empty()

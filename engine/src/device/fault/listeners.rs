@@ -41,7 +41,7 @@ impl Listeners {
     }
 
     /// Says that records with one of `ids` are about a device, of which this instance is the `port`th. Where others
-    /// have an ID, too, nobody can tell whose a record is, and it goes to who came last of those that are there.
+    /// have an ID, too, nobody can tell whose a record is, and it goes to who came last of those that may ask.
     ///
     /// # Errors
     ///
@@ -117,16 +117,34 @@ impl Listeners {
         }
     }
 
-    /// Returns whose an ID is, and what answers have to name.
+    /// Returns whose an ID is, and what answers have to name. Of several, those go first who have a fault-capable
+    /// domain: the others were not allowed to ask.
     pub fn find(&self, id: u32) -> Option<(Arc<DeviceFaults>, Requester)> {
-        let entries = self.entries.lock();
-        let first = entries.partition_point(|entry| entry.id < id);
-        let end = entries.partition_point(|entry| entry.id <= id);
-        let mut own = entries.get(first..end)?.iter().rev();
-        own.find_map(|Entry { port, faults, .. }| {
-            let requester = Requester { port: *port, id };
-            Some((faults.upgrade()?, requester))
-        })
+        let mut idle = None;
+        let mut nth = 0;
+        loop {
+            // One after the other, as their own locks come before this one.
+            let found = {
+                let entries = self.entries.lock();
+                let first = entries.partition_point(|entry| entry.id < id);
+                let end = entries.partition_point(|entry| entry.id <= id);
+                let mut own = entries.get(first..end)?.iter().rev().skip(nth);
+                let Some(entry) = own.next() else {
+                    return idle;
+                };
+                let port = entry.port;
+                let requester = Requester { port, id };
+                entry.faults.upgrade().map(|faults| (faults, requester))
+            };
+            match found {
+                Some((faults, requester)) if faults.has_queue() => {
+                    return Some((faults, requester));
+                }
+                Some(found) => idle = idle.or(Some(found)),
+                None => {}
+            }
+            nth += 1;
+        }
     }
 }
 

@@ -507,7 +507,7 @@ impl Queue {
         self.partial.iter().position(|partial| {
             partial.requester == reported.requester
                 && partial.pasid == reported.pasid
-                && Origin::Group(partial.group) == reported.origin
+                && Some(partial.group) == reported.origin.completes()
         })
     }
 

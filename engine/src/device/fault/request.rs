@@ -43,6 +43,31 @@ pub enum Origin {
     Group(u16),
     /// By the tag of one transaction that waits.
     Stall(u16),
+    /// As a group, and by what the device sent along, which the answer repeats. Such a request is answered on its
+    /// own (Intel VT-d specification, revision 3.0, section 7.7).
+    Private {
+        /// The index of the group.
+        group: u16,
+        /// No request of the group follows.
+        is_last: bool,
+        /// What the device sent along.
+        data: [u64; 2],
+    },
+}
+
+impl Origin {
+    /// Returns the group of which a request may be the last one.
+    pub(super) const fn completes(self) -> Option<u16> {
+        match self {
+            Self::Group(group)
+            | Self::Private {
+                group,
+                is_last: true,
+                ..
+            } => Some(group),
+            Self::Stall(_) | Self::Private { .. } => None,
+        }
+    }
 }
 
 /// A request as hardware reported it.
@@ -54,7 +79,7 @@ pub struct Reported {
     pub pasid: Option<Pasid>,
     /// What it belongs to.
     pub origin: Origin,
-    /// No request of the same group follows. A transaction that waits is alone in any case.
+    /// No request of the same group follows. What is not of a plain group is answered alone in any case.
     pub is_last: bool,
     /// What is asked for.
     pub request: PageRequest,
@@ -62,7 +87,7 @@ pub struct Reported {
 
 impl Reported {
     pub(super) const fn is_complete(&self) -> bool {
-        self.is_last || matches!(self.origin, Origin::Stall(_))
+        self.is_last || !matches!(self.origin, Origin::Group(_))
     }
 }
 

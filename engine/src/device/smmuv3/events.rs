@@ -146,6 +146,7 @@ fn command(answer: &Answer) -> Option<Command> {
                 is_abort: !is_retry,
             }
         }
+        Origin::Private { .. } => return None,
     })
 }
 
