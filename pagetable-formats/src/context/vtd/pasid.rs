@@ -40,6 +40,9 @@ const SUPERVISOR_REQUESTS: u64 = bit(0);
 const PAGING_MODE: Bits<3, 2> = Bits;
 /// WPE, in word 2.
 const WRITE_PROTECT: u64 = bit(4);
+/// NXE, in word 2: fetches from first-stage pages with XD are refused. Revision 4.1 has hardware ignore it; to earlier
+/// ones XD is reserved without it.
+const EXECUTE_DISABLE: u64 = bit(5);
 /// EAFE, in word 2.
 const EXTENDED_ACCESSED: u64 = bit(7);
 
@@ -56,6 +59,7 @@ pub struct PasidEntry {
     has_supervisor_requests: bool,
     has_write_protect: bool,
     has_extended_accessed: bool,
+    has_execute_disable: bool,
     memory_types: MemoryTypes,
     domain_id: u16,
     /// AW of an entry without a second stage, else 0.
@@ -97,6 +101,7 @@ impl PasidEntry {
             Field::new("SRE", 0, 0),
             Field::new("FSPM", 3, 2),
             Field::new("WPE", 4, 4),
+            Field::new("NXE", 5, 5),
             Field::new("EAFE", 7, 7),
             Field::new("FSPTPTR", 63, 12),
         ],
@@ -120,6 +125,7 @@ impl PasidEntry {
             has_supervisor_requests: false,
             has_write_protect: false,
             has_extended_accessed: false,
+            has_execute_disable: false,
             memory_types: MemoryTypes {
                 is_cache_disabled: false,
                 has_extended: false,
@@ -231,6 +237,16 @@ impl PasidEntry {
         }
     }
 
+    /// Returns this entry with XD in first-stage entries honoured, or at least not refused (NXE). An entry that is
+    /// not present stays as it is.
+    #[must_use]
+    pub const fn with_execute_disable(self) -> Self {
+        Self {
+            has_execute_disable: self.is_present(),
+            ..self
+        }
+    }
+
     /// Returns this entry with `types` (CD, EMTE and PAT). An entry that is not present stays as it
     /// is.
     #[must_use]
@@ -289,6 +305,11 @@ impl PasidEntry {
         self.has_extended_accessed
     }
 
+    /// Returns whether XD in first-stage entries is honoured, or at least not refused (NXE).
+    pub const fn has_execute_disable(self) -> bool {
+        self.has_execute_disable
+    }
+
     /// Returns the memory types of first-stage accesses.
     pub const fn memory_types(self) -> MemoryTypes {
         self.memory_types
@@ -315,7 +336,7 @@ impl PasidEntry {
     /// stages in use, [`AddressWidth`](ContextError::AddressWidth) and
     /// [`PagingMode`](ContextError::PagingMode).
     pub fn decode(words: [u64; 8]) -> Result<Self, ContextError> {
-        // Bits 6:5 of word 2 were NXE and SMEP; section 9.6 has hardware ignore them.
+        // Bits 6:5 of word 2 were SMEP and NXE; section 9.6 has hardware ignore them.
         const RESERVED: [u64; 8] = [
             bit(5) | Bits::<11, 10>.mask() | POINTER_TOO_WIDE.mask(),
             Bits::<22, 16>.mask() | Bits::<31, 27>.mask(),
@@ -363,6 +384,7 @@ impl PasidEntry {
             has_supervisor_requests: first & SUPERVISOR_REQUESTS != 0,
             has_write_protect: first & WRITE_PROTECT != 0,
             has_extended_accessed: first & EXTENDED_ACCESSED != 0,
+            has_execute_disable: first & EXECUTE_DISABLE != 0,
             memory_types: MemoryTypes {
                 is_cache_disabled: memory & CACHE_DISABLE != 0,
                 has_extended: memory & EXTENDED_TYPES != 0,
@@ -375,7 +397,7 @@ impl PasidEntry {
         })
     }
 
-    /// Returns the eight words. What hardware ignores is zero: bits 6:5 of word 2, SSADE and pointers
+    /// Returns the eight words. What hardware ignores is zero: bit 6 of word 2, SSADE and pointers
     /// of stages that the entry does not have, FSPM without a first stage, all but P and FPD of an
     /// entry that is not present.
     pub fn encode(self) -> [u64; 8] {
@@ -400,7 +422,8 @@ impl PasidEntry {
             | PAT.put(self.memory_types.pat.into());
         let supervisor = flag(self.has_supervisor_requests, SUPERVISOR_REQUESTS)
             | flag(self.has_write_protect, WRITE_PROTECT)
-            | flag(self.has_extended_accessed, EXTENDED_ACCESSED);
+            | flag(self.has_extended_accessed, EXTENDED_ACCESSED)
+            | flag(self.has_execute_disable, EXECUTE_DISABLE);
         [control, memory, supervisor | first, 0, 0, 0, 0, 0]
     }
 
@@ -429,7 +452,7 @@ impl PasidEntry {
                 | CACHE_DISABLE
                 | EXTENDED_TYPES
                 | PAT.mask(),
-            SUPERVISOR_REQUESTS | WRITE_PROTECT | EXTENDED_ACCESSED | first,
+            SUPERVISOR_REQUESTS | WRITE_PROTECT | EXTENDED_ACCESSED | EXECUTE_DISABLE | first,
             0,
             0,
             0,

@@ -152,6 +152,7 @@ fn pasid_entries_have_the_words_of_the_specification() {
             first(48).with_extended_accessed(),
             [0x41, 7, pointer | 0x80],
         ),
+        (first(48).with_execute_disable(), [0x41, 7, pointer | 0x20]),
         (first(48).with_walk_snoop(), [0x41, 0x80_0007, pointer]),
         (first(48).with_page_snoop(), [0x41, 0x100_0007, pointer]),
         (
