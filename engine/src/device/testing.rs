@@ -94,7 +94,7 @@ impl Recorded for vtd::Descriptor {
     }
 
     fn is_sync(&self) -> bool {
-        matches!(self, Self::Wait { .. })
+        *self == Self::sync()
     }
 }
 

@@ -15,8 +15,11 @@ use crate::device::context::{
     Architecture, Arrival, Attached, HardwareDomain, HardwareEndpoint, LinkError, Outcome, Share,
     Tags, Target, Unwritten,
 };
+use crate::device::fault::{Listeners, PageResponder};
 use crate::device::ids::Ids;
+use crate::device::process::ProcessTables;
 use crate::device::vtd::domain::{Walker, translate};
+use crate::device::vtd::events::Responder;
 use crate::device::vtd::instance::{Behind, PASS_THROUGH_ID};
 use crate::device::vtd::{CommandDevice, ContextEntry, PasidTables, Stage, VtdUnit};
 use crate::device::{AttachFailure, DeviceAddress, NewDomainError};
@@ -129,6 +132,26 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for Vtd<M, D> {
     ) -> Option<&'static str> {
         // Each PASID entry has its own stages.
         None
+    }
+
+    fn process_stage(tables: &ProcessTables) -> Option<Stage> {
+        match *tables {
+            ProcessTables::X86 { levels, root } => Stage::process(levels, root).ok(),
+            _ => None,
+        }
+    }
+
+    fn has_page_requests(unit: &Self::Unit) -> bool {
+        // PRE is in entries of scalable mode alone.
+        unit.root_table().mode() == TableMode::Scalable && unit.features().has_page_requests
+    }
+
+    fn responder(units: &[Arc<Self::Unit>]) -> Option<Arc<dyn PageResponder>> {
+        Some(Responder::new(units))
+    }
+
+    fn listeners(unit: &Self::Unit) -> Option<&Listeners> {
+        Some(unit.listeners())
     }
 
     fn ids<'u>(unit: &'u Self::Unit, _stage: &Stage) -> &'u Arc<Ids> {
@@ -274,6 +297,10 @@ fn scalable<M: TableMemory + 'static, D: CommandDevice>(
         Target::Identity => through(unit).map_or(PasidEntry::blocked(), |width| {
             PasidEntry::pass_through(PASS_THROUGH_ID, width)
         }),
+        // Requests that come still are no fault of anybody's.
+        Target::Blocked if attached.ended_at(place).is_some() => {
+            PasidEntry::blocked().with_faults_disabled()
+        }
         Target::Blocked => PasidEntry::blocked(),
     };
     let is_blocked = attached.at(None) == Target::Blocked && !attached.has_pasids();
@@ -283,6 +310,9 @@ fn scalable<M: TableMemory + 'static, D: CommandDevice>(
     }
     if attached.has_ats() {
         context = context.with_device_tlb();
+    }
+    if attached.asks_for_pages() {
+        context = context.with_page_requests();
     }
     let context = (!is_blocked).then_some(ContextEntry::Scalable(context));
     let gives_way = attached.at(place) == Target::Blocked;

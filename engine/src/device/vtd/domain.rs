@@ -8,7 +8,7 @@ use iopt_formats::context::vtd::{
     self as context, ContextError, LegacyContext, PasidEntry, TableMode,
 };
 use iopt_formats::vtd::{FirstStage, SecondStage};
-use iopt_formats::{Format as _, Oa, PageSizes};
+use iopt_formats::{ConfigError, Format as _, Oa, PageSizes};
 
 use crate::device::NewDomainError;
 use crate::device::context::{HardwareDomain, Set};
@@ -20,6 +20,9 @@ use crate::radix::{MapSide, Table, TableConfig, TableError};
 
 /// Bits of the input addresses of first stages: the lower half of four levels.
 const FIRST_BITS: u8 = 47;
+
+/// The narrowest addresses that a format has.
+const LEAST_HOST_BITS: u8 = 32;
 
 /// What entries say of a domain, but for its ID: which tables, and how they are read. And whether maps are told,
 /// which some units need.
@@ -39,6 +42,8 @@ pub struct First {
     format: FirstStage,
     tables: context::Stage<FirstStage>,
     map_side: MapSide,
+    /// A CPU writes them, and tells nobody.
+    is_process: bool,
 }
 
 /// Second-stage tables.
@@ -62,6 +67,9 @@ pub enum DomainError {
     /// No entry can lead to it.
     #[error(transparent)]
     Context(#[from] ContextError),
+    /// No format has it.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
 }
 
 impl<M: TableMemory + 'static, D: CommandDevice> HardwareDomain<Vtd<M, D>> {
@@ -208,6 +216,32 @@ impl Stage {
             format,
             tables,
             map_side,
+            is_process: false,
+        }))
+    }
+
+    /// Describes the tables of a process, of 4 or 5 levels, with their root at `root`.
+    ///
+    /// Nobody says how wide the addresses in them are, but that one: the CPU has the memory that the platform has,
+    /// and so do units. Pages of all sizes may be in them.
+    ///
+    /// # Errors
+    ///
+    /// [`DomainError::Context`] and [`DomainError::Config`].
+    pub fn process(levels: u8, root: Oa) -> Result<Self, DomainError> {
+        let va_bits = match levels {
+            0..=4 => 48,
+            5.. => 57,
+        };
+        // Refuses other levels than 4 and 5.
+        let format = FirstStage::sign_extended(va_bits)?.with_levels(levels)?;
+        let root_bits = (u64::BITS - root.get().leading_zeros()) as u8;
+        let format = format.with_oa_bits(root_bits.max(LEAST_HOST_BITS))?;
+        Ok(Self::First(First {
+            format,
+            tables: context::Stage::<FirstStage>::first(format, root)?,
+            map_side: MapSide::Silent,
+            is_process: true,
         }))
     }
 
@@ -235,11 +269,16 @@ impl Stage {
         let are_within = |sizes: PageSizes, of: PageSizes| sizes.intersection(of) == sizes;
         match self {
             Self::First(First {
-                format, map_side, ..
+                format,
+                map_side,
+                is_process,
+                ..
             }) => {
                 *mode == TableMode::Scalable
                     && (*map_side == MapSide::Announced || !first_needs_maps(*planner))
                     && features.has_first_stage
+                    // A CPU does not write its caches back for a unit.
+                    && (features.has_walk_snoop || !is_process)
                     && (format.levels() == 4 || features.has_five_first_levels)
                     && are_within(format.sizes(), features.first_sizes)
                     && format.oa_bits() <= features.host_bits
@@ -306,7 +345,17 @@ impl Stage {
     /// Returns the PASID entry of scalable mode.
     pub(super) fn pasid(&self, domain_id: u16, features: &Features) -> PasidEntry {
         let entry = match self {
-            Self::First(First { tables, .. }) => PasidEntry::first(domain_id, *tables),
+            Self::First(First {
+                tables, is_process, ..
+            }) => {
+                let entry = PasidEntry::first(domain_id, *tables);
+                // A process has pages that are not to be executed.
+                if *is_process {
+                    entry.with_execute_disable()
+                } else {
+                    entry
+                }
+            }
             Self::Second(Second { tables, .. }) => PasidEntry::second(domain_id, *tables),
             Self::Nested(first, Second { tables, .. }) => first.entry(domain_id, *tables),
         };

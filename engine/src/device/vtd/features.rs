@@ -53,6 +53,10 @@ pub struct Features {
     pub has_extended_accessed: bool,
     /// Walks of scalable mode can snoop the processor's caches (`ECAP_REG.SMPWCS`).
     pub has_walk_snoop: bool,
+    /// Devices may ask for pages, in scalable mode (`ECAP_REG.PRS`).
+    pub has_page_requests: bool,
+    /// What they asked for can be waited for (`ECAP_REG.PDS`).
+    pub has_page_request_drain: bool,
     /// Bits of a host address, 32 to 52: what the DMAR table says.
     pub host_bits: u8,
 }
@@ -105,6 +109,8 @@ impl Features {
             has_supervisor_requests: has(ecap, 31),
             has_extended_accessed: has(ecap, 34),
             has_walk_snoop: has(ecap, 48),
+            has_page_requests: has(ecap, 29),
+            has_page_request_drain: has(ecap, 42),
             host_bits: match host_bits {
                 0..32 => 32,
                 53.. => 52,

@@ -13,6 +13,7 @@ use iopt_formats::context::vtd::{
 use smallvec::SmallVec;
 
 use crate::device::context::{Directory, LinkError, Shares, Unwritten};
+use crate::device::fault::Listeners;
 use crate::device::ids::Ids;
 use crate::device::vtd::stale::{Stale, Told};
 use crate::device::vtd::{CommandDevice, Features, Scope};
@@ -36,6 +37,7 @@ pub struct VtdUnit<M: TableMemory, D: CommandDevice> {
     scope: Option<Scope>,
     contexts: Mutex<Contexts<M>>,
     shares: Arc<Shares<ContextEntry>>,
+    listeners: Listeners,
 }
 
 /// Context entries behind root entries, one word of which leads to one table in either mode.
@@ -115,6 +117,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> VtdUnit<M, D> {
             scope: None,
             contexts: Mutex::new(&CONTEXTS, contexts),
             shares: Shares::new(),
+            listeners: Listeners::new(),
         })
     }
 
@@ -157,6 +160,11 @@ impl<M: TableMemory + 'static, D: CommandDevice> VtdUnit<M, D> {
     /// Returns which devices have a requester ID.
     pub(super) const fn shares(&self) -> &Arc<Shares<ContextEntry>> {
         &self.shares
+    }
+
+    /// Returns whom its records are about.
+    pub(super) const fn listeners(&self) -> &Listeners {
+        &self.listeners
     }
 
     /// Returns an entry that blocks.

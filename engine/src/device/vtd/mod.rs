@@ -9,6 +9,9 @@
 //! Requester IDs that nobody took in are blocked. A unit that firmware's description leaves out is registered as
 //! anonymous, and brings its own [`Scope`].
 //!
+//! Whoever reads the unit's page request queue gives it the [records](VtdUnit::take_page_request): the handlers of
+//! domains are asked, and answers become page group responses. In legacy mode no device asks for pages.
+//!
 //! # What a context entry says in legacy mode
 //!
 //! | attached | context entry |
@@ -22,10 +25,11 @@
 //! | attached | context entry | PASID entry |
 //! |---|---|---|
 //! | nothing at all | not present | not present |
-//! | something, anywhere | leads to the device's PASID table; `RID_PASID` 0, `DTE` as ATS is, `PASIDE` if it has PASIDs | |
+//! | something, anywhere | leads to the device's PASID table; `RID_PASID` 0, `DTE` as ATS is, `PASIDE` if it has PASIDs, `PRE` if it may ask for pages | |
 //! | nothing in that place, or blocked | | not present |
 //! | identity | | `PGTT` 4, domain ID 1 |
 //! | a first stage | | `PGTT` 1 |
+//! | the tables of a process | | `PGTT` 1, with `NXE`; after the process's end not present, and no faults are reported |
 //! | a second stage | | `PGTT` 2 |
 //! | a guest's first stage | | `PGTT` 3: as the [guest](GuestVtd) says, and a second stage |
 //!
@@ -41,6 +45,7 @@
 
 mod architecture;
 mod domain;
+mod events;
 mod features;
 mod guest;
 mod guest_entry;

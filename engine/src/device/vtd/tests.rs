@@ -19,6 +19,9 @@ use crate::mem::Heap;
 
 mod anonymous;
 mod devices;
+mod faults;
+mod processes;
+mod rig;
 mod unit;
 
 type Queue = Recorder<Descriptor>;
