@@ -12,6 +12,7 @@
 
 pub mod commands;
 pub mod contexts;
+pub mod events;
 pub mod firmware;
 pub mod mutate;
 pub mod resolve;
@@ -61,6 +62,8 @@ pub const TARGETS: &[Target] = &[
     target("context_vtd", contexts::vtd, contexts::vtd_seeds),
     target("context_amd", contexts::amd, contexts::amd_seeds),
     target("context_riscv", contexts::riscv, contexts::riscv_seeds),
+    target("event_smmuv3", events::smmuv3, events::smmuv3_seeds),
+    target("event_vtd", events::vtd, events::vtd_seeds),
     target("saved", saved::saved, saved::seeds),
 ];
 
