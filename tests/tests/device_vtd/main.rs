@@ -9,5 +9,6 @@
 mod entries;
 mod life;
 mod nested;
+mod process;
 mod standing;
 mod world;

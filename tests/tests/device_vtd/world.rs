@@ -123,7 +123,7 @@ pub(crate) struct World {
     pub(crate) unit: Arc<VtdUnit<Tables, Queue>>,
     pub(crate) kind: Kind,
     pub(crate) registry: Arc<Registry>,
-    pub(crate) ownerships: Vec<Ownership>,
+    pub(crate) ownerships: Vec<Arc<Ownership>>,
     /// Where something is attached, to tell replacements.
     attached: Mutex<BTreeMap<(usize, u32), Option<u64>>>,
 }
@@ -134,7 +134,8 @@ impl World {
         let mut world = Self::unowned(seed, kind);
         let owner = Owner::new("the test");
         let claim = |number| world.registry.claim_owner(address(number), &owner).unwrap();
-        world.ownerships = (0..SOURCES.len()).map(claim).collect();
+        let numbers = 0..SOURCES.len();
+        world.ownerships = numbers.map(|number| Arc::new(claim(number))).collect();
         world
     }
 
@@ -142,8 +143,8 @@ impl World {
     pub(crate) fn unowned(seed: u64, kind: Kind) -> Self {
         // 3 or 4 levels, 48 bits, pages of all sizes.
         let cap = kind.nd | 0b11 << 9 | 47 << 16 | 3 << 34 | 1 << 56;
-        // Device TLBs, pass through, nesting, PASIDs of 20 bits, scalable mode with both stages.
-        let ecap = 1 << 2 | 1 << 6 | 1 << 26 | 19 << 35 | 1 << 40 | 1 << 43 | 1 << 46 | 1 << 47;
+        // Device TLBs, pass through, nesting, PASIDs of 20 bits, scalable mode with both stages and walks that snoop.
+        let ecap = 1 << 2 | 1 << 6 | 1 << 26 | 19 << 35 | 1 << 40 | 1 << 43 | 3 << 46 | 1 << 48;
         let late = Arc::new(Late::default());
         let config = MachineConfig {
             seed,
