@@ -14,6 +14,7 @@ use crate::device::testing_faults::{Collector, World, pasid};
 use crate::device::tests::Gate;
 use crate::invalidation::SyncError;
 
+mod listeners;
 mod mailbox;
 mod threads;
 

@@ -3,12 +3,17 @@
 use alloc::string::String;
 use alloc::vec;
 
+use iopt_formats::Iova;
+use iopt_formats::command::PageResponse;
 use iopt_formats::context::vtd::Translation;
+use iopt_formats::event::vtd::PageRequest as Record;
 
 use super::*;
+use crate::device::testing_faults::Collector;
+use crate::device::vtd::tests::rig::{ASKING_FEATURES, capable};
 use crate::device::{
-    Config, DefaultKind, DeviceAddress, Identity, Machine, MachineParts, NoIommu, PlainDevices,
-    Registration, Registry, Resolved, Standing,
+    By, Config, DefaultKind, DeviceAddress, DeviceControl, DeviceTlb, Hwpt, Identity, Machine,
+    MachineParts, NoIommu, Owner, PlainDevices, Registration, Registry, Resolved, Standing,
 };
 use crate::firmware::{
     self, Description, Instance, InstanceIndex, Location, Output, PathStep, PciPath, Rule, Subject,
@@ -166,4 +171,77 @@ fn an_anonymous_unit_takes_the_devices_of_its_own_scope() {
             .collect();
         assert_eq!(found, led, "{number}");
     }
+}
+
+/// A device that can ask for pages.
+#[derive(Debug)]
+struct Asking;
+
+impl DeviceControl for Asking {
+    fn has_ats(&self, _: DeviceAddress) -> bool {
+        true
+    }
+
+    fn has_page_requests(&self, _: DeviceAddress) -> bool {
+        true
+    }
+}
+
+/// No rule of firmware names the device; records name it by the ID that the unit knows.
+#[test]
+fn page_requests_behind_an_anonymous_unit_find_their_device() {
+    let device = DeviceAddress::Pci(at(0, 2));
+    let mut resolved = Resolved::new(device, 0);
+    resolved.device_tlb = DeviceTlb::Allowed;
+    let parts = MachineParts {
+        devices: vec![resolved],
+        anonymous_count: 1,
+        ..MachineParts::default()
+    };
+    let config = Config {
+        default_kind: Some(DefaultKind::Paging),
+        ..Config::default()
+    };
+    let machine = Arc::new(Machine::new(parts).expect("they fit"));
+    let registry = Arc::new(Registry::new(machine, config));
+    let instance = Queue::instance_of(PLANNER);
+    let mode = TableMode::Scalable;
+    let unit = Unit::new(ASKING_FEATURES, mode, Arc::new(Heap), instance).expect("memory");
+    let unit = Arc::new(unit.with_scope(Scope {
+        description: Arc::new(description()),
+        instance: InstanceIndex(0),
+        tree: Arc::new(tree()),
+    }));
+    registry.add_device(device).expect("it is new");
+    let registration = Registration {
+        identity: Identity::Anonymous(0),
+        driver: VtdDriver::<Heap, Queue>::new(Arc::new(Heap), Arc::new(Asking)),
+        instance: Arc::clone(&unit) as _,
+    };
+    registry.register(registration).expect("it works");
+    let collector = Collector::new();
+    let owner = registry.claim_owner(device, &Owner::new("the test"));
+    let owner = owner.expect("nobody has it");
+    let domain = capable(&collector) as Arc<dyn Hwpt>;
+    let attached = registry.attach(device, By::Owner(&owner), &domain);
+    attached.expect("it can ask");
+    take(&unit);
+    let record = Record {
+        requester_id: at(0, 2).requester.get(),
+        pasid: None,
+        group: Narrow::new(1).expect("it fits"),
+        is_last: true,
+        is_read: true,
+        is_write: false,
+        is_fetch: false,
+        is_privileged: false,
+        address: Iova::new(0x5000),
+        private_data: None,
+    };
+    unit.take_page_request(&record).expect("it is kept");
+    let mut groups = collector.take();
+    let group = groups.pop().expect("it was found");
+    assert_eq!(group.device(), device);
+    group.respond(PageResponse::Success).expect("it is open");
+    assert_eq!(take(&unit).len(), 1);
 }
