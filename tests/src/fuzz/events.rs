@@ -41,10 +41,10 @@ fn same_record<R: Copy + Debug + PartialEq, const N: usize>(
     true
 }
 
-/// Records of an SMMUv3 with all that they may have.
+/// Records of an SMMUv3 with all that they may have; the stream of the second one has the number of a fault.
 pub fn smmuv3_seeds() -> Vec<Vec<u8>> {
     let fault = [0x9_abcd_e813, 0x018e_8000_beef, 0x1234_5678, 0xabcd_e000];
-    let request = [0xd80a_bcde_0000_0009, 0x1234_51ff];
+    let request = [0xd80a_bcde_0000_0910, 0x1234_51ff];
     [joined(&[], &fault), joined(&[], &request)].to_vec()
 }
 

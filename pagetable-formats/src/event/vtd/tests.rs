@@ -96,10 +96,9 @@ fn each_bit_of_a_page_request_belongs_to_one_field() {
         ]
     };
     let whose = |bit: u32| match bit {
-        8 => vec![1],
         9 => vec![9, 10],
         16..=31 => vec![0],
-        32..=51 => vec![1],
+        8 | 32..=51 => vec![1],
         52 => vec![6],
         53 => vec![7],
         64 => vec![4],

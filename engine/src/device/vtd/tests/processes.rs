@@ -85,7 +85,7 @@ fn bound(rig: &Rig, process: &Arc<Process>, device: usize) -> Arc<Bond> {
     bind(rig, process, device).expect("it fits")
 }
 
-fn is_unsupported(bond: Result<Arc<Bond>, BindProcessError>) -> bool {
+fn is_unsupported(bond: &Result<Arc<Bond>, BindProcessError>) -> bool {
     matches!(
         bond,
         Err(BindProcessError::Domain(GroupDomainError::New(
@@ -150,7 +150,7 @@ fn units_that_read_less_than_a_cpu_are_not_bound() {
     };
     let snooping = ECAP | 1 << 48;
     let is_refused =
-        |rig: &Rig, levels| is_unsupported(bind(rig, &process(&Toy::new(levels, None)), 1));
+        |rig: &Rig, levels| is_unsupported(&bind(rig, &process(&Toy::new(levels, None)), 1));
     assert!(!is_refused(&second(CAP, snooping), 4));
     // Walks that snoop, pages of 1 GiB, first stages.
     assert!(is_refused(&second(CAP, ECAP), 4));
