@@ -90,6 +90,10 @@ mod testing;
 #[cfg(all(test, not(loom)))]
 mod testing_faults;
 #[cfg(all(test, not(loom)))]
+mod testing_rig;
+#[cfg(all(test, not(loom)))]
+mod testing_scenes;
+#[cfg(all(test, not(loom)))]
 mod testing_smmu;
 #[cfg(all(test, not(loom)))]
 mod tests;

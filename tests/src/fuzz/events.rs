@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use iopt_formats::event::{smmuv3 as smmuv3_queue, vtd as vtd_queue};
+use iopt_formats::event::{riscv as riscv_queue, smmuv3 as smmuv3_queue, vtd as vtd_queue};
 
 use crate::fuzz::{joined, words};
 
@@ -21,6 +21,20 @@ pub fn vtd(bytes: &[u8]) -> bool {
     use vtd_queue::{Fault, PageRequest};
     let request = same_record(words::<4>(bytes), PageRequest::decode, PageRequest::encode);
     request | same_record(words::<2>(bytes), Fault::decode, Fault::encode)
+}
+
+/// A record of a RISC-V IOMMU's fault queue, and of its page request queue. All words are records; those of faults that
+/// say where a guest's access went are accepted.
+pub fn riscv(bytes: &[u8]) -> bool {
+    use riscv_queue::{Fault, PageRequest};
+    let decode = |words| Some(Fault::decode(words));
+    same_record(words::<4>(bytes), decode, Fault::encode);
+    let decode = |words| Some(PageRequest::decode(words));
+    same_record(words::<2>(bytes), decode, PageRequest::encode);
+    let fault = Fault::decode(words(bytes));
+    let is_guest = fault.guest_access().is_some();
+    assert_eq!(is_guest, fault.cause.is_of_second_stage());
+    is_guest
 }
 
 /// Checks that what words decode to is what its own words decode to, which have no bits beside. Returns whether
@@ -61,4 +75,12 @@ pub fn vtd_seeds() -> Vec<Vec<u8>> {
         joined(&[], &interrupt),
     ]
     .to_vec()
+}
+
+/// Records of a RISC-V IOMMU: faults of both stages, and a page request.
+pub fn riscv_seeds() -> Vec<Vec<u8>> {
+    let first = [9 << 40 | 0xd << 32 | 0x500f, 0, 0x1234_5678, 0];
+    let second = [9 << 40 | 8 << 34 | 21, 0, 0x1234_5678, 0x4003];
+    let request = [9 << 40 | 7 << 32 | 0x5000 | 21, 0x1234_503f];
+    [joined(&[], &first), joined(&[], &second), joined(&[], &request)].to_vec()
 }

@@ -9,4 +9,5 @@
 mod entries;
 mod life;
 mod limits;
+mod process;
 mod world;

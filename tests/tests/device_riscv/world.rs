@@ -107,6 +107,10 @@ impl DeviceControl for Control {
         self.has_ats && device != address(2)
     }
 
+    fn has_page_requests(&self, device: DeviceAddress) -> bool {
+        self.has_ats(device)
+    }
+
     fn set_ats(&self, device: DeviceAddress, is_enabled: bool) {
         let number = (0..DEVICE_COUNT).find(|&number| address(number) == device);
         for &id in &self.ids[number.unwrap()] {
@@ -137,7 +141,7 @@ pub(crate) struct World {
     pub(crate) unit: Arc<Unit>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) ids: Vec<Vec<u32>>,
-    ownerships: Vec<Ownership>,
+    ownerships: Vec<Arc<Ownership>>,
     /// Where something is attached, to tell replacements.
     attached: Mutex<BTreeMap<(usize, u32), Option<u64>>>,
 }
@@ -209,7 +213,7 @@ impl World {
     pub(crate) fn owned(kind: Kind) -> Self {
         let mut world = Self::new(kind);
         let owner = Owner::new("the test");
-        let claim = |number| world.registry.claim_owner(address(number), &owner).unwrap();
+        let claim = |number| Arc::new(world.registry.claim_owner(address(number), &owner).unwrap());
         let claimed = (0..DEVICE_COUNT).map(claim);
         world.ownerships = claimed.collect();
         world
@@ -317,6 +321,11 @@ impl World {
         By::Owner(&self.ownerships[device])
     }
 
+    /// Returns by what right a device is bound.
+    pub(crate) fn ownership(&self, device: usize) -> Arc<Ownership> {
+        Arc::clone(&self.ownerships[device])
+    }
+
     /// Returns what the driver made of a device.
     pub(crate) fn endpoint(&self, device: usize) -> Arc<dyn Endpoint> {
         self.registry.endpoint(address(device)).unwrap()
@@ -372,9 +381,22 @@ impl World {
 
     /// Tells the ledger that nothing is attached.
     pub(crate) fn forget(&self, device: usize, place: u32) {
+        self.begin_detach(device, place);
+        self.end_detach(device, place);
+    }
+
+    /// Tells the ledger that a device is about to be detached.
+    pub(crate) fn begin_detach(&self, device: usize, place: u32) {
         let pasid = (place > 0).then_some(place);
         for &id in &self.ids[device] {
             self.ledger().detach(id, pasid);
+        }
+    }
+
+    /// Tells the ledger that it is.
+    pub(crate) fn end_detach(&self, device: usize, place: u32) {
+        let pasid = (place > 0).then_some(place);
+        for &id in &self.ids[device] {
             self.ledger().detach_done(id, pasid);
         }
     }
@@ -402,11 +424,7 @@ impl World {
         {
             return;
         }
-        let requester = |stream: u32| (stream, (place > 0).then_some(place));
-        for &stream in &self.ids[device] {
-            let (stream, pasid) = requester(stream);
-            self.ledger().detach(stream, pasid);
-        }
+        self.begin_detach(device, place);
         match pasid(place) {
             None => self.registry.detach(address(device), by).unwrap(),
             Some(pasid) => self
@@ -414,10 +432,7 @@ impl World {
                 .detach_pasid(address(device), by, pasid)
                 .unwrap(),
         }
-        for &stream in &self.ids[device] {
-            let (stream, pasid) = requester(stream);
-            self.ledger().detach_done(stream, pasid);
-        }
+        self.end_detach(device, place);
     }
 
     pub(crate) fn is_attached(&self, device: usize, place: u32, number: u64) -> bool {

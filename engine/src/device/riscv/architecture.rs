@@ -11,7 +11,10 @@ use crate::device::context::{
     Architecture, Arrival, Attached, HardwareDriver, HardwareEndpoint, LinkError, Outcome, Tags,
     Target,
 };
+use crate::device::fault::{Listeners, PageResponder};
 use crate::device::ids::Ids;
+use crate::device::process::ProcessTables;
+use crate::device::riscv::events::Responder;
 use crate::device::riscv::{CommandDevice, Features, Port, RiscvDomain, RiscvIommu, Stage, domain};
 use crate::device::{AttachFailure, NewDomainError};
 use crate::invalidation::Instance;
@@ -74,6 +77,25 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for Riscv<M, D> {
         }
     }
 
+    fn process_stage(tables: &ProcessTables) -> Option<Stage> {
+        match *tables {
+            ProcessTables::Riscv { levels, root } => Stage::of_process(levels, root),
+            _ => None,
+        }
+    }
+
+    fn has_page_requests(unit: &Self::Unit) -> bool {
+        unit.features().has_page_requests()
+    }
+
+    fn responder(units: &[Arc<Self::Unit>]) -> Option<Arc<dyn PageResponder>> {
+        Some(Responder::new(units))
+    }
+
+    fn listeners(unit: &Self::Unit) -> Option<&Listeners> {
+        Some(unit.listeners())
+    }
+
     fn ids<'u>(unit: &'u Self::Unit, stage: &Stage) -> &'u Arc<Ids> {
         match stage {
             Stage::First { .. } => unit.pscids(),
@@ -97,7 +119,10 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for Riscv<M, D> {
     }
 
     fn port(unit: &Self::Unit, arrival: &Arrival<'_>) -> Result<Port<M>, LinkError> {
-        Port::new(unit, arrival.ids, arrival.pasid_bits)
+        let address = arrival.device.address;
+        let needs_pasids = arrival.control.needs_pasids_in_responses(address);
+        let port = Port::new(unit, arrival.ids, arrival.pasid_bits)?;
+        Ok(port.with_response_pasids(needs_pasids))
     }
 
     fn tags(

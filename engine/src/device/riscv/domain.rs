@@ -7,6 +7,7 @@ use iopt_formats::command::Narrow;
 use iopt_formats::context::riscv::{FirstStageTables, SecondStage};
 use iopt_formats::riscv::{Paging, Stage as PagingStage, Sv, Svx4};
 use iopt_formats::walk::Root;
+use iopt_formats::{Format as _, Oa, PageSize};
 
 use crate::device::NewDomainError;
 use crate::device::context::HardwareDomain;
@@ -23,7 +24,8 @@ pub type RiscvDomain<M, D> = HardwareDomain<Riscv<M, D>>;
 /// How hardware is led to the tables of a domain.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Stage {
-    /// By the `iosatp` of a device context, or the `fsc` of a process context, with a PSCID.
+    /// By the `iosatp` of a device context, or the `fsc` of a process context, with a PSCID: tables of the engine or,
+    /// at a PASID, of a process.
     First {
         /// The format of the tables.
         format: Sv,
@@ -43,7 +45,34 @@ pub enum Stage {
     },
 }
 
+/// The narrowest physical addresses that tables have.
+const LEAST_OA_BITS: u8 = 32;
+
 impl Stage {
+    /// Returns how hardware is led to tables of a process with so many levels; `None` if it cannot be.
+    ///
+    /// How wide addresses are in them nobody says, but that one of the root: where the CPU has wider ones than an
+    /// IOMMU, requests fault. Nor is an IOMMU told of pages that come, so those that need that do not fit.
+    pub(super) fn of_process(levels: u8, root: Oa) -> Option<Self> {
+        let format = match levels {
+            3 => Sv::sv39(),
+            4 => Sv::sv48(),
+            5 => Sv::sv57(),
+            _ => return None,
+        };
+        let root_bits = (u64::BITS - root.get().leading_zeros()) as u8;
+        let format = format.with_oa_bits(root_bits.max(LEAST_OA_BITS)).ok()?;
+        let is_aligned = PageSize::KIB_4.divides(root.get());
+        is_aligned.then_some(Self::First {
+            format,
+            root: Root {
+                oa: root,
+                level: format.geometry().top,
+            },
+            map_side: MapSide::Silent,
+        })
+    }
+
     /// Returns the first-stage tables.
     pub(super) const fn first(self) -> Option<FirstStageTables> {
         match self {

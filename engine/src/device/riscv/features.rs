@@ -61,6 +61,16 @@ impl Features {
         self.allows(BARE, options)
     }
 
+    /// Returns whether page requests are understood, which they are with ATS (`EN_PRI`).
+    pub fn has_page_requests(&self) -> bool {
+        let options = DeviceOptions {
+            has_ats: true,
+            has_page_requests: true,
+            ..DeviceOptions::default()
+        };
+        self.allows(BARE, options)
+    }
+
     /// Returns whether hardware can set A and D (`capabilities.AMO_HWAD`).
     pub fn has_updates(&self) -> bool {
         let options = DeviceOptions {

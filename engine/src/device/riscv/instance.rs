@@ -9,6 +9,7 @@ use iopt_formats::context::riscv::{
 };
 
 use crate::device::context::{LinkError, Shares, Unwritten};
+use crate::device::fault::Listeners;
 use crate::device::ids::Ids;
 use crate::device::riscv::changes::{self, Old};
 use crate::device::riscv::features::BARE;
@@ -36,6 +37,7 @@ pub struct RiscvIommu<M: TableMemory, D: CommandDevice> {
     directory: DeviceDirectory,
     contexts: Mutex<DeviceContexts<M>>,
     shares: Arc<Shares<DeviceContext>>,
+    listeners: Listeners,
 }
 
 /// Why there is no such instance.
@@ -86,6 +88,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> RiscvIommu<M, D> {
             directory,
             contexts: Mutex::new(&CONTEXTS, contexts),
             shares: Shares::new(),
+            listeners: Listeners::new(),
         }))
     }
 
@@ -117,6 +120,11 @@ impl<M: TableMemory + 'static, D: CommandDevice> RiscvIommu<M, D> {
     /// Returns which devices have an ID.
     pub(super) const fn shares(&self) -> &Arc<Shares<DeviceContext>> {
         &self.shares
+    }
+
+    /// Returns whom its records are about.
+    pub(super) const fn listeners(&self) -> &Listeners {
+        &self.listeners
     }
 
     /// Returns the memory of its tables.

@@ -21,11 +21,19 @@
 //! | first stage | either | process directory | `iosatp`, PSCID |
 //! | second stage | no; they are refused | `iohgatp`, GSCID | not valid |
 //!
+//! As long as a fault-capable domain is attached anywhere, the device context lets the device ask for pages (`EN_PRI`),
+//! with PASIDs in the answers that the IOMMU gives itself where the device wants them (PRPR). Records of the
+//! page-request queue are the user's to read; it hands them to [`take_page_request`](RiscvIommu::take_page_request).
+//!
+//! The context of a PASID whose process has ended is not valid; requests that still come are faults 266, and reported.
+//! Processes are used only by IOMMUs that need not be told of new pages, as nobody tells them.
+//!
 //! A domain is known by a PSCID where its tables are those of a first stage, else by a GSCID; 0 is neither's.
 
 mod architecture;
 mod changes;
 mod domain;
+mod events;
 mod features;
 mod instance;
 mod port;

@@ -40,6 +40,8 @@ pub struct Port<M: TableMemory> {
     /// Where commands for the device's own caches go, in rising order.
     functions: Vec<Function>,
     processes: Option<ProcessTable<M>>,
+    /// Answers to its page requests have to name their PASID.
+    needs_response_pasids: bool,
 }
 
 impl<M: TableMemory + 'static> Port<M> {
@@ -66,6 +68,7 @@ impl<M: TableMemory + 'static> Port<M> {
             share: unit.shares().enter(devices)?,
             functions: functions.collect(),
             processes,
+            needs_response_pasids: false,
         };
         // Hardware may still use what another device had there.
         for &device in devices
@@ -75,6 +78,12 @@ impl<M: TableMemory + 'static> Port<M> {
             LinkError::of_blocking(&port.write_device(unit, device, None, true))?;
         }
         Ok(port)
+    }
+
+    /// Has answers that the IOMMU itself gives to page requests name their PASID, or not.
+    pub(super) const fn with_response_pasids(mut self, are_needed: bool) -> Self {
+        self.needs_response_pasids = are_needed;
+        self
     }
 
     /// Makes a device context say what the device wants of it, or what another one does that has the ID, too.
@@ -131,7 +140,8 @@ impl<M: TableMemory + 'static> Port<M> {
             outcome = outcome.and(self.write_process(unit, place, target));
         }
         let context = self.context(unit, attached);
-        let gives_way = target == Target::Blocked;
+        // Who leads to a process that has ended has its place still.
+        let gives_way = target == Target::Blocked && attached.ended_at(place).is_none();
         for &device in &self.devices {
             let written = self.write_device(unit, device, context, gives_way);
             outcome = outcome.and(written.into());
@@ -151,6 +161,8 @@ impl<M: TableMemory + 'static> Port<M> {
         let features = unit.features();
         let options = DeviceOptions {
             has_ats: attached.has_ats(),
+            has_page_requests: attached.asks_for_pages(),
+            has_page_response_pasid: attached.asks_for_pages() && self.needs_response_pasids,
             ..DeviceOptions::default()
         };
         let default = attached.at(None);
@@ -164,7 +176,7 @@ impl<M: TableMemory + 'static> Port<M> {
             return None;
         }
         if let Some(processes) = &self.processes {
-            return processes.device_context(features, attached.has_ats());
+            return processes.device_context(features, options);
         }
         let (first, pscid) = match default {
             Target::Blocked => return None,

@@ -136,7 +136,8 @@ impl<M: TableMemory + 'static> ProcessTable<M> {
         let address = contexts.base();
         let root = ProcessDirectory::new(address, levels, features.registers);
         // How tables below it are read is the device context's to say.
-        let context = root.and_then(|root| device_context(features, root, false));
+        let options = DeviceOptions::default();
+        let context = root.and_then(|root| device_context(features, root, options));
         match context.map(DeviceContext::first_stage) {
             Ok(FirstStage::Directory(root)) => Ok(Some(Self { root, contexts })),
             _ => Err(LinkError::Address { address }),
@@ -147,9 +148,9 @@ impl<M: TableMemory + 'static> ProcessTable<M> {
     pub(super) fn device_context(
         &self,
         features: &Features,
-        has_ats: bool,
+        options: DeviceOptions,
     ) -> Option<DeviceContext> {
-        device_context(features, self.root, has_ats).ok()
+        device_context(features, self.root, options).ok()
     }
 
     /// Returns the process context that leads where requests are to go; `None` blocks.
@@ -217,12 +218,11 @@ impl<M: TableMemory + 'static> ProcessTable<M> {
 fn device_context(
     features: &Features,
     root: ProcessDirectory,
-    has_ats: bool,
+    options: DeviceOptions,
 ) -> Result<DeviceContext, iopt_formats::context::riscv::Misconfigured> {
     let options = DeviceOptions {
-        has_ats,
         has_first_stage_updates: features.has_updates(),
-        ..DeviceOptions::default()
+        ..options
     };
     let first = FirstStage::Directory(root.with_default_process());
     features.context(first, SecondStage::Bare, options)

@@ -3,6 +3,7 @@
 mod attach;
 mod contexts;
 mod failures;
+mod faults;
 
 use alloc::sync::Arc;
 use alloc::vec;
