@@ -2,7 +2,9 @@
 
 use std::fmt::Debug;
 
-use iopt_formats::event::{riscv as riscv_queue, smmuv3 as smmuv3_queue, vtd as vtd_queue};
+use iopt_formats::event::{
+    amd as amd_queue, riscv as riscv_queue, smmuv3 as smmuv3_queue, vtd as vtd_queue,
+};
 
 use crate::fuzz::{joined, words};
 
@@ -21,6 +23,16 @@ pub fn vtd(bytes: &[u8]) -> bool {
     use vtd_queue::{Fault, PageRequest};
     let request = same_record(words::<4>(bytes), PageRequest::decode, PageRequest::encode);
     request | same_record(words::<2>(bytes), Fault::decode, Fault::encode)
+}
+
+/// An entry of an AMD IOMMU's event log, and of its page request log. All words are events; those of pages that were
+/// not there, and page requests, are accepted.
+pub fn amd(bytes: &[u8]) -> bool {
+    use amd_queue::{Event, PageRequest};
+    let decode = |words| Some(Event::decode(words));
+    same_record(words::<2>(bytes), decode, Event::encode);
+    let request = same_record(words::<2>(bytes), PageRequest::decode, PageRequest::encode);
+    request || matches!(Event::decode(words(bytes)), Event::PageFault(_))
 }
 
 /// A record of a RISC-V IOMMU's fault queue, and of its page request queue. All words are records; those of faults that
@@ -77,10 +89,20 @@ pub fn vtd_seeds() -> Vec<Vec<u8>> {
     .to_vec()
 }
 
-/// Records of a RISC-V IOMMU: faults of both stages, and a page request.
+/// Entries of an AMD IOMMU's logs.
+pub fn amd_seeds() -> Vec<Vec<u8>> {
+    [
+        joined(&[], &[0x2177_bcde_000a_1234, 0x1234_5678]),
+        joined(&[], &[0x2020_0005_0000_1234, 0x1234_5678]),
+        joined(&[], &[0x1146_2bff_bcde_1234, 0x1234_5000]),
+        joined(&[], &[0x1020_0005_0000_1234, 0x1234_5000]),
+    ]
+    .to_vec()
+}
+
+/// Records of a RISC-V IOMMU: faults of the second stage, the latter one's words a page request, too.
 pub fn riscv_seeds() -> Vec<Vec<u8>> {
-    let first = [9 << 40 | 0xd << 32 | 0x500f, 0, 0x1234_5678, 0];
     let second = [9 << 40 | 8 << 34 | 21, 0, 0x1234_5678, 0x4003];
     let request = [9 << 40 | 7 << 32 | 0x5000 | 21, 0x1234_503f];
-    [joined(&[], &first), joined(&[], &second), joined(&[], &request)].to_vec()
+    [joined(&[], &second), joined(&[], &request)].to_vec()
 }

@@ -63,6 +63,7 @@ pub const TARGETS: &[Target] = &[
     target("context_amd", contexts::amd, contexts::amd_seeds),
     target("context_riscv", contexts::riscv, contexts::riscv_seeds),
     target("event_smmuv3", events::smmuv3, events::smmuv3_seeds),
+    target("event_amd", events::amd, events::amd_seeds),
     target("event_riscv", events::riscv, events::riscv_seeds),
     target("event_vtd", events::vtd, events::vtd_seeds),
     target("saved", saved::saved, saved::seeds),
