@@ -8,4 +8,5 @@
 
 mod entries;
 mod life;
+mod process;
 mod world;

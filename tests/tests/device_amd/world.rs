@@ -86,6 +86,10 @@ impl DeviceControl for Control {
         self.has_ats && device != address(2)
     }
 
+    fn has_page_requests(&self, device: DeviceAddress) -> bool {
+        self.has_ats(device)
+    }
+
     fn ats_queue_depth(&self, _device: DeviceAddress) -> u8 {
         32
     }
@@ -131,8 +135,10 @@ pub(crate) struct World {
     pub(crate) iommu: Arc<AmdIommu<Watched, Queue>>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) watch: Watch,
+    /// Whether version 2 tables of processes have five levels.
+    pub(crate) is_wide: bool,
     contexts: ContextRegisters,
-    ownerships: Vec<Ownership>,
+    ownerships: Vec<Arc<Ownership>>,
     /// Where something is attached, to tell replacements.
     attached: Mutex<BTreeMap<(usize, u32), Option<u64>>>,
 }
@@ -148,9 +154,9 @@ impl World {
         pasid_bits: u8,
         default_kind: DefaultKind,
     ) -> Self {
-        // ATS and extended features: GT, six and five levels, guest CR3 tables of three, PASIDs of 20 bits, GIoSup.
+        // ATS and extended features: PPR, GT, six and five levels, guest CR3 tables of three, PASIDs of 20 bits, GIoSup.
         let capability = 1 << 24 | 1 << 27;
-        let extended = 1 << 4 | 2 << 10 | 1 << 12 | 2 << 14 | 19 << 32 | 1 << 48;
+        let extended = 1 << 1 | 1 << 4 | 2 << 10 | 1 << 12 | 2 << 14 | 19 << 32 | 1 << 48;
         let features = Features::from_registers(capability, 52 << 8, extended);
         let late = Arc::new(Late::default());
         let config = MachineConfig {
@@ -200,6 +206,7 @@ impl World {
             iommu,
             registry,
             watch,
+            is_wide: seed % 4 == 3,
             contexts,
             ownerships: Vec::new(),
             attached: Mutex::default(),
@@ -209,7 +216,7 @@ impl World {
     /// Takes all devices for the test: they are blocked.
     pub(crate) fn owned(mut self) -> Self {
         let owner = Owner::new("the test");
-        let claim = |number| self.registry.claim_owner(address(number), &owner).unwrap();
+        let claim = |number| Arc::new(self.registry.claim_owner(address(number), &owner).unwrap());
         self.ownerships = (0..IDS.len()).map(claim).collect();
         self
     }
@@ -346,6 +353,11 @@ impl World {
             ledger.attach_done(id, pasid_number);
         }
         Ok(())
+    }
+
+    /// Returns by what right a device is bound.
+    pub(crate) fn ownership(&self, device: usize) -> Arc<Ownership> {
+        Arc::clone(&self.ownerships[device])
     }
 
     pub(crate) fn attach_space(&self, device: usize, place: u32, space: &Space) {

@@ -10,13 +10,16 @@ use iopt_formats::amd::V1;
 use iopt_formats::command::Pasid;
 use iopt_formats::x86_64::AmdV2;
 
+use crate::device::amd::events::Responder;
 use crate::device::amd::port::{NO_PASID, Port};
 use crate::device::amd::{AmdDomain, AmdIommu, CommandDevice, DomainError, Features, Stage};
 use crate::device::context::{
     Architecture, Arrival, Attached, HardwareDriver, HardwareEndpoint, LinkError, Outcome, Tags,
     Target,
 };
+use crate::device::fault::{Listeners, PageResponder};
 use crate::device::ids::Ids;
+use crate::device::process::ProcessTables;
 use crate::device::{AttachFailure, Endpoint as _, NewDomainError};
 use crate::invalidation::Instance;
 use crate::invalidation::plan::amd::{Amd as Planner, Tag};
@@ -86,6 +89,25 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for AmdVi<M, D> {
         }
     }
 
+    fn process_stage(tables: &ProcessTables) -> Option<Stage> {
+        match *tables {
+            ProcessTables::X86 { levels, root } => Stage::of_process(levels, root),
+            _ => None,
+        }
+    }
+
+    fn has_page_requests(unit: &Self::Unit) -> bool {
+        unit.features().has_page_requests
+    }
+
+    fn responder(units: &[Arc<Self::Unit>]) -> Option<Arc<dyn PageResponder>> {
+        Some(Responder::new(units))
+    }
+
+    fn listeners(unit: &Self::Unit) -> Option<&Listeners> {
+        Some(unit.listeners())
+    }
+
     fn ids<'u>(unit: &'u Self::Unit, stage: &Stage) -> &'u Arc<Ids> {
         match stage {
             Stage::Host { .. } => unit.domain_ids(),
@@ -148,6 +170,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for AmdVi<M, D> {
             pasid_bits: arrival.pasid_bits,
             max_pending: arrival.control.ats_queue_depth(address).clamp(1, 32),
             physical_function: arrival.control.physical_function(address),
+            needs_response_pasids: arrival.control.needs_pasids_in_responses(address),
             gcr3: None,
         };
         // Hardware may still use what another device had there.

@@ -2,10 +2,10 @@
 
 use alloc::sync::Arc;
 
-use iopt_formats::Format as _;
 use iopt_formats::amd::V1;
 use iopt_formats::context::amd::{DteError, Gcr3Entry, Gcr3Error, HostTables, Tracking};
 use iopt_formats::x86_64::AmdV2;
+use iopt_formats::{Format as _, Oa};
 
 use crate::device::amd::{AmdVi, CommandDevice, Features};
 use crate::device::context::{HardwareDomain, Set};
@@ -29,7 +29,7 @@ pub enum Stage {
         /// Whether IOMMUs are told of maps.
         map_side: MapSide,
     },
-    /// By an entry of the device's guest CR3 table, to version 2 tables.
+    /// By an entry of the device's guest CR3 table, to version 2 tables: of the engine or, at a PASID, of a process.
     Guest {
         /// The entry.
         entry: Gcr3Entry,
@@ -120,7 +120,25 @@ impl<M: TableMemory + 'static, D: CommandDevice> AmdDomain<M, D> {
     }
 }
 
+/// The narrowest physical addresses that an IOMMU has.
+const LEAST_OA_BITS: u8 = 32;
+
 impl Stage {
+    /// Returns how hardware is led to tables of a process with so many levels; `None` if it cannot be.
+    ///
+    /// How wide addresses are in them nobody says, but that one of the root: where the CPU has wider ones than an
+    /// IOMMU, requests fault. Nor is an IOMMU told of pages that come, so those that need that do not fit.
+    pub(super) fn of_process(levels: u8, root: Oa) -> Option<Self> {
+        let root_bits = (u64::BITS - root.get().leading_zeros()) as u8;
+        let entry = Gcr3Entry::new(root).ok()?;
+        (4..=5).contains(&levels).then_some(Self::Guest {
+            entry,
+            paging_levels: levels,
+            oa_bits: root_bits.max(LEAST_OA_BITS),
+            map_side: MapSide::Silent,
+        })
+    }
+
     /// Returns whether an IOMMU with `features`, which is told as `planner` has it, can walk the tables.
     pub(super) fn fits(&self, features: &Features, planner: Planner) -> bool {
         let (can_walk, oa_bits, map_side) = match *self {

@@ -1,10 +1,16 @@
 //! What an IOMMU can do, from its registers.
 
 /// What of an IOMMU decides how its tables are made.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a field of a register"
+)]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Features {
     /// ATS requests are understood (`IotlbSup`).
     pub has_ats: bool,
+    /// Devices may ask for pages (`PPRSup`).
+    pub has_page_requests: bool,
     /// The most levels of version 1 tables (`HATS`): 4 to 6, or 0 if there are none.
     pub host_levels: u8,
     /// The most levels of version 2 tables (`GTSup`, `GATS`): 4 or 5, or 0 if there are none.
@@ -42,6 +48,7 @@ impl Features {
         let oa_bits = at_most(field(miscellaneous as u64, 14, 8), 52);
         Self {
             has_ats: has(capability, 24),
+            has_page_requests: has(extended, 1),
             host_levels: match field(extended, 11, 10) {
                 3 => 0,
                 more => 4 + more,

@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 
 use crate::device::amd::{CommandDevice, Features};
 use crate::device::context::{EntryTable, LinkError, Shares, Unwritten};
+use crate::device::fault::Listeners;
 use crate::device::ids::Ids;
 use crate::invalidation::plan::amd::Amd as Planner;
 use crate::invalidation::{Instance, SyncError};
@@ -34,6 +35,7 @@ pub struct AmdIommu<M: TableMemory, D: CommandDevice> {
     layout: SmallVec<[DeviceTable; 2]>,
     segments: Mutex<SmallVec<[EntryTable<M, 4>; 2]>>,
     shares: Arc<Shares<Dte>>,
+    listeners: Listeners,
 }
 
 /// Why there is no such instance.
@@ -85,6 +87,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> AmdIommu<M, D> {
             layout,
             segments: Mutex::new(&CONTEXTS, segments),
             shares: Shares::new(),
+            listeners: Listeners::new(),
         }))
     }
 
@@ -118,6 +121,11 @@ impl<M: TableMemory + 'static, D: CommandDevice> AmdIommu<M, D> {
     /// Returns which devices have an ID.
     pub(super) const fn shares(&self) -> &Arc<Shares<Dte>> {
         &self.shares
+    }
+
+    /// Returns whom its entries are about.
+    pub(super) const fn listeners(&self) -> &Listeners {
+        &self.listeners
     }
 
     /// Returns the memory of its tables.

@@ -33,6 +33,8 @@ pub struct Port<M: TableMemory> {
     pub(super) max_pending: u8,
     /// Whose queue they count for, if it is not the device itself.
     pub(super) physical_function: Option<u16>,
+    /// Answers to its page requests have to name their PASID.
+    pub(super) needs_response_pasids: bool,
     /// Once version 2 tables were needed.
     pub(super) gcr3: Option<Gcr3<M>>,
 }
@@ -74,11 +76,18 @@ impl<M: TableMemory + 'static> Port<M> {
             (Target::Stage((Stage::Guest { .. }, _)), _) | (Target::Blocked, true) => guest(true),
             (Target::Identity, _) => guest(false),
         };
-        Some(if attached.has_ats() {
+        let entry = if attached.has_ats() {
             entry.with_ats()
         } else {
             entry
-        })
+        };
+        Some(
+            match (attached.asks_for_pages(), self.needs_response_pasids) {
+                (false, _) => entry,
+                (true, false) => entry.with_page_requests(),
+                (true, true) => entry.with_page_requests().with_page_response_pasid(),
+            },
+        )
     }
 
     /// Makes an entry say what the device wants of it, or what another one does that has the ID, too.
@@ -171,7 +180,8 @@ impl<M: TableMemory + 'static> Port<M> {
             let early = target.filter(|_| levels == old_levels);
             outcome = outcome.and(self.write_gcr3(unit, place, early));
         }
-        let gives_way = attached.at(place) == Target::Blocked;
+        // Who leads to a process that has ended has its place still.
+        let gives_way = attached.at(place) == Target::Blocked && attached.ended_at(place).is_none();
         // Without PASIDs they do so under no ID of the device.
         let passes = attached.at(None) == Target::Identity && self.pasid_bits > 0;
         if let Some(gcr3) = self.gcr3.as_mut().filter(|_| passes) {

@@ -3,6 +3,7 @@
 mod attach;
 mod entries;
 mod failures;
+mod faults;
 
 use alloc::sync::Arc;
 use alloc::vec;
@@ -57,6 +58,7 @@ impl Recorded for Command {
 /// ATS, five levels of each, guest CR3 tables of three, PASIDs of 20 bits, `GIoSup`, segments.
 const FEATURES: Features = Features {
     has_ats: true,
+    has_page_requests: true,
     host_levels: 6,
     guest_levels: 5,
     gcr3_levels: 3,
