@@ -49,8 +49,8 @@
 //! # Guests
 //!
 //! A domain of kind [`Nested`](DomainKind::Nested) goes by a guest's own tables, at addresses that a parent
-//! translates: [`smmuv3::GuestSmmu`] and [`vtd::GuestVtd`] make them of what the guest's entries say, and carry out
-//! what the guest tells its IOMMU.
+//! translates: [`smmuv3::GuestSmmu`], [`vtd::GuestVtd`], [`amd::GuestIommu`] and [`riscv::GuestIommu`] make them of what
+//! the guest's entries say, and carry out what the guest tells its IOMMU.
 //!
 //! # Locks
 //!

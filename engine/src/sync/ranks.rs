@@ -133,7 +133,7 @@ classes! {
     INVALIDATION_SET = 1400, Lock "invalidation set":
         "where the translations of a domain are cached, a [`DomainLock`](crate::sync::DomainLock)";
     GUEST_DEVICES = 1450, Lock "guest devices":
-        "which devices a guest's commands name";
+        "which devices and domains a guest's commands name";
     QUARANTINE = 1500, Lock "quarantine":
         "unlinked tables that wait to be freed";
     QUEUE_ERRORS = 1700, Lock "queue errors":

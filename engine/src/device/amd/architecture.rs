@@ -79,6 +79,9 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for AmdVi<M, D> {
             _ => None,
         };
         match (new.1, other.1) {
+            // The guest has them all.
+            (Target::Stage(Stage::Nested { .. }), _) => Some("a guest's domain beside PASIDs"),
+            (_, Target::Stage(Stage::Nested { .. })) => Some("PASIDs beside a guest's domain"),
             // They would be under them, as for a guest.
             (Target::Stage(Stage::Host { .. }), _) => Some("version 1 tables beside PASIDs"),
             (_, Target::Stage(Stage::Host { .. })) => Some("PASIDs beside version 1 tables"),
@@ -110,7 +113,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for AmdVi<M, D> {
 
     fn ids<'u>(unit: &'u Self::Unit, stage: &Stage) -> &'u Arc<Ids> {
         match stage {
-            Stage::Host { .. } => unit.domain_ids(),
+            Stage::Host { .. } | Stage::Nested { .. } => unit.domain_ids(),
             // Known by the IDs of devices.
             Stage::Guest { .. } => unit.numbers(),
         }
@@ -190,7 +193,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for AmdVi<M, D> {
     ) -> Tags<Planner> {
         let iotlb = match stage {
             // IDs have 16 bits.
-            Stage::Host { .. } => Tag::Iotlb {
+            Stage::Host { .. } | Stage::Nested { .. } => Tag::Iotlb {
                 domain_id: id as u16,
                 pasid: None,
             },
@@ -199,8 +202,21 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for AmdVi<M, D> {
                 pasid: Some(place.unwrap_or(NO_PASID)),
             },
         };
+        let is_nested = stage.is_nested();
+        let ids = port.device_ids.iter().filter(|_| stage.has_guest_gcr3());
+        let tables = ids.map(|&device_id| Tag::GuestCr3 { device_id });
+        // All domains of the guest's domain ID have that place: what one left may be met when the next is attached.
+        let combined = is_nested.then_some(Tag::Combined {
+            domain_id: id as u16,
+        });
         let device_tlbs = port.device_tlbs(place).filter(|_| has_ats);
-        core::iter::once(iotlb).chain(device_tlbs).collect()
+        // What changes in version 1 tables are not addresses that a guest's device has.
+        let device_tlbs = device_tlbs.map(|tag| match tag {
+            Tag::Ats { device, pasid } if is_nested => Tag::AtsFull { device, pasid },
+            tag => tag,
+        });
+        let own = core::iter::once(iotlb).chain(tables).chain(combined);
+        own.chain(device_tlbs).collect()
     }
 
     fn device_tags(port: &Port<M>, place: Option<Pasid>) -> impl Iterator<Item = Tag> {

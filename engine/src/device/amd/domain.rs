@@ -3,7 +3,9 @@
 use alloc::sync::Arc;
 
 use iopt_formats::amd::V1;
-use iopt_formats::context::amd::{DteError, Gcr3Entry, Gcr3Error, HostTables, Tracking};
+use iopt_formats::context::amd::{
+    Dte, DteError, Gcr3Entry, Gcr3Error, GuestTables, HostTables, Tracking,
+};
 use iopt_formats::x86_64::AmdV2;
 use iopt_formats::{Format as _, Oa};
 
@@ -36,6 +38,17 @@ pub enum Stage {
         /// The levels of the tables: 4 or 5.
         paging_levels: u8,
         /// Bits of the addresses that they yield.
+        oa_bits: u8,
+        /// Whether IOMMUs are told of maps.
+        map_side: MapSide,
+    },
+    /// By the device's entry, to version 2 tables of a guest and from there to version 1 tables, or to those alone.
+    Nested {
+        /// The guest's, if it has any: without a host, and at addresses that `tables` translate.
+        guest: Option<GuestTables>,
+        /// The parent's.
+        tables: HostTables,
+        /// Bits of the addresses that these yield.
         oa_bits: u8,
         /// Whether IOMMUs are told of maps.
         map_side: MapSide,
@@ -139,6 +152,35 @@ impl Stage {
         })
     }
 
+    /// Returns the device's entry under a domain ID; `None` if that leads to a guest CR3 table of the device.
+    pub(super) fn entry(&self, domain_id: u16) -> Option<Dte> {
+        let entry = match *self {
+            Self::Host { tables, .. }
+            | Self::Nested {
+                guest: None,
+                tables,
+                ..
+            } => Dte::host(tables),
+            Self::Nested {
+                guest: Some(guest),
+                tables,
+                ..
+            } => Dte::guest(guest.with_host(tables)),
+            Self::Guest { .. } => return None,
+        };
+        Some(entry.with_domain_id(domain_id))
+    }
+
+    /// Returns whether it is a guest's.
+    pub(super) const fn is_nested(&self) -> bool {
+        matches!(self, Self::Nested { .. })
+    }
+
+    /// Returns whether a guest's CR3 table leads to it.
+    pub(super) const fn has_guest_gcr3(&self) -> bool {
+        matches!(self, Self::Nested { guest: Some(_), .. })
+    }
+
     /// Returns whether an IOMMU with `features`, which is told as `planner` has it, can walk the tables.
     pub(super) fn fits(&self, features: &Features, planner: Planner) -> bool {
         let (can_walk, oa_bits, map_side) = match *self {
@@ -146,6 +188,12 @@ impl Stage {
                 tables,
                 oa_bits,
                 map_side,
+            }
+            | Self::Nested {
+                tables,
+                oa_bits,
+                map_side,
+                ..
             } => {
                 let can_walk = tables.root().level.0 < features.host_levels
                     && (tables.tracking() == Tracking::None || features.has_dirty);

@@ -19,6 +19,8 @@ pub struct Features {
     pub gcr3_levels: u8,
     /// Requests without a PASID may use version 2 tables (`GIoSup`).
     pub has_guest_default: bool,
+    /// Guest CR3 tables may be at addresses of a guest, which version 1 tables translate (`GCR3TRPModeSup`).
+    pub has_guest_addresses: bool,
     /// Bits of a PASID (`PASmax`), 20 at most.
     pub pasid_bits: u8,
     /// Hardware sets A and D in version 1 tables (`HASup`, `HDSup`).
@@ -32,7 +34,8 @@ pub struct Features {
 impl Features {
     /// Decodes the first word of the capability block in configuration space and that at offset 10h (sections
     /// 3.2.1 and 3.2.6), and the extended feature register (MMIO offset 30h, section 3.4.9), which counts only
-    /// where the capability says that it is there. Reserved values act as the smallest ones.
+    /// where the capability says that it is there. Reserved values act as the smallest ones. What the second extended
+    /// feature register says is [added](Self::with_second_register).
     pub const fn from_registers(capability: u32, miscellaneous: u32, extended: u64) -> Self {
         const fn field(register: u64, high: u32, low: u32) -> u8 {
             (register >> low & ((1 << (high - low + 1)) - 1)) as u8
@@ -63,11 +66,27 @@ impl Features {
                 more => 1 + more,
             },
             has_guest_default: has(extended, 48),
+            has_guest_addresses: false,
             pasid_bits: at_most(field(extended, 36, 32) + 1, 20),
             has_dirty: has(extended, 49) && has(extended, 52),
             segment_bits: field(extended, 39, 38),
             oa_bits: if oa_bits < 32 { 32 } else { oa_bits },
         }
+    }
+
+    /// Returns these features with what the second extended feature register says (MMIO offset 1A0h).
+    #[must_use]
+    pub const fn with_second_register(self, extended: u64) -> Self {
+        Self {
+            has_guest_addresses: extended >> 3 & 1 != 0,
+            ..self
+        }
+    }
+
+    /// Returns whether guests' version 2 tables can stand over version 1 tables of the host. If so, `GCR3TRPMode` has
+    /// to be set in the control register, bit 58, before any is attached.
+    pub const fn can_nest(&self) -> bool {
+        self.has_guest_tables() && self.has_guest_addresses && self.host_levels > 0
     }
 
     /// Returns whether version 2 tables can be all that a device uses.

@@ -1,7 +1,7 @@
 //! AMD-Vi: device tables, guest CR3 tables, and domains with tables of version 1 or version 2.
 //!
 //! Source: *AMD I/O Virtualization Technology (IOMMU) Specification*, document 48882, sections 2.2.2 (device
-//! table), 2.2.6 (guest CR3 tables), 2.4 (commands) and 3.4 (registers).
+//! table), 2.2.6 (guest CR3 tables, and tables of both versions at once), 2.4 (commands) and 3.4 (registers).
 //!
 //! A user makes an [`AmdIommu`] for each instance, writes the registers that its
 //! [`device_tables`](AmdIommu::device_tables) say, and registers it with an [`AmdDriver`]. Devices that nobody took
@@ -17,6 +17,7 @@
 //! | version 2 | any | GV, `GIoV`, the device's ID |
 //! | blocked | attached | GV, `GIoV`, entry 0 of the guest CR3 table not valid |
 //! | identity | possible | GV without `GIoV`, `Mode` 0, the device's ID |
+//! | a guest's tables | the guest's | GV, `GIoV`, GLX and guest CR3 table as the [guest](GuestIommu) says; `Mode`, root, an ID of the guest's |
 //!
 //! So a PASID that comes or goes changes nothing for requests without one that pass or are translated: were GV to
 //! change, two words would, and the device would be blocked between.
@@ -34,11 +35,16 @@
 //! other PASIDs at other devices, so an entry that leads to a guest CR3 table has an ID that is the device's own,
 //! which its aliases share; the domain's set names each of these. Whatever a PASID leads to changes, all under
 //! that PASID is forgotten at once, so that the pair may be used again.
+//!
+//! Each domain ID of a guest is one of the host. So what the guest's tables translate for different devices is told
+//! apart as the guest wants it, and its commands need a name replaced, and nothing else.
 
 mod architecture;
 mod domain;
 mod events;
 mod features;
+mod guest;
+mod guest_dte;
 mod instance;
 mod port;
 mod tables;
@@ -48,6 +54,8 @@ mod tests;
 pub use crate::device::amd::architecture::{AmdDriver, AmdVi};
 pub use crate::device::amd::domain::{AmdDomain, DomainError, Stage};
 pub use crate::device::amd::features::Features;
+pub use crate::device::amd::guest::GuestIommu;
+pub use crate::device::amd::guest_dte::{GuestDte, GuestDteError};
 pub use crate::device::amd::instance::{AmdIommu, AmdIommuError};
 pub use crate::device::amd::port::{AmdEndpoint, Port};
 

@@ -70,10 +70,10 @@ impl<M: TableMemory + 'static> Port<M> {
                 return Some(Dte::pass_through(Rights::ALL));
             }
             // IDs have 16 bits.
-            (Target::Stage((Stage::Host { tables, .. }, id)), _) => {
-                Dte::host(*tables).with_domain_id(id as u16)
+            (Target::Stage((stage, id)), _) => {
+                stage.entry(id as u16).unwrap_or_else(|| guest(true))
             }
-            (Target::Stage((Stage::Guest { .. }, _)), _) | (Target::Blocked, true) => guest(true),
+            (Target::Blocked, true) => guest(true),
             (Target::Identity, _) => guest(false),
         };
         let entry = if attached.has_ats() {

@@ -63,6 +63,7 @@ const FEATURES: Features = Features {
     guest_levels: 5,
     gcr3_levels: 3,
     has_guest_default: true,
+    has_guest_addresses: true,
     pasid_bits: 20,
     has_dirty: true,
     segment_bits: 3,

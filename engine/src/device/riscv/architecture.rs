@@ -68,7 +68,14 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for Riscv<M, D> {
     ) -> Option<&'static str> {
         let is_second =
             |target: Target<&Stage>| matches!(target, Target::Stage(Stage::Second { .. }));
-        if is_second(new) && other_place.is_some() {
+        let is_nested =
+            |target: Target<&Stage>| matches!(target, Target::Stage(Stage::Nested { .. }));
+        // The guest has all process IDs.
+        if is_nested(new) {
+            Some("a guest's domain beside PASIDs")
+        } else if is_nested(other) {
+            Some("PASIDs beside a guest's domain")
+        } else if is_second(new) && other_place.is_some() {
             Some("a domain of a second stage beside PASIDs")
         } else if is_second(other) && place.is_some() {
             Some("PASIDs beside a domain of a second stage")
@@ -99,7 +106,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for Riscv<M, D> {
     fn ids<'u>(unit: &'u Self::Unit, stage: &Stage) -> &'u Arc<Ids> {
         match stage {
             Stage::First { .. } => unit.pscids(),
-            Stage::Second { .. } => unit.gscids(),
+            Stage::Second { .. } | Stage::Nested { .. } => unit.gscids(),
         }
     }
 
@@ -132,8 +139,19 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for Riscv<M, D> {
         id: u32,
         has_ats: bool,
     ) -> Tags<Planner> {
-        let own = port.tags(place).filter(|_| has_ats);
-        core::iter::once(stage.tag(id)).chain(own).collect()
+        let guest = stage.guest();
+        let has_directory = guest.is_some_and(|guest| guest.has_tables());
+        let directories = port.directories().filter(|_| has_directory);
+        let own = core::iter::once(stage.tag(id)).chain(directories);
+        // GSCIDs have 16 bits.
+        let own = own.chain(stage.combined(id as u16));
+        // What changes in a second stage are not addresses that a guest's device has.
+        let devices = port.tags(place).filter(|_| has_ats);
+        let devices = devices.map(|tag| match tag {
+            Tag::Ats { function, pasid } if guest.is_some() => Tag::AtsFull { function, pasid },
+            tag => tag,
+        });
+        own.chain(devices).collect()
     }
 
     fn device_tags(port: &Port<M>, place: Option<Pasid>) -> impl Iterator<Item = Tag> {

@@ -17,7 +17,7 @@ use iopt_formats::context::riscv::{
 };
 
 /// A device ID, as commands have it. Directories have no entry for wider ones.
-fn narrow<const BITS: u32>(id: u32) -> Narrow<BITS> {
+pub(super) fn narrow<const BITS: u32>(id: u32) -> Narrow<BITS> {
     Narrow::new(id).unwrap_or(Narrow::MAX)
 }
 

@@ -12,7 +12,7 @@ use iopt_formats::{Format as _, Oa, PageSize};
 use crate::device::NewDomainError;
 use crate::device::context::HardwareDomain;
 use crate::device::riscv::features::{FIRST_STAGES, SECOND_STAGES};
-use crate::device::riscv::{CommandDevice, Features, Riscv};
+use crate::device::riscv::{CommandDevice, Features, GuestFirst, Riscv};
 use crate::invalidation::plan::riscv::{Riscv as Planner, Tag};
 use crate::invalidation::{InvalidationSet, SetError};
 use crate::mem::TableMemory;
@@ -37,6 +37,17 @@ pub enum Stage {
     /// By the `iohgatp` of a device context, with a GSCID.
     Second {
         /// The format of the tables.
+        format: Svx4,
+        /// Their root.
+        root: Root,
+        /// Whether IOMMUs are told of maps.
+        map_side: MapSide,
+    },
+    /// By a device context with what a guest says of its own first stage, and the `iohgatp` of its parent.
+    Nested {
+        /// What the guest says.
+        first: GuestFirst,
+        /// The format of the parent's tables.
         format: Svx4,
         /// Their root.
         root: Root,
@@ -73,11 +84,19 @@ impl Stage {
         })
     }
 
-    /// Returns the first-stage tables.
+    /// Returns the first-stage tables, if they are the host's.
     pub(super) const fn first(self) -> Option<FirstStageTables> {
         match self {
             Self::First { format, root, .. } => Some(FirstStageTables::Sv { format, root }),
-            Self::Second { .. } => None,
+            Self::Second { .. } | Self::Nested { .. } => None,
+        }
+    }
+
+    /// Returns what a guest says, if it is a guest's.
+    pub(super) const fn guest(self) -> Option<GuestFirst> {
+        match self {
+            Self::Nested { first, .. } => Some(first),
+            Self::First { .. } | Self::Second { .. } => None,
         }
     }
 
@@ -85,22 +104,26 @@ impl Stage {
     pub(super) const fn second(self, gscid: u16) -> Option<SecondStage> {
         match self {
             Self::First { .. } => None,
-            Self::Second { format, root, .. } => Some(SecondStage::Svx4 {
-                format,
-                root,
-                gscid,
-            }),
+            Self::Second { format, root, .. } | Self::Nested { format, root, .. } => {
+                Some(SecondStage::Svx4 {
+                    format,
+                    root,
+                    gscid,
+                })
+            }
         }
     }
 
     /// Returns whether an IOMMU with `features`, which is told as `planner` has it, can walk the tables.
     pub(super) fn fits(&self, features: &Features, planner: Planner) -> bool {
-        let (Self::First { map_side, .. } | Self::Second { map_side, .. }) = self;
+        let (Self::First { map_side, .. }
+        | Self::Second { map_side, .. }
+        | Self::Nested { map_side, .. }) = self;
         let is_told = *map_side == MapSide::Announced || !planner.needs_map_invalidation;
         is_told && features.fits(self)
     }
 
-    /// Returns where the IOMMU has its translations under a domain's ID.
+    /// Returns where the IOMMU has its translations under a domain's ID: those of single stages.
     pub(super) fn tag(self, id: u32) -> Tag {
         match self {
             Self::First { .. } => Tag::FirstStage {
@@ -108,7 +131,16 @@ impl Stage {
                 pscid: Narrow::new(id).unwrap_or(Narrow::MAX),
             },
             // GSCIDs have 16 bits.
-            Self::Second { .. } => Tag::SecondStage { gscid: id as u16 },
+            Self::Second { .. } | Self::Nested { .. } => Tag::SecondStage { gscid: id as u16 },
+        }
+    }
+
+    /// Returns where it has what a guest's first stages take part in. All domains of a guest have that place: what
+    /// one left there may be met when the next is attached, so it goes with the GSCID.
+    pub(super) const fn combined(self, gscid: u16) -> Option<Tag> {
+        match self {
+            Self::Nested { .. } => Some(Tag::Combined { gscid }),
+            Self::First { .. } | Self::Second { .. } => None,
         }
     }
 }

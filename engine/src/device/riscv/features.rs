@@ -115,7 +115,7 @@ impl Features {
     pub(super) fn fits(&self, stage: &Stage) -> bool {
         match stage {
             Stage::First { format, .. } => self.fits_first(format),
-            Stage::Second { format, .. } => self.fits_second(format),
+            Stage::Second { format, .. } | Stage::Nested { format, .. } => self.fits_second(format),
         }
     }
 

@@ -20,6 +20,7 @@
 //! | first stage, device without PASIDs | | `iosatp`, PSCID | |
 //! | first stage | either | process directory | `iosatp`, PSCID |
 //! | second stage | no; they are refused | `iohgatp`, GSCID | not valid |
+//! | a guest's first stage | the guest's | `fsc`, PSCID and switches as the [guest](GuestIommu) says; `iohgatp`, the guest's GSCID | not valid |
 //!
 //! As long as a fault-capable domain is attached anywhere, the device context lets the device ask for pages (`EN_PRI`),
 //! with PASIDs in the answers that the IOMMU gives itself where the device wants them (PRPR). Records of the
@@ -28,13 +29,18 @@
 //! The context of a PASID whose process has ended is not valid; requests that still come are faults 266, and reported.
 //! Processes are used only by IOMMUs that need not be told of new pages, as nobody tells them.
 //!
-//! A domain is known by a PSCID where its tables are those of a first stage, else by a GSCID; 0 is neither's.
+//! A domain is known by a PSCID where its tables are those of a first stage, else by a GSCID; 0 is neither's. All
+//! domains of a guest have one GSCID, beside which its PSCIDs mean what the guest wants.
+//!
+//! MSI page tables are not written: guests' messages go where their first stages and the parent lead them.
 
 mod architecture;
 mod changes;
 mod domain;
 mod events;
 mod features;
+mod guest;
+mod guest_context;
 mod instance;
 mod port;
 mod tables;
@@ -46,6 +52,8 @@ use crate::invalidation::queue::Device;
 pub use crate::device::riscv::architecture::{Riscv, RiscvDriver};
 pub use crate::device::riscv::domain::{DomainError, RiscvDomain, Stage};
 pub use crate::device::riscv::features::Features;
+pub use crate::device::riscv::guest::GuestIommu;
+pub use crate::device::riscv::guest_context::{GuestContext, GuestContextError, GuestFirst};
 pub use crate::device::riscv::instance::{RiscvIommu, RiscvIommuError};
 pub use crate::device::riscv::port::{Port, RiscvEndpoint};
 

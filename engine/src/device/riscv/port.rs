@@ -14,7 +14,7 @@ use crate::device::context::{
 };
 use crate::device::riscv::features::BARE;
 use crate::device::riscv::tables::ProcessTable;
-use crate::device::riscv::{CommandDevice, Riscv, RiscvIommu, Stage};
+use crate::device::riscv::{CommandDevice, Riscv, RiscvIommu, Stage, changes};
 use crate::invalidation::plan::riscv::Tag;
 use crate::mem::TableMemory;
 
@@ -107,6 +107,13 @@ impl<M: TableMemory + 'static> Port<M> {
         })
     }
 
+    /// Returns where the IOMMU has what it read of the device's contexts at addresses of a guest.
+    pub(super) fn directories(&self) -> impl Iterator<Item = Tag> {
+        self.devices.iter().map(|&device| Tag::Directory {
+            device: changes::narrow(device),
+        })
+    }
+
     /// Sees to it that there is a context for a PASID.
     pub(super) fn link<D: CommandDevice>(
         &mut self,
@@ -170,7 +177,17 @@ impl<M: TableMemory + 'static> Port<M> {
             // GSCIDs have 16 bits.
             && let Some(second) = stage.second(id as u16)
         {
-            return features.context(BARE, second, options).ok();
+            let (first, options) = stage.guest().map_or((BARE, options), |guest| {
+                let has_ats = attached.has_ats();
+                (
+                    guest.first,
+                    DeviceOptions {
+                        has_ats,
+                        ..guest.options
+                    },
+                )
+            });
+            return features.context(first, second, options).ok();
         }
         if default == Target::Blocked && !attached.has_pasids() {
             return None;

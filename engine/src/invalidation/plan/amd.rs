@@ -1,7 +1,8 @@
 //! Plans for AMD-Vi IOMMUs.
 //!
 //! Source: *AMD I/O Virtualization Technology (IOMMU) Specification*, document 48882, revision 3.10,
-//! sections 2.4.3 "`INVALIDATE_IOMMU_PAGES`" and 2.4.4 "`INVALIDATE_IOTLB_PAGES`".
+//! sections 2.4.2 "`INVALIDATE_DEVTAB_ENTRY`", 2.4.3 "`INVALIDATE_IOMMU_PAGES`" and 2.4.4
+//! "`INVALIDATE_IOTLB_PAGES`".
 //!
 //! An invalidation names one block. It drops what overlaps the block and is no larger than it: an entry
 //! that is larger stays, although it translates addresses of the block. So the block is never smaller than
@@ -49,13 +50,17 @@ pub enum Tag {
         /// without a PASID that use guest tables have 0.
         pasid: Option<Pasid>,
     },
-    /// The IOMMU's caches, for entries that combine guest tables with the host tables. Every domain ID of
-    /// such a nesting needs its own tag.
+    /// What the IOMMU read of a device's guest CR3 table at addresses of a guest, which host tables translate. Stands
+    /// beside the [`Combined`](Self::Combined) of the device's domain ID.
+    GuestCr3 {
+        /// The device.
+        device_id: u16,
+    },
+    /// The IOMMU's caches, for entries that combine a guest's tables with the host tables. Every domain ID of such
+    /// a nesting needs its own tag, beside the [`Iotlb`](Self::Iotlb) of what the host tables translate alone.
     Combined {
         /// The domain.
         domain_id: u16,
-        /// The address space in guest tables, or `None` for the host tables' own translations.
-        pasid: Option<Pasid>,
     },
     /// What a device caches of the addresses that changed.
     Ats {
@@ -103,11 +108,16 @@ impl Planner for Amd {
                     span: block(range, changes),
                 });
             }
-            // Addresses of the host tables are not those that nested translations are found by.
-            Tag::Combined { domain_id, pasid } if !is_added || self.has_absent_entries => {
+            // No invalidation of translations reaches what is known by device (2.4.2).
+            Tag::GuestCr3 { device_id } if !is_added || self.has_absent_entries => {
+                emit(Command::InvalidateDeviceTableEntry { device_id });
+            }
+            // Addresses of the host tables are not those that nested translations are found by, and their PASIDs are
+            // the guest's to choose: all of the domain.
+            Tag::Combined { domain_id } if !is_added || self.has_absent_entries => {
                 emit(Command::InvalidatePages {
                     domain_id,
-                    pasid,
+                    pasid: None,
                     has_tables: true,
                     span: Span::ALL,
                 });
@@ -125,13 +135,16 @@ impl Planner for Amd {
 
     fn phase(tag: &Tag) -> Phase {
         match tag {
-            Tag::Iotlb { .. } | Tag::Combined { .. } => Phase::Iotlb,
+            Tag::Iotlb { .. } => Phase::Iotlb,
+            // An old entry that is still there would make combined ones again.
+            Tag::GuestCr3 { .. } => Phase::Contexts,
+            Tag::Combined { .. } => Phase::CombinedEntries,
             Tag::Ats { .. } | Tag::AtsFull { .. } => Phase::DeviceTlb,
         }
     }
 }
 
-fn device_tlb(device: Device, pasid: Option<Pasid>, span: Span) -> Command {
+pub(crate) const fn device_tlb(device: Device, pasid: Option<Pasid>, span: Span) -> Command {
     Command::InvalidateIotlbPages {
         device_id: device.device_id,
         max_pending: device.max_pending,

@@ -70,7 +70,7 @@ pub enum Tag {
         gscid: u16,
     },
     /// Contexts of a device whose first-stage tables, or process directory, lie in guest-physical memory:
-    /// the IOMMU may have translated their addresses once for all. Stands beside
+    /// the IOMMU may have translated their addresses once for all, and may have read what stands there. Stands beside
     /// [`SecondStage`](Self::SecondStage).
     Directory {
         /// The device.
@@ -157,7 +157,9 @@ impl Planner for Riscv {
     fn phase(tag: &Tag) -> Phase {
         match tag {
             Tag::FirstStage { .. } | Tag::SecondStage { .. } => Phase::Iotlb,
-            Tag::Directory { .. } | Tag::Combined { .. } => Phase::CombinedEntries,
+            // An old context that is still there would make combined entries again.
+            Tag::Directory { .. } => Phase::Contexts,
+            Tag::Combined { .. } => Phase::CombinedEntries,
             Tag::Ats { .. } | Tag::AtsFull { .. } => Phase::DeviceTlb,
         }
     }

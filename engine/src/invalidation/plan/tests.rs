@@ -60,7 +60,8 @@ fn what_was_altered_is_told_like_what_was_removed() {
         },
         &[
             amd::Tag::Iotlb { domain_id, pasid },
-            amd::Tag::Combined { domain_id, pasid },
+            amd::Tag::GuestCr3 { device_id: 1 },
+            amd::Tag::Combined { domain_id },
             amd::Tag::Ats { device, pasid },
             amd::Tag::AtsFull { device, pasid },
         ],

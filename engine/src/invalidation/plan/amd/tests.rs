@@ -22,10 +22,8 @@ const GUEST: Tag = Tag::Iotlb {
     domain_id: DOMAIN,
     pasid: PASID,
 };
-const COMBINED: Tag = Tag::Combined {
-    domain_id: DOMAIN,
-    pasid: PASID,
-};
+const COMBINED: Tag = Tag::Combined { domain_id: DOMAIN };
+const GUEST_CR3: Tag = Tag::GuestCr3 { device_id: 0x100 };
 const ATS: Tag = Tag::Ats {
     device: DEVICE,
     pasid: PASID,
@@ -59,8 +57,17 @@ fn drops(commands: &[Command], tag: Tag, entry: Span, is_table: bool) -> bool {
                     has_tables,
                     span,
                 },
-                Tag::Iotlb { pasid: tagged, .. } | Tag::Combined { pasid: tagged, .. },
+                Tag::Iotlb { pasid: tagged, .. },
             ) if pasid == tagged => (span, has_tables),
+            (
+                Command::InvalidatePages {
+                    domain_id: DOMAIN,
+                    pasid: None,
+                    has_tables,
+                    span,
+                },
+                Tag::Combined { .. },
+            ) => (span, has_tables),
             (
                 Command::InvalidateIotlbPages {
                     device_id: 0x100,
@@ -97,7 +104,7 @@ fn check(tag: Tag, changes: &Changes) {
             assert!(is_dropped, "{changes:x?}: leaf {leaf:x?} stays");
         }
         for level in 1..=Level::MAX.0 {
-            if changes.has_table(Level(level)) && Amd::phase(&tag) == Phase::Iotlb {
+            if changes.has_table(Level(level)) && Amd::phase(&tag) < Phase::DeviceTlb {
                 let table = entry(9 * level);
                 let is_dropped = drops(&commands, tag, table, true);
                 assert!(is_dropped, "{changes:x?}: table {table:x?} stays");
@@ -236,22 +243,27 @@ fn additions_are_told_where_absent_entries_are_cached() {
     let page = Span::new(0x5000, 0).expect("a valid order");
     assert_eq!(plan(caching, HOST, &added), [pages(None, page)]);
     assert_eq!(plan(caching, GUEST, &added), [pages(PASID, page)]);
-    assert_eq!(plan(caching, COMBINED, &added), [pages(PASID, Span::ALL)]);
+    assert_eq!(plan(caching, COMBINED, &added), [pages(None, Span::ALL)]);
+    let entry = Command::InvalidateDeviceTableEntry { device_id: 0x100 };
+    assert_eq!(plan(caching, GUEST_CR3, &added), [entry]);
+    assert_eq!(plan(IOMMU, GUEST_CR3, &added), []);
     for tag in [ATS, ATS_FULL] {
         assert_eq!(plan(caching, tag, &added), [], "{tag:?}");
     }
 }
 
 #[test]
-fn of_combined_entries_all_are_dropped() {
+fn of_combined_entries_all_are_dropped_whatever_the_guest_calls_them() {
     let changes = leaves(range(0x5000, 0x5fff), 1 << 12, Kind::Removed);
     let expected = Command::InvalidatePages {
         domain_id: DOMAIN,
-        pasid: PASID,
+        pasid: None,
         has_tables: true,
         span: Span::ALL,
     };
     assert_eq!(plan(IOMMU, COMBINED, &changes), [expected]);
+    let entry = Command::InvalidateDeviceTableEntry { device_id: 0x100 };
+    assert_eq!(plan(IOMMU, GUEST_CR3, &changes), [entry]);
     let [Command::InvalidateIotlbPages { span, .. }] = plan(IOMMU, ATS_FULL, &changes)[..] else {
         panic!("one invalidation of the device");
     };
@@ -260,8 +272,12 @@ fn of_combined_entries_all_are_dropped() {
 
 #[test]
 fn tags_are_in_the_order_of_their_phases() {
-    assert!(TAGS.is_sorted() && TAGS.is_sorted_by_key(Amd::phase));
-    assert_eq!(Amd::phase(&COMBINED), Phase::Iotlb);
+    let mut tags = [TAGS.as_slice(), &[GUEST_CR3]].concat();
+    tags.sort_unstable();
+    assert!(TAGS.is_sorted() && tags.is_sorted_by_key(Amd::phase));
+    assert_eq!(tags[2..4], [GUEST_CR3, COMBINED]);
+    assert_eq!(Amd::phase(&GUEST_CR3), Phase::Contexts);
+    assert_eq!(Amd::phase(&COMBINED), Phase::CombinedEntries);
     assert_eq!(Amd::phase(&ATS), Phase::DeviceTlb);
 }
 
