@@ -4,6 +4,7 @@ mod attach;
 mod entries;
 mod failures;
 mod faults;
+mod nested;
 
 use alloc::sync::Arc;
 use alloc::vec;

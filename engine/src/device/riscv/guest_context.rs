@@ -71,7 +71,6 @@ impl GuestContext {
         let options = context.options();
         let forbidden = [
             (options.has_page_requests, "page requests (EN_PRI)"),
-            (options.has_guest_ats, "what ATS gives to devices (T2GPA)"),
             (options.custom != 0, "what a vendor added to contexts"),
             (
                 options.rcid != 0 || options.mcid != 0,
