@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use iopt_reference::context::Binding;
+
 use crate::atc::AtcEntry;
 use crate::behaviour::Effect;
 use crate::context_cache::CachedContext;
@@ -182,6 +184,10 @@ impl Examiner<'_> {
         let requester = self.requester();
         for bound in self.machine.bounds() {
             let Ok(context) = bound.result else { continue };
+            if context.binding == Binding::Blocked {
+                // Its names lead nowhere: no request looks for what is cached under them.
+                continue;
+            }
             let tags = [
                 context.tag,
                 context.tag.of_global(),

@@ -9,4 +9,5 @@
 mod entries;
 mod life;
 mod process;
+mod nested;
 mod world;

@@ -113,6 +113,7 @@ pub(crate) fn pasid(value: u32) -> Option<Pasid> {
 /// An address space that is attached, and its number in the ledger.
 pub(crate) struct Space {
     pub(crate) number: u64,
+    pub(crate) domain: Arc<Domain>,
     pub(crate) hwpt: Arc<dyn Hwpt>,
     ioas: Ioas,
     pages: Arc<Pages>,
@@ -158,6 +159,8 @@ impl World {
         let capability = 1 << 24 | 1 << 27;
         let extended = 1 << 1 | 1 << 4 | 2 << 10 | 1 << 12 | 2 << 14 | 19 << 32 | 1 << 48;
         let features = Features::from_registers(capability, 52 << 8, extended);
+        // GCR3TRPMode, which the control register sets.
+        let features = features.with_second_register(1 << 3);
         let late = Arc::new(Late::default());
         let config = MachineConfig {
             seed,
@@ -174,7 +177,7 @@ impl World {
         let iommu = AmdIommu::new(features, Arc::clone(&memory), instance, 0x3ff).unwrap();
         let contexts = ContextRegisters {
             devtab: iommu.device_tables()[0].register(),
-            control: 1,
+            control: 1 | 1 << 58,
         };
         late.0.set(contexts).unwrap();
         let control = Arc::new(Control {
@@ -277,7 +280,8 @@ impl World {
             Version::Two => Domain::guest(AmdV2::new(47).unwrap(), memory, MapSide::Announced),
             Version::Wide => Domain::guest(AmdV2::new(56).unwrap(), memory, MapSide::Announced),
         };
-        let hwpt: Arc<dyn Hwpt> = Arc::new(domain.unwrap());
+        let domain = Arc::new(domain.unwrap());
+        let hwpt: Arc<dyn Hwpt> = Arc::<Domain>::clone(&domain);
         let base = 0x10_0000_0000 * number;
         let memory = Simulated::new(PageSize::KIB_4, 0x4000)
             .with_base(Oa::new(base))
@@ -286,6 +290,7 @@ impl World {
         ioas.attach(hwpt.domain().unwrap()).unwrap();
         Space {
             number,
+            domain,
             hwpt,
             ioas,
             pages: Pages::new(Arc::new(memory) as Arc<dyn Source>, None),
@@ -295,12 +300,25 @@ impl World {
 
     /// Maps `len` bytes at `iova` to the memory of the space at the same offset.
     pub(crate) fn map(&self, space: &Space, iova: u64, len: u64) {
+        let pages = (&space.pages, iova);
+        self.map_to(space, iova, len, pages, space.base + iova);
+    }
+
+    /// Maps `len` bytes at `iova` to memory from an offset on, which is at `oa`.
+    pub(crate) fn map_to(
+        &self,
+        space: &Space,
+        iova: u64,
+        len: u64,
+        (pages, offset): (&Arc<Pages>, u64),
+        oa: u64,
+    ) {
         let range = iova..=iova + len - 1;
         let ledger = self.ledger();
-        ledger.map(space.number, range.clone(), space.base + iova, Rights::ALL);
+        ledger.map(space.number, range.clone(), oa, Rights::ALL);
         let mapping = Mapping {
-            pages: &space.pages,
-            offset: iova,
+            pages,
+            offset,
             len,
             prot: Prot::RW,
             place: Place::Fixed(Iova::new(iova)),

@@ -10,4 +10,5 @@ mod entries;
 mod life;
 mod limits;
 mod process;
+mod nested;
 mod world;

@@ -130,6 +130,7 @@ pub(crate) fn pasid(value: u32) -> Option<Pasid> {
 /// An address space that is attached, and its number in the ledger.
 pub(crate) struct Space {
     pub(crate) number: u64,
+    pub(crate) domain: Arc<Domain>,
     pub(crate) hwpt: Arc<dyn Hwpt>,
     ioas: Ioas,
     pages: Arc<Pages>,
@@ -276,7 +277,8 @@ impl World {
             1 => Domain::first_stage(Sv::sv48().with_svnapot(), memory, MapSide::Silent),
             _ => Domain::second_stage(Svx4::sv39x4().with_svnapot(), memory, MapSide::Silent),
         };
-        let hwpt: Arc<dyn Hwpt> = Arc::new(domain.unwrap());
+        let domain = Arc::new(domain.unwrap());
+        let hwpt: Arc<dyn Hwpt> = Arc::<Domain>::clone(&domain);
         let base = 0x10_0000_0000 * number;
         let memory = Simulated::new(PageSize::KIB_4, 0x4000)
             .with_base(Oa::new(base))
@@ -285,6 +287,7 @@ impl World {
         ioas.attach(hwpt.domain().unwrap()).unwrap();
         Space {
             number,
+            domain,
             hwpt,
             ioas,
             pages: Pages::new(Arc::new(memory) as Arc<dyn Source>, None),
@@ -294,12 +297,25 @@ impl World {
 
     /// Maps `len` bytes at `iova` to the memory of the space at the same offset.
     pub(crate) fn map(&self, space: &Space, iova: u64, len: u64) {
+        let pages = (&space.pages, iova);
+        self.map_to(space, iova, len, pages, space.base + iova);
+    }
+
+    /// Maps `len` bytes at `iova` to memory from an offset on, which is at `oa`.
+    pub(crate) fn map_to(
+        &self,
+        space: &Space,
+        iova: u64,
+        len: u64,
+        (pages, offset): (&Arc<Pages>, u64),
+        oa: u64,
+    ) {
         let range = iova..=iova + len - 1;
         let ledger = self.ledger();
-        ledger.map(space.number, range.clone(), space.base + iova, Rights::ALL);
+        ledger.map(space.number, range.clone(), oa, Rights::ALL);
         let mapping = Mapping {
-            pages: &space.pages,
-            offset: iova,
+            pages,
+            offset,
             len,
             prot: Prot::RW,
             place: Place::Fixed(Iova::new(iova)),
