@@ -347,7 +347,8 @@ fn guests_of_one_parent_have_nothing_of_each_other() -> Checked {
     Ok(())
 }
 
-/// The host moves the page in which the guest has its process directory: what hardware read there goes with the page.
+/// A3.15, of what is read: the host moves the page in which the guest has its process directory. What hardware read
+/// there goes with the page.
 #[test]
 fn process_contexts_go_with_the_page_that_they_were_read_from() -> Checked {
     for seed in 0..4 {

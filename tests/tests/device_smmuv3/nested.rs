@@ -219,7 +219,7 @@ fn a_device_of_a_guest_goes_by_its_tables_and_then_the_parents() -> Checked {
             assert_eq!(world.access(device, 3, at)?, Some(0x10_0020_8000));
             assert_eq!(world.access(device, 2, at)?, None);
             assert_eq!(world.access(device, 0, ipa)?, None);
-            // Not the guest's: seen at once, and again when it is there again.
+            // A3.15: of two address spaces nothing reaches what the parent lost; and again when it is back.
             world.unmap(&parent, MEMORY, 16 * PAGE);
             assert_eq!(world.access(device, 0, at)?, None);
             assert_eq!(world.access(device, 3, at)?, None);
@@ -339,7 +339,8 @@ fn forget_but(device: u32, space: u64, iova: u64) -> Vec<Command> {
     commands
 }
 
-/// The host moves the page in which the guest has its CDs: what hardware read there goes with the page.
+/// A3.15, of what is read: the host moves the page in which the guest has its CDs. What hardware read there goes with
+/// the page.
 #[test]
 fn descriptors_go_with_the_page_that_they_were_read_from() -> Checked {
     for seed in 0..4 {

@@ -196,6 +196,7 @@ fn a_device_of_a_guest_goes_by_its_tables_and_then_the_parents() -> Checked {
             guest.attach(&world, device, 3);
             assert_eq!(world.access(device, 3, at)?, Some(0x10_0020_8000));
             assert_eq!(world.access(device, 0, ipa)?, None);
+            // A3.15: of two address spaces nothing reaches what the parent lost; and again when it is back.
             world.unmap(&parent, MEMORY, 16 * PAGE);
             assert_eq!(world.access(device, 0, at)?, None);
             assert_eq!(world.access(device, 3, at)?, None);

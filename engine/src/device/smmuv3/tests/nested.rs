@@ -289,7 +289,7 @@ fn a_guests_stream_changes_without_a_moment_in_between() {
     }
 }
 
-/// What changed in stage 2 is not an address that device or stage 1 know.
+/// A3.15, what is told: what changed in stage 2 is not an address that device or stage 1 know.
 #[test]
 fn what_the_parent_loses_goes_from_all_that_was_made_of_it() {
     let world = World::new(FEATURES);

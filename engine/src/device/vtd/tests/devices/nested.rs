@@ -191,7 +191,7 @@ fn an_entry_joins_what_both_say() {
     assert_eq!(world.unit.domain_ids().quarantined_count(), 0);
 }
 
-/// Of every domain ID in use, and all that devices cache.
+/// A3.15, what is told: of every domain ID in use, and all that devices cache.
 #[test]
 fn what_the_parent_loses_goes_from_all_that_was_made_of_it() {
     let world = world();
