@@ -78,6 +78,8 @@ classes! {
         "the pages that a device asked for, and who is to answer";
     LISTENERS = 535, Lock "listeners":
         "which device an ID in a record of hardware names";
+    ROUNDS = 536, Lock "rounds":
+        "which records of hardware have been read";
     PROCESS_DOMAINS = 537, Lock "process domains":
         "the domains of a process, and which endpoints lead to one";
     DOMAIN_IDS = 540, Lock "domain IDs":

@@ -69,6 +69,7 @@ impl<A: Architecture> HardwareDriver<A> {
         let requests = DeviceFaults::new(device, control, responder, self.faults.clone());
         Some(Faults {
             requests,
+            can_ask,
             can_stall,
         })
     }
@@ -126,6 +127,11 @@ impl<A: Architecture> Driver for HardwareDriver<A> {
         if let Some(faults) = &faults {
             for (index, (unit, ids)) in units.iter().zip(&all_ids).enumerate() {
                 if let Some(listeners) = A::listeners(unit) {
+                    let kinds = [(faults.can_ask, false), (faults.can_stall, true)];
+                    for (_, has_stalls) in kinds.into_iter().filter(|(can, _)| *can) {
+                        let watched = listeners.watch(index, &faults.requests, has_stalls);
+                        watched.map_err(|error| ProbeError::Failed(Box::new(error)))?;
+                    }
                     // What is entered where another instance has no memory dangles, and makes room for who comes.
                     let entered = listeners.enter(ids, index, &faults.requests);
                     entered.map_err(|error| ProbeError::Failed(Box::new(error)))?;

@@ -43,6 +43,8 @@ pub struct HardwareEndpoint<A: Architecture> {
 #[derive(Debug)]
 pub(in crate::device) struct Faults {
     pub(in crate::device) requests: Arc<DeviceFaults>,
+    /// It asks, and waits for nothing meanwhile.
+    pub(in crate::device) can_ask: bool,
     /// It waits where it is, and need not have ATS.
     pub(in crate::device) can_stall: bool,
 }
@@ -177,6 +179,11 @@ impl<A: Architecture> HardwareEndpoint<A> {
         }
         state.is_cut_off |= outcome != Outcome::Known;
         if let Some(faults) = self.faults() {
+            if let Some(old) = &old {
+                let process = old.lead.domain.process();
+                let kept = process.map(ProcessPart::kept_pasid);
+                faults.leave(place, state.slots.get(place).is_some(), kept.as_ref());
+            }
             faults.change(place, counted);
         }
         if let Some(mut old) = old
@@ -393,8 +400,12 @@ impl<A: Architecture> Endpoint for HardwareEndpoint<A> {
             });
         }
         let counted = self.count(place, &domain, has_ats)?;
-        let exhausted = |_| AttachFailure::Exhausted;
-        state.reserve().map_err(exhausted)?;
+        state.reserve().map_err(|_| AttachFailure::Exhausted)?;
+        if let Some(faults) = self.faults() {
+            let place_count = state.place_count();
+            let reserved = faults.reserve(place_count);
+            reserved.map_err(|_| AttachFailure::Exhausted)?;
+        }
         for (unit, port) in self.units.iter().zip(&mut state.ports) {
             A::make(unit, port, place, target)?;
         }

@@ -7,6 +7,7 @@ use iopt_formats::command::Pasid;
 
 use crate::device::AttachFailure;
 use crate::device::context::{Architecture, HardwareEndpoint};
+use crate::device::fault::Kept;
 use crate::device::process::Process;
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::{Mutex, PROCESS_DOMAINS};
@@ -37,6 +38,11 @@ impl<A: Architecture> ProcessPart<A> {
 
     pub(super) fn pasid(&self) -> Pasid {
         self.process.pasid()
+    }
+
+    /// Returns what keeps the PASID from other processes.
+    pub(super) fn kept_pasid(&self) -> Kept {
+        self.process.kept_pasid()
     }
 
     pub(super) fn has_exited(&self) -> bool {

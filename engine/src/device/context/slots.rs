@@ -156,6 +156,11 @@ impl<A: Architecture> State<A> {
         self.stuck.try_reserve(attached_count + prepared_count)
     }
 
+    /// Returns how many places there are with something attached, once what is prepared is, and one more.
+    pub(super) fn place_count(&self) -> usize {
+        self.slots.iter().count() + self.pending.len() + 1
+    }
+
     /// Keeps what hardware may still use.
     pub(super) fn keep(&mut self, slot: Slot<A>) {
         if let Some(process) = slot.lead.domain.process() {

@@ -7,12 +7,60 @@ use core::time::Duration;
 
 use crate::device::fault::queue::DeviceFaults;
 use crate::device::fault::request::Requester;
+use crate::device::fault::rounds::{Mark, Open, Rounds};
 use crate::sync::{LISTENERS, Mutex};
 
 /// The devices of one instance that can ask for pages, by the IDs in its records.
 pub struct Listeners {
     /// In rising order of ID; of one ID, in the order in which devices came.
     entries: Mutex<Vec<Entry>>,
+    /// Of who reads groups, and of who reads transactions that wait.
+    rounds: Option<[Reading; 2]>,
+}
+
+/// A queue of records.
+struct Reading {
+    rounds: Arc<Rounds>,
+    /// When a device left its IDs last, if any did.
+    left: Mutex<Option<Mark>>,
+}
+
+impl Default for Reading {
+    fn default() -> Self {
+        Self {
+            rounds: Arc::new(Rounds::new()),
+            left: Mutex::new(&LISTENERS, None),
+        }
+    }
+}
+
+/// A round of who reads an instance's records: from before it looks where the queue ends until it has taken in all up
+/// to there. A queue has one reader at a time; rounds that overlap do not count, nor does one that is dropped.
+///
+/// Who shares a place with a domain that left is asked for nothing that was in the queue by then. What is in doubt is
+/// answered: groups so that the device asks again, transactions that wait so that they go on in the new domain if that
+/// replaced the old one, and are given up if the place was empty in between. PASIDs of processes are used again only
+/// after a round, so there should be rounds also where there is nothing to read.
+#[must_use = "dropped, it does not count"]
+pub struct Round<'l> {
+    listeners: &'l Listeners,
+    open: Option<Open<'l>>,
+}
+
+impl Round<'_> {
+    /// Says that all was taken in that was in the queue when it began.
+    pub fn finish(self) {
+        let Self { listeners, open } = self;
+        if open.is_some_and(Open::finish) {
+            listeners.for_each(DeviceFaults::forget_passed);
+        }
+    }
+}
+
+impl fmt::Debug for Round<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Round").field(&self.open).finish()
+    }
 }
 
 struct Entry {
@@ -33,11 +81,56 @@ impl Default for Listeners {
 }
 
 impl Listeners {
-    /// Creates an empty list.
+    /// Creates an empty list, of records whose readers tell no rounds: what was in the queue when a domain left a place
+    /// may be asked of the next one there.
     pub fn new() -> Self {
         Self {
             entries: Mutex::new(&LISTENERS, Vec::new()),
+            rounds: None,
         }
+    }
+
+    /// Creates an empty list, of records whose readers tell their [rounds](Self::begin).
+    pub fn with_rounds() -> Self {
+        Self {
+            rounds: Some(Default::default()),
+            ..Self::new()
+        }
+    }
+
+    /// Begins a round over the records of groups, or of transactions that wait.
+    pub fn begin(&self, has_stalls: bool) -> Round<'_> {
+        let reading = self.reading(has_stalls);
+        Round {
+            listeners: self,
+            open: reading.map(|reading| reading.rounds.begin()),
+        }
+    }
+
+    fn reading(&self, has_stalls: bool) -> Option<&Reading> {
+        Some(&self.rounds.as_ref()?[usize::from(has_stalls)])
+    }
+
+    /// Says that records of a device, of which this instance is the `port`th, come in the queue of groups, or in that
+    /// of transactions that wait. Comes before it is [entered](Self::enter).
+    ///
+    /// # Errors
+    ///
+    /// [`ListenError`], with nothing noted.
+    pub fn watch(
+        &self,
+        port: usize,
+        faults: &DeviceFaults,
+        has_stalls: bool,
+    ) -> Result<(), ListenError> {
+        let Some(reading) = self.reading(has_stalls) else {
+            return Ok(());
+        };
+        // What is in the queue may be of a device that had the ID.
+        let left = *reading.left.lock();
+        let left = left.filter(|&left| !reading.rounds.has_passed(left));
+        let watched = faults.read_by(port, has_stalls, &reading.rounds, left);
+        watched.map_err(|_| ListenError)
     }
 
     /// Says that records with one of `ids` are about a device, of which this instance is the `port`th. Where others
@@ -71,6 +164,11 @@ impl Listeners {
     pub fn strike_out(&self, faults: &Arc<DeviceFaults>) {
         let is_it = |entry: &Entry| core::ptr::eq(entry.faults.as_ptr(), Arc::as_ptr(faults));
         self.entries.lock().retain(|entry| !is_it(entry));
+        for reading in self.rounds.iter().flatten() {
+            let now = reading.rounds.mark();
+            let mut left = reading.left.lock();
+            *left = (*left).max(Some(now));
+        }
     }
 
     /// Answers what was not answered in time, of all devices ([`DeviceFaults::expire`]). Returns when to call it

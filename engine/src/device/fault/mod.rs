@@ -23,6 +23,8 @@
 //! - **F3** (drained): when [`DeviceFaults::change`] returns, no group that came for the old domain at that
 //!   place is open, and no answer to one is sent any more.
 //! - **F4** (no lock around strangers): handlers are called with no lock held, and nobody waits for one.
+//! - **F5** (no mistaken identity), in `rounds`: what an instance's queue held when a domain left a place is handed
+//!   over to none that comes after.
 //!
 //! Answers are sent under the device's lock. That makes F2 and F3 hold between who answers, who detaches and
 //! who lets time pass, and bounds each of them by the command queue's limit alone.
@@ -32,16 +34,19 @@ mod listeners;
 mod mailbox;
 #[cfg(all(test, loom))]
 mod models;
+mod partial;
 mod queue;
 mod request;
+mod rounds;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
 pub use crate::device::fault::group::{FaultGroup, FaultHandler, RespondError};
-pub use crate::device::fault::listeners::{ListenError, Listeners};
+pub use crate::device::fault::listeners::{ListenError, Listeners, Round};
 pub use crate::device::fault::mailbox::{Cookie, Delivery, Mailbox, MailboxError};
 pub use crate::device::fault::queue::{CountError, Counted, DeviceFaults, FaultSettings};
 pub use crate::device::fault::request::{
     Answer, Origin, PageRequest, PageResponder, Reported, Requester,
 };
+pub use crate::device::fault::rounds::{Kept, Rounds};
 pub use iopt_formats::command::PageResponse;

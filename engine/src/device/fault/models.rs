@@ -169,3 +169,72 @@ fn a_device_asks_while_a_fault_capable_domain_is_attached_or_prepared_beside_ano
         world.with(|inner| assert_eq!(inner.switches, [true, false]));
     });
 }
+
+/// A queue of records, as hardware fills it and a reader empties it.
+#[derive(Default)]
+struct Records(loom::sync::Mutex<Vec<u64>>);
+
+impl Records {
+    fn push(&self, page: u64) {
+        self.0
+            .lock()
+            .expect("no model panics and goes on")
+            .push(page);
+    }
+
+    /// Takes all in that is there when the round begins.
+    fn read(&self, listeners: &Listeners, read_count: &mut usize) {
+        let round = listeners.begin(false);
+        let records = self.0.lock().expect("no model panics and goes on").clone();
+        for page in &records[*read_count..] {
+            let (faults, requester) = listeners.find(1).expect("it is there");
+            let request = PageRequest {
+                address: Iova::new(*page),
+                ..REPORTED.request
+            };
+            faults.report(&Reported {
+                requester,
+                request,
+                ..REPORTED
+            });
+        }
+        *read_count = records.len();
+        round.finish();
+    }
+}
+
+#[test]
+fn who_comes_after_is_asked_for_nothing_that_was_in_the_queue_before() {
+    model(|| {
+        let (_old, faults) = rig();
+        let listeners = Arc::new(Listeners::with_rounds());
+        listeners.watch(0, &faults, false).expect("memory");
+        listeners.enter(&[1], 0, &faults).expect("memory");
+        let records = Arc::new(Records::default());
+        let reading = {
+            let (listeners, records) = (Arc::clone(&listeners), Arc::clone(&records));
+            thread::spawn(move || {
+                let mut read_count = 0;
+                records.read(&listeners, &mut read_count);
+                records.read(&listeners, &mut read_count);
+                read_count
+            })
+        };
+        records.push(0x1000);
+        faults.reserve(1).expect("memory");
+        faults.begin_change(None, false);
+        faults.leave(None, false, None);
+        faults.change(None, None);
+        let new = Arc::new(World::default());
+        let handler = Arc::clone(&new) as Arc<dyn FaultHandler>;
+        faults.change(None, Some(faults.prepare(handler).expect("memory")));
+        let mut read_count = reading.join().expect("no thread panics");
+        records.read(&listeners, &mut read_count);
+        assert!(new.group().is_none(), "F5");
+        // And nothing is in doubt for ever.
+        records.push(0x2000);
+        records.read(&listeners, &mut read_count);
+        let group = new.group().expect("it is asked");
+        assert_eq!(group.requests()[0].address, Iova::new(0x2000));
+    });
+}

@@ -10,9 +10,9 @@ use core::time::Duration;
 use iopt_formats::command::{PageResponse, Pasid};
 
 use crate::device::fault::group::{Fate, FaultGroup, FaultHandler, RespondError};
-use crate::device::fault::request::{
-    Answer, Origin, PageRequest, PageResponder, Reported, Requester,
-};
+use crate::device::fault::partial::{Begun, Partials};
+use crate::device::fault::request::{Answer, Origin, PageResponder, Reported, Requester};
+use crate::device::fault::rounds::{Doubt, Doubts, Kept, Mark, Rounds};
 use crate::device::{Clock, DeviceAddress, DeviceControl, SystemClock};
 use crate::invalidation::SyncError;
 use crate::sync::{FAULTS, Mutex, lockdep};
@@ -62,27 +62,17 @@ struct Inner {
     places: Vec<(Option<Pasid>, Arc<dyn FaultHandler>)>,
     /// Whether the device may ask.
     is_enabled: bool,
+    /// Whether it might at any time.
+    has_asked: bool,
+    doubts: Doubts,
     /// Groups whose answer hardware did not take.
     lost_count: usize,
 }
 
 #[derive(Default)]
 struct Queue {
-    partial: Vec<Partial>,
-    /// Requests of partial groups together.
-    request_count: usize,
+    partial: Partials,
     open: Vec<Open>,
-}
-
-/// A group whose last request did not come yet.
-struct Partial {
-    requester: Requester,
-    pasid: Option<Pasid>,
-    group: u16,
-    requests: Vec<PageRequest>,
-    /// Some of its requests found no room.
-    is_spoilt: bool,
-    deadline: Duration,
 }
 
 /// A group that waits for its answer.
@@ -142,6 +132,8 @@ impl DeviceFaults {
             queue: None,
             places: Vec::new(),
             is_enabled: false,
+            has_asked: false,
+            doubts: Doubts::default(),
             lost_count: 0,
         };
         let needs_pasids = control.needs_pasids_in_responses(address);
@@ -211,6 +203,60 @@ impl DeviceFaults {
         })
     }
 
+    /// Says that records of the device come in a queue with these rounds, at one of its instances.
+    pub(super) fn read_by(
+        &self,
+        port: usize,
+        has_stalls: bool,
+        rounds: &Arc<Rounds>,
+        left: Option<Mark>,
+    ) -> Result<(), CountError> {
+        let mut inner = self.inner.lock();
+        inner.doubts.enter(port, has_stalls, rounds, left)
+    }
+
+    /// Gets room for as many places to be [left](Self::leave).
+    ///
+    /// # Errors
+    ///
+    /// [`CountError`].
+    pub fn reserve(&self, place_count: usize) -> Result<(), CountError> {
+        self.inner.lock().doubts.reserve(place_count)
+    }
+
+    /// Says that contexts lead requests of a place elsewhere, fault-capable or not: to something else if
+    /// `is_replaced`, or nowhere. What the queues of records hold of that place is handed over to nobody; `kept` stays
+    /// until it is read (F5). Comes before [`change`](Self::change). Cannot fail, and allocates nothing.
+    pub fn leave(&self, place: Option<Pasid>, is_replaced: bool, kept: Option<&Kept>) {
+        self.forget_passed();
+        let mut inner = self.inner.lock();
+        if inner.has_asked {
+            let doubt = if is_replaced {
+                Doubt::Retry
+            } else {
+                Doubt::GiveUp
+            };
+            inner.doubts.leave(place, doubt, kept);
+        }
+    }
+
+    /// Lets go of what was kept until records were read that are read by now.
+    pub fn forget_passed(&self) {
+        while let Some(kept) = self.take_passed() {
+            drop(kept);
+        }
+    }
+
+    fn take_passed(&self) -> Option<Option<Kept>> {
+        self.inner.lock().doubts.take_passed()
+    }
+
+    /// Returns how many places were left with records that may be unread, once for each queue.
+    pub fn unread_count(&self) -> usize {
+        self.forget_passed();
+        self.inner.lock().doubts.len()
+    }
+
     /// Says that what is attached at a place is about to be replaced by something, fault-capable if `is_capable`.
     /// If no fault-capable domain remains the device may not ask any more. Comes before ATS is disabled and
     /// before contexts change.
@@ -255,6 +301,7 @@ impl DeviceFaults {
                 // Reserved in `prepare`.
                 inner.places.push((place, handler));
                 inner.is_enabled = true;
+                inner.has_asked = true;
             }
             let queue = old.as_ref().and_then(|_| inner.uncount());
             (old, queue, begins)
@@ -277,12 +324,12 @@ impl DeviceFaults {
             match self.enter(&mut inner, reported, now) {
                 Entered::Kept => None,
                 Entered::Complete(handler, group) => Some((handler, group)),
-                Entered::Refused => {
+                Entered::Answered(response) => {
                     let answer = self.answer(
                         reported.requester,
                         reported.pasid,
                         reported.origin,
-                        PageResponse::Invalid,
+                        response,
                     );
                     // Counted there; nobody asked.
                     let _ = self.send(&mut inner, &answer);
@@ -300,7 +347,7 @@ impl DeviceFaults {
     /// request did not come is forgotten. To be called once all records were reported that had room.
     pub fn forget_partial(&self) {
         if let Some(queue) = &mut self.inner.lock().queue {
-            queue.forget(|_| true);
+            queue.partial.clear();
         }
     }
 
@@ -315,9 +362,8 @@ impl DeviceFaults {
             self.send_invalid(&mut inner, &open, &mut is_dead);
         }
         let queue = inner.queue.as_mut()?;
-        queue.forget(|partial| partial.deadline <= now);
+        let partial = queue.partial.expire(now);
         let open = queue.open.iter().map(|open| open.deadline);
-        let partial = queue.partial.iter().map(|partial| partial.deadline);
         open.chain(partial).min()
     }
 
@@ -341,24 +387,33 @@ impl DeviceFaults {
 
     fn enter(self: &Arc<Self>, inner: &mut Inner, reported: &Reported, now: Duration) -> Entered {
         let pasid = reported.pasid;
-        let handler = inner.places.iter().find(|(place, _)| *place == pasid);
-        let handler = handler.map(|(_, handler)| Arc::clone(handler));
-        let (Some(handler), Some(queue)) = (handler, &mut inner.queue) else {
+        let Some(queue) = &mut inner.queue else {
             return Entered::refused(reported);
         };
-        let deadline = now.saturating_add(self.settings.patience);
-        if !reported.is_complete() {
-            queue.keep(reported, deadline, &self.settings);
-            return Entered::Kept;
+        let begun = reported.is_complete().then(|| queue.partial.take(reported));
+        let mut places = inner.places.iter();
+        let Some((_, handler)) = places.find(|(place, _)| *place == pasid) else {
+            return Entered::refused(reported);
+        };
+        let has_stalls = matches!(reported.origin, Origin::Stall(_));
+        let port = reported.requester.port;
+        if let Some(doubt) = inner.doubts.find(port, has_stalls, pasid) {
+            return Entered::doubtful(reported, doubt);
         }
-        let partial = queue.take_partial(reported);
-        let is_spoilt = partial.as_ref().is_some_and(|partial| partial.is_spoilt);
-        let mut requests = partial.map_or(Vec::new(), |partial| partial.requests);
+        let deadline = now.saturating_add(self.settings.patience);
+        let Some(begun) = begun else {
+            queue.partial.keep(reported, deadline, &self.settings);
+            return Entered::Kept;
+        };
+        let Begun {
+            mut requests,
+            is_whole,
+        } = begun;
         let has_room = queue.open.len() < self.settings.group_limit
             && queue.open.try_reserve(1).is_ok()
             && requests.try_reserve(1).is_ok();
-        if is_spoilt || !has_room {
-            return Entered::Refused;
+        if !is_whole || !has_room {
+            return Entered::refused(reported);
         }
         requests.push(reported.request);
         let fate = Fate::new();
@@ -376,7 +431,7 @@ impl DeviceFaults {
             fate,
             has_responded: false,
         };
-        Entered::Complete(handler, group)
+        Entered::Complete(Arc::clone(handler), group)
     }
 
     /// Answers and forgets all that came for a place.
@@ -387,7 +442,7 @@ impl DeviceFaults {
             self.send_invalid(inner, &open, &mut is_dead);
         }
         if let Some(queue) = &mut inner.queue {
-            queue.forget(|partial| partial.pasid == place);
+            queue.partial.leave(place);
         }
     }
 
@@ -436,14 +491,25 @@ enum Entered {
     Kept,
     /// Somebody is to answer its group.
     Complete(Arc<dyn FaultHandler>, FaultGroup),
-    /// Nobody can.
-    Refused,
+    /// Nobody can, or should.
+    Answered(PageResponse),
 }
 
 impl Entered {
     const fn refused(reported: &Reported) -> Self {
+        Self::answered(reported, PageResponse::Invalid)
+    }
+
+    const fn doubtful(reported: &Reported, doubt: Doubt) -> Self {
+        match doubt {
+            Doubt::Retry => Self::answered(reported, PageResponse::Success),
+            Doubt::GiveUp => Self::refused(reported),
+        }
+    }
+
+    const fn answered(reported: &Reported, response: PageResponse) -> Self {
         if reported.is_complete() {
-            Self::Refused
+            Self::Answered(response)
         } else {
             Self::Kept
         }
@@ -466,62 +532,6 @@ impl Inner {
         let open = &mut self.queue.as_mut()?.open;
         let at = open.iter().position(is_meant)?;
         Some(open.remove(at))
-    }
-}
-
-impl Queue {
-    /// Keeps a request until the last one of its group comes, as far as there is room.
-    fn keep(&mut self, reported: &Reported, deadline: Duration, settings: &FaultSettings) {
-        let Some(at) = self.position(reported).or_else(|| {
-            let has_room =
-                self.partial.len() < settings.group_limit && self.partial.try_reserve(1).is_ok();
-            let Origin::Group(group) = reported.origin else {
-                return None;
-            };
-            if !has_room {
-                return None;
-            }
-            self.partial.push(Partial {
-                requester: reported.requester,
-                pasid: reported.pasid,
-                group,
-                requests: Vec::new(),
-                is_spoilt: false,
-                deadline,
-            });
-            Some(self.partial.len() - 1)
-        }) else {
-            return;
-        };
-        let partial = &mut self.partial[at];
-        let has_room = self.request_count < settings.request_limit;
-        if has_room && partial.requests.try_reserve(1).is_ok() {
-            partial.requests.push(reported.request);
-            self.request_count += 1;
-        } else {
-            partial.is_spoilt = true;
-        }
-    }
-
-    fn position(&self, reported: &Reported) -> Option<usize> {
-        self.partial.iter().position(|partial| {
-            partial.requester == reported.requester
-                && partial.pasid == reported.pasid
-                && Some(partial.group) == reported.origin.completes()
-        })
-    }
-
-    fn take_partial(&mut self, reported: &Reported) -> Option<Partial> {
-        let at = self.position(reported)?;
-        let partial = self.partial.swap_remove(at);
-        self.request_count -= partial.requests.len();
-        Some(partial)
-    }
-
-    fn forget(&mut self, is_meant: impl Fn(&Partial) -> bool) {
-        self.partial.retain(|partial| !is_meant(partial));
-        let counts = self.partial.iter().map(|partial| partial.requests.len());
-        self.request_count = counts.sum();
     }
 }
 

@@ -16,6 +16,7 @@ use crate::invalidation::SyncError;
 
 mod listeners;
 mod mailbox;
+mod rounds;
 mod threads;
 
 const PORT: Requester = Requester { port: 0, id: 0x18 };

@@ -10,7 +10,8 @@
 //! # Invariants
 //!
 //! - **S1** (one PASID): a process has one PASID, at all devices, from the making of its [`Process`] until that
-//!   is gone, which is after all that may lead to its tables.
+//!   is gone, which is after all that may lead to its tables. Nobody else has it before all is read that devices
+//!   asked for with it.
 //! - **S2** (one handle): while a [`Bond`] of a device and a process lives, who binds them again gets that one. What
 //!   is attached for them is detached once, when the last bond in the device's group is gone.
 //! - **S3** (no walk): when [`Process::exit`] returns `Ok`, no device walks the process's tables any more, nor uses

@@ -7,7 +7,7 @@ use core::fmt;
 use iopt_formats::IovaRange;
 use iopt_formats::command::Pasid;
 
-use crate::device::fault::FaultHandler;
+use crate::device::fault::{FaultHandler, Kept};
 use crate::device::ids::{Id, IdError, Ids};
 use crate::device::process::bond::Bonds;
 use crate::device::process::{ExitError, ProcessDomain, ProcessMemory, ProcessTables};
@@ -27,10 +27,22 @@ pub struct Process {
     memory: Arc<dyn ProcessMemory>,
     me: Weak<Self>,
     pasid: Pasid,
-    /// Gone only while it is dropped.
-    id: Option<Id>,
+    own_pasid: Arc<OwnPasid>,
     pub(super) bonds: Mutex<Bonds>,
     domains: Mutex<Domains>,
+}
+
+/// The PASID of a process. It is another's only when nobody has this any more: the process, and who may still be asked
+/// for pages with it (F5).
+struct OwnPasid(Option<Id>);
+
+impl Drop for OwnPasid {
+    fn drop(&mut self) {
+        // Whatever led to the process's tables kept it; so hardware holds nothing under its PASID (S1).
+        if let Some(id) = self.0.take() {
+            id.give_back_unused();
+        }
+    }
 }
 
 struct Domains {
@@ -124,7 +136,7 @@ impl Process {
             memory: Arc::clone(memory),
             me: Weak::clone(me),
             pasid,
-            id: Some(id),
+            own_pasid: Arc::new(OwnPasid(Some(id))),
             bonds: Mutex::new(&PROCESS, Bonds::default()),
             domains: Mutex::new(
                 &PROCESS_DOMAINS,
@@ -139,6 +151,11 @@ impl Process {
     /// Returns its PASID, at all devices.
     pub const fn pasid(&self) -> Pasid {
         self.pasid
+    }
+
+    /// Returns what keeps its PASID from other processes.
+    pub(in crate::device) fn kept_pasid(&self) -> Kept {
+        Arc::clone(&self.own_pasid) as Kept
     }
 
     /// Returns which process it is.
@@ -232,11 +249,6 @@ impl Drop for Process {
         let me = &self.me;
         let mut known = self.processes.known.lock();
         known.retain(|(_, other)| !other.ptr_eq(me));
-        drop(known);
-        // Whatever led to its tables kept it; so hardware holds nothing under its PASID (S1).
-        if let Some(id) = self.id.take() {
-            id.give_back_unused();
-        }
     }
 }
 

@@ -19,6 +19,7 @@ use crate::sync::{Class, Mutex};
 
 mod asids;
 mod groups;
+mod rounds;
 mod silence;
 
 /// Of the tests' own locks: held for a moment, and around nothing.

@@ -13,13 +13,30 @@ use iopt_formats::command::{Narrow, PageResponse};
 use iopt_formats::event::smmuv3::{Event, PageRequest as Record};
 
 use crate::device::DeviceAddress;
-use crate::device::fault::{Answer, Origin, PageRequest, PageResponder, Reported, Requester};
+use crate::device::fault::{
+    Answer, Origin, PageRequest, PageResponder, Reported, Requester, Round,
+};
 use crate::device::smmuv3::{CommandDevice, Smmu};
 use crate::invalidation::SyncError;
 use crate::mem::TableMemory;
 
 impl<M: TableMemory + 'static, D: CommandDevice> Smmu<M, D> {
-    /// Takes in a record of the PRI queue. If it completes a group, the handler of the domain is called that is
+    /// Begins a round over the records of the PRI queue: to be called before `SMMU_PRIQ_PROD` is read, and finished when
+    /// all records up to there were [taken in](Self::take_page_request).
+    ///
+    /// Devices must not ask with a PASID any more when what is attached there ends: who drives one has stopped it
+    /// before (*PCI Express Base Specification*, section 10.4.1.2).
+    pub fn begin_page_requests(&self) -> Round<'_> {
+        self.listeners().begin(false)
+    }
+
+    /// Begins a round over the records of the event queue: to be called before `SMMU_EVENTQ_PROD` is read, and finished
+    /// when all records up to there were [taken in](Self::take_event).
+    pub fn begin_events(&self) -> Round<'_> {
+        self.listeners().begin(true)
+    }
+
+    /// Takes in a record of the PRI queue, in a [round](Self::begin_page_requests). If it completes a group, the handler of the domain is called that is
     /// attached where it came from; if there is none, or no such device, it is answered at once.
     ///
     /// When the queue has overflown (`SMMU_PRIQ_PROD.OVFLG`), all its records are to be taken in, and then
@@ -62,7 +79,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> Smmu<M, D> {
         })
     }
 
-    /// Takes in a record of the event queue. Returns whether it is dealt with: a transaction that waits is answered,
+    /// Takes in a record of the event queue, in a [round](Self::begin_events). Returns whether it is dealt with: a transaction that waits is answered,
     /// by the handler of the domain or at once. All else is for people to read.
     ///
     /// # Errors

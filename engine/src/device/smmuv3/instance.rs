@@ -84,7 +84,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> Smmu<M, D> {
             layout,
             streams: Mutex::new(&CONTEXTS, streams),
             shares: Shares::new(),
-            listeners: Listeners::new(),
+            listeners: Listeners::with_rounds(),
         }))
     }
 

@@ -32,7 +32,8 @@
 //! [`take_event`](Smmu::take_event) answers those that no handler is for.
 //!
 //! Records of the PRI queue and the event queue are the user's to read; it hands them to
-//! [`take_page_request`](Smmu::take_page_request) and [`take_event`](Smmu::take_event).
+//! [`take_page_request`](Smmu::take_page_request) and [`take_event`](Smmu::take_event), in rounds that say what was
+//! there before a device was attached anew.
 
 mod architecture;
 mod domain;
