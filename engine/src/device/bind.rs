@@ -97,13 +97,19 @@ impl<'a> DeviceGuard<'a> {
     }
 
     /// Unbinds the driver, if one is bound. When the last one of a group goes, the group is in its default
-    /// domain and has no PASID attached.
+    /// domain and has no PASID attached. A device that was not translated, on account of an instance that went
+    /// meanwhile, waits as others do; where another one has come, until it is [added](Registry::add_device) again.
     pub fn unbind(&mut self) {
         let (registry, number) = (self.registry, self.number);
         let bound = {
             let mut state = registry.lock();
-            let device = state.device_mut(number);
-            device.and_then(|device| device.bound.take())
+            state.change(&registry.machine(), number, |slot| {
+                let device = slot.as_mut()?;
+                if core::mem::take(&mut device.is_outdated) {
+                    device.status = Status::Waiting;
+                }
+                device.bound.take()
+            })
         };
         if bound.is_some_and(|bound| bound.is_claim) {
             let index = registry.machine().group_of(number);

@@ -185,12 +185,15 @@ impl Registry {
             for &number in machine.devices_of(identity) {
                 state.change(&machine, number, |slot| {
                     if let Some(device) = slot
-                        && device.bound.is_none()
                         && let Status::NoIommu(
                             NoIommu::Failed | NoIommu::Mixed | NoIommu::NotBehind,
                         ) = device.status
                     {
-                        device.status = Status::Waiting;
+                        if device.bound.is_some() {
+                            device.is_outdated = true;
+                        } else {
+                            device.status = Status::Waiting;
+                        }
                     }
                 });
             }

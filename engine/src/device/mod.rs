@@ -35,7 +35,9 @@
 //! Of probing B1 to B4 (in `walk`), of groups P1 to P3 (in `group`). For all of it:
 //!
 //! - **L4** (order decides nothing): what is entered is a function of the machine, of what was added and
-//!   registered, and of what drivers answer; of the clock only once time is over.
+//!   registered, and of what drivers answer; of the clock only once time is over. Once [initialisation is
+//!   over](Registry::finish_initialization) groups do not wait for devices that were not added, and who comes first
+//!   has a say in the kind of a group's default domain that others have not.
 //! - **L5** (no lock around strangers): drivers, clocks and reports are called with no lock held, other than
 //!   the parts of an [`Endpoint`] that say so.
 //! - **L6** (no wait without end): nobody waits for a probe; binding defers. Who removes or unregisters

@@ -77,6 +77,8 @@ pub(super) struct Device {
     pub(super) is_removed: bool,
     /// Who tells its driver of its default domain at this moment releases it.
     pub(super) is_handed_over: bool,
+    /// While a driver was bound an instance went on account of which it is not translated: it waits once unbound.
+    pub(super) is_outdated: bool,
 }
 
 pub(super) enum Status {
@@ -418,6 +420,7 @@ impl Device {
             is_taken_out: false,
             is_removed: false,
             is_handed_over: false,
+            is_outdated: false,
         }
     }
 

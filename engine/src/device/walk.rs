@@ -327,10 +327,11 @@ impl Registry {
     /// Says which instance came when a driver was bound already.
     fn late(&self, state: &State, number: usize) -> Option<Report> {
         let device = state.device(number)?;
-        let is_late = matches!(
-            device.status,
-            Status::Waiting | Status::NoIommu(NoIommu::TimedOut)
-        );
+        let is_late = device.is_outdated
+            || matches!(
+                device.status,
+                Status::Waiting | Status::NoIommu(NoIommu::TimedOut)
+            );
         let machine = self.machine();
         let mut needs = machine.needs(number);
         let instance = machine.needs(number).last()?;

@@ -127,7 +127,7 @@ impl Mailbox {
     ///
     /// # Errors
     ///
-    /// [`MailboxError::Unknown`]; [`MailboxError::Memory`], and then the group is answered with
+    /// [`MailboxError::Unknown`] if no group has the cookie; [`MailboxError::Memory`], and then the group is answered with
     /// [`PageResponse::Invalid`].
     pub fn unread(&self, cookie: Cookie) -> Result<(), MailboxError> {
         let mut inner = self.inner.lock();

@@ -251,3 +251,50 @@ fn a_group_that_could_not_go_back_to_its_default_domain_is_brought_there_for_a_d
     assert!(rig.world.domain_of(node(0), None).is_some());
     rig.check();
 }
+
+/// L4: whether its driver is unbound before the instance goes or after.
+#[test]
+fn a_device_that_failed_while_bound_waits_again_once_its_instance_went() {
+    for is_unbound_first in [false, true] {
+        let rig = Rig::new([behind(0, 0, &[0])].to_vec());
+        rig.world.with(|world| world.failing_probes.insert(node(0)));
+        rig.add(0);
+        rig.register(0);
+        assert_eq!(why(rig.bind(0)), Some(NoIommu::Failed));
+        rig.world.with(|world| world.failing_probes.clear());
+        let unregister = || {
+            rig.registry
+                .unregister(described(0))
+                .expect("nobody uses it")
+        };
+        if is_unbound_first {
+            rig.unbind(0);
+            unregister();
+        } else {
+            unregister();
+            assert_eq!(rig.standing(0), Standing::NoIommu(NoIommu::Failed));
+            rig.unbind(0);
+        }
+        assert_eq!(rig.standing(0), Standing::Waiting);
+        rig.register(0);
+        assert!(matches!(rig.bind(0), Ok(Binding::Translated(_))));
+    }
+}
+
+#[test]
+fn an_instance_that_comes_again_under_a_bound_driver_is_reported() {
+    let rig = Rig::new([behind(0, 0, &[0])].to_vec());
+    rig.world.with(|world| world.failing_probes.insert(node(0)));
+    rig.add(0);
+    rig.register(0);
+    assert_eq!(why(rig.bind(0)), Some(NoIommu::Failed));
+    rig.world.with(|world| world.failing_probes.clear());
+    let unregistered = rig.registry.unregister(described(0));
+    unregistered.expect("nobody uses it");
+    rig.register(0);
+    assert_eq!(rig.world.report_count("Late"), 1);
+    rig.unbind(0);
+    rig.add(0);
+    assert!(matches!(rig.bind(0), Ok(Binding::Translated(_))));
+    rig.check();
+}
