@@ -3,9 +3,8 @@
 #[cfg(all(test, not(loom)))]
 mod tests;
 
-use alloc::collections::BTreeMap;
-use alloc::collections::btree_map::Entry;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::fmt;
 
 use iopt_formats::Oa;
@@ -29,7 +28,7 @@ enum Levels<M: TableMemory, const N: usize> {
         first: EntryTable<M, 1>,
         /// The base-2 logarithm of the entries of a piece.
         split: u8,
-        pieces: BTreeMap<usize, EntryTable<M, N>>,
+        pieces: Numbered<EntryTable<M, N>>,
         middle: Option<Middle<M>>,
     },
 }
@@ -38,7 +37,45 @@ enum Levels<M: TableMemory, const N: usize> {
 struct Middle<M: TableMemory> {
     /// The base-2 logarithm of the pointers of a table.
     split: u8,
-    tables: BTreeMap<usize, EntryTable<M, 1>>,
+    tables: Numbered<EntryTable<M, 1>>,
+}
+
+/// Some things by number, which stay.
+struct Numbered<T>(Vec<(usize, T)>);
+
+impl<T> Numbered<T> {
+    fn find(&self, number: usize) -> Result<usize, usize> {
+        self.0.binary_search_by_key(&number, |(other, _)| *other)
+    }
+
+    fn get(&self, number: usize) -> Option<&T> {
+        let at = self.find(number).ok()?;
+        Some(&self.0[at].1)
+    }
+
+    fn get_mut(&mut self, number: usize) -> Option<&mut T> {
+        let at = self.find(number).ok()?;
+        Some(&mut self.0[at].1)
+    }
+
+    /// Returns the one of a number. If it is not there yet, it is made once there is room for it.
+    fn get_or_make(
+        &mut self,
+        number: usize,
+        make: impl FnOnce() -> Result<T, LinkError>,
+    ) -> Result<&mut T, LinkError> {
+        let at = match self.find(number) {
+            Ok(at) => at,
+            Err(at) => {
+                let size = iopt_formats::PageSize::KIB_4;
+                let reserved = self.0.try_reserve(1);
+                reserved.map_err(|_| OutOfMemory { size })?;
+                self.0.insert(at, (number, make()?));
+                at
+            }
+        };
+        Ok(&mut self.0[at].1)
+    }
 }
 
 /// Why there is no entry of a number.
@@ -117,7 +154,7 @@ impl<M: TableMemory, const N: usize> Directory<M, N> {
             levels: Levels::More {
                 first,
                 split,
-                pieces: BTreeMap::new(),
+                pieces: Numbered(Vec::new()),
                 middle: None,
             },
         })
@@ -144,10 +181,10 @@ impl<M: TableMemory, const N: usize> Directory<M, N> {
             levels: Levels::More {
                 first,
                 split,
-                pieces: BTreeMap::new(),
+                pieces: Numbered(Vec::new()),
                 middle: Some(Middle {
                     split: middle_split,
-                    tables: BTreeMap::new(),
+                    tables: Numbered(Vec::new()),
                 }),
             },
         })
@@ -194,22 +231,19 @@ impl<M: TableMemory, const N: usize> Directory<M, N> {
         let (pointers, slot) = match middle {
             None => (first, piece),
             Some(Middle { split, tables }) => {
-                let table = match tables.entry(top) {
-                    Entry::Occupied(there) => there.into_mut(),
-                    Entry::Vacant(vacant) => {
-                        let table = EntryTable::new(&self.memory, 1 << *split, &[0])?;
-                        point(first, top, table.oa(), &mut describe)?;
-                        vacant.insert(table)
-                    }
-                };
+                let table = tables.get_or_make(top, || {
+                    let table = EntryTable::new(&self.memory, 1 << *split, &[0])?;
+                    point(first, top, table.oa(), &mut describe)?;
+                    Ok(table)
+                })?;
                 (table, piece & ((1 << *split) - 1))
             }
         };
-        if let Entry::Vacant(vacant) = pieces.entry(piece) {
+        pieces.get_or_make(piece, || {
             let table = EntryTable::new(&self.memory, 1 << split, &self.initial)?;
             point(pointers, slot, table.oa(), &mut describe)?;
-            vacant.insert(table);
-        }
+            Ok(table)
+        })?;
         Ok(announce()?)
     }
 
@@ -218,7 +252,7 @@ impl<M: TableMemory, const N: usize> Directory<M, N> {
         match &self.levels {
             Levels::One(table) => Some((table, index)),
             Levels::More { split, pieces, .. } => {
-                let piece = pieces.get(&(index >> split))?;
+                let piece = pieces.get(index >> split)?;
                 Some((piece, index & ((1 << split) - 1)))
             }
         }
@@ -251,7 +285,7 @@ impl<M: TableMemory, const N: usize> Directory<M, N> {
         let (table, inner) = match &mut self.levels {
             Levels::One(table) => (table, index),
             Levels::More { split, pieces, .. } => {
-                let piece = pieces.get_mut(&(index >> *split));
+                let piece = pieces.get_mut(index >> *split);
                 let piece = piece.ok_or(Unwritten::Absent { index })?;
                 (piece, index & ((1 << *split) - 1))
             }

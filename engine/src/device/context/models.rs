@@ -338,6 +338,7 @@ impl World {
     }
 }
 
+/// A3.4.
 #[test]
 fn a_device_that_comes_beside_an_invalidation_never_keeps_what_that_ended() {
     bounded_model(3, || {

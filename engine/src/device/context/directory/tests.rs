@@ -55,10 +55,10 @@ fn find(directory: &Entries, index: usize) -> Option<[u64; 4]> {
     };
     let pointer = |word: [u64; 1]| (word[0] & 1 != 0).then_some(Oa::new(word[0] & !1));
     let at = pointer(first.get(index >> 16)?)?;
-    let mut tables = middle.as_ref()?.tables.values();
+    let mut tables = middle.as_ref()?.tables.0.iter().map(|(_, it)| it);
     let table = tables.find(|table| table.oa() == at)?;
     let at = pointer(table.get(index >> 7 & 0x1ff)?)?;
-    let piece = pieces.values().find(|piece| piece.oa() == at)?;
+    let piece = pieces.0.iter().map(|(_, it)| it).find(|it| it.oa() == at)?;
     piece.get(index & 0x7f)
 }
 
