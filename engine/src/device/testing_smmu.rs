@@ -40,7 +40,9 @@ pub(super) const FEATURES: Features = Features {
     has_ats: true,
     has_page_requests: true,
     stalls: Stalls::Allowed,
-    ..Features::from_registers(0, 16 | 20 << 6 | 1 << 27, 5 | 7 << 4)
+    is_coherent: true,
+    has_forced_write_back: true,
+    ..Features::from_registers(0, 16 | 20 << 6 | 1 << 27, 0, 5 | 7 << 4)
 };
 
 /// What was switched at a device.

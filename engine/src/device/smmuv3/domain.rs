@@ -117,12 +117,13 @@ impl Stage {
     }
 
     /// Returns whether an instance can walk such tables.
-    pub(super) const fn fits(&self, features: &Features) -> bool {
+    pub(super) fn fits(&self, features: &Features) -> bool {
         match self {
             Self::First { tcr, .. } => {
                 features.has_stage1
                     && features.has_granule(tcr.granule)
                     && features.has_updates(tcr.updates)
+                    && features.has_walk(tcr.walk)
                     && (features.has_wide_descriptors || !tcr.ds)
                     && 64_u8.saturating_sub(tcr.tsz) <= features.va_bits
                     && tcr.oa_bits <= features.oa_bits
@@ -131,6 +132,8 @@ impl Stage {
                 features.has_stage2
                     && features.has_granule(vtcr.granule)
                     && features.has_updates(vtcr.updates)
+                    && features.has_walk(vtcr.walk)
+                    && (features.has_forced_write_back || !vtcr.forced_write_back)
                     && (features.has_wide_descriptors || !vtcr.ds)
                     && 64_u8.saturating_sub(vtcr.t0sz) <= features.oa_bits
                     && vtcr.oa_bits <= features.oa_bits

@@ -1,6 +1,6 @@
 //! What an SMMU can do, from its ID registers.
 
-use iopt_formats::armv8::{Granule, HardwareUpdates};
+use iopt_formats::armv8::{Granule, HardwareUpdates, TableWalk};
 
 /// Whether transactions that fault wait for software (section 3.12).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -51,6 +51,10 @@ pub struct Features {
     pub oa_bits: u8,
     /// Bits of an input address of stage 1 (`IDR5.VAX`): 48 or 52. Those of stage 2 are as many as an output address has.
     pub va_bits: u8,
+    /// Stage 2 can force write-back (`IDR3.FWB`).
+    pub has_forced_write_back: bool,
+    /// Tables are read through the caches of the CPUs (`IDR0.COHACC`).
+    pub is_coherent: bool,
     /// Descriptors of 52 bits with tables of 4 KiB and 16 KiB (`IDR5.DS`).
     pub has_wide_descriptors: bool,
     /// Tables of 4 KiB (`IDR5.GRAN4K`).
@@ -62,9 +66,9 @@ pub struct Features {
 }
 
 impl Features {
-    /// Decodes `SMMU_IDR0`, `SMMU_IDR1` and `SMMU_IDR5` (sections 6.3.1, 6.3.2 and 6.3.6). A reserved `OAS` acts
-    /// as 48 bits.
-    pub const fn from_registers(idr0: u32, idr1: u32, idr5: u32) -> Self {
+    /// Decodes `SMMU_IDR0`, `SMMU_IDR1`, `SMMU_IDR3` and `SMMU_IDR5` (sections 6.3.1, 6.3.2, 6.3.4 and 6.3.6). A
+    /// reserved `OAS` acts as 48 bits.
+    pub const fn from_registers(idr0: u32, idr1: u32, idr3: u32, idr5: u32) -> Self {
         const fn has(register: u32, bit: u32) -> bool {
             register >> bit & 1 != 0
         }
@@ -106,6 +110,8 @@ impl Features {
                 _ => 48,
             },
             va_bits: if idr5 >> 10 & 3 == 1 { 52 } else { 48 },
+            has_forced_write_back: has(idr3, 8),
+            is_coherent: has(idr0, 4),
             has_wide_descriptors: has(idr5, 7),
             has_4k: has(idr5, 4),
             has_16k: has(idr5, 5),
@@ -123,6 +129,11 @@ impl Features {
             ),
             HardwareUpdates::Dirty => matches!(self.updates, HardwareUpdates::Dirty),
         }
+    }
+
+    /// Returns whether tables can be read as they want it.
+    pub(super) fn has_walk(&self, walk: TableWalk) -> bool {
+        self.is_coherent || walk == TableWalk::NON_COHERENT
     }
 
     /// Returns whether tables of `granule` can be walked.

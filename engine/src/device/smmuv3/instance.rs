@@ -47,6 +47,9 @@ pub enum SmmuError {
     /// The memory is where no stream table can be.
     #[error(transparent)]
     Layout(#[from] LayoutError),
+    /// The memory is one that hardware is to read through the CPUs' caches, and it does not.
+    #[error("the SMMU does not read memory through the caches of the CPUs")]
+    Incoherent,
 }
 
 impl<M: TableMemory + 'static, D: CommandDevice> Smmu<M, D> {
@@ -61,6 +64,9 @@ impl<M: TableMemory + 'static, D: CommandDevice> Smmu<M, D> {
         memory: Arc<M>,
         instance: Arc<Instance<Planner, D>>,
     ) -> Result<Arc<Self>, SmmuError> {
+        if M::SNOOPED && !features.is_coherent {
+            return Err(SmmuError::Incoherent);
+        }
         let initial = *Ste::encode(&Stream::ABORT).words();
         let bits = features.stream_bits;
         let (streams, layout) = if features.has_two_level_streams && bits > SPLIT {

@@ -43,7 +43,9 @@ const FEATURES: Features = Features {
     has_stage1: true,
     has_stage2: true,
     has_ats: true,
-    ..Features::from_registers(0, 16 | 20 << 6 | 1 << 27, 5 | 7 << 4)
+    is_coherent: true,
+    has_forced_write_back: true,
+    ..Features::from_registers(0, 16 | 20 << 6 | 1 << 27, 0, 5 | 7 << 4)
 };
 
 /// Switches of devices, written down.
@@ -158,13 +160,14 @@ fn id(world: &World, domain: &Arc<Domain>) -> u32 {
 #[test]
 fn the_id_registers_say_what_hardware_can() {
     // Of an emulated SMMU, and all ones.
-    let features = Features::from_registers(0x0d4f_101f & !1, 0x0000_0010 | 5 << 6, 0x0000_0074);
+    let features = Features::from_registers(0x0d4f_101f & !1, 0x0000_0010 | 5 << 6, 0, 0x0000_0074);
     assert!(features.has_stage1 && !features.has_stage2 && !features.has_ats);
     assert_eq!((features.stream_bits, features.substream_bits), (16, 5));
     assert!(features.has_two_level_streams && features.has_two_level_cds);
     assert_eq!(features.oa_bits, 44);
+    assert!(features.is_coherent && !features.has_forced_write_back);
     assert!(features.has_4k && features.has_16k && features.has_64k && features.has_wide_asids);
-    let all = Features::from_registers(u32::MAX, u32::MAX, u32::MAX);
+    let all = Features::from_registers(u32::MAX, u32::MAX, u32::MAX, u32::MAX);
     assert_eq!((all.stream_bits, all.substream_bits), (32, 20));
     assert_eq!(all.oa_bits, 48);
 }

@@ -50,7 +50,35 @@ fn tables_that_hardware_cannot_walk_are_foreign() {
         ..FEATURES
     };
     assert!(fits(reach(52), far()) && !fits(reach(48), far()));
-    let of = |idr5| Features::from_registers(0, 0, idr5);
+    let forced = || {
+        let format = Stage2::<12>::new(48, 48).expect("legal");
+        Domain::stage2(format.with_forced_write_back(), memory())
+    };
+    let forces = |has_forced_write_back| Features {
+        has_forced_write_back,
+        ..FEATURES
+    };
+    assert!(fits(forces(true), forced()) && !fits(forces(false), forced()));
+    let of = |idr3| Features::from_registers(0, 0, idr3, 0);
+    assert!(of(1 << 8).has_forced_write_back && !of(!(1 << 8)).has_forced_write_back);
+    let of = |idr5| Features::from_registers(0, 0, 0, idr5);
     assert_eq!((of(0).va_bits, of(1 << 10).va_bits), (48, 52));
     assert!(of(1 << 7).has_wide_descriptors && !of(!(1 << 7)).has_wide_descriptors);
+}
+
+/// What is in the CPUs' caches would not be seen.
+#[test]
+fn memory_that_hardware_does_not_see_as_the_cpus_do_is_refused() {
+    let of = |idr0| Features::from_registers(idr0, 0, 0, 0);
+    assert!(of(1 << 4).is_coherent && !of(!(1 << 4)).is_coherent);
+    let features = Features {
+        is_coherent: false,
+        ..FEATURES
+    };
+    let instance = Recorder::instance();
+    let made = Smmu::new(features, Arc::new(Heap), instance);
+    assert!(matches!(made, Err(SmmuError::Incoherent)));
+    let domain = stage1();
+    assert!(domain.stage().is_some_and(|stage| stage.fits(&FEATURES)));
+    assert!(!domain.stage().is_some_and(|stage| stage.fits(&features)));
 }

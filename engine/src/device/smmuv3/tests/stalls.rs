@@ -8,7 +8,7 @@ fn world(stalls: Stalls) -> World {
 
 #[test]
 fn the_stall_model_is_one_of_three() {
-    let of = |model: u32| Features::from_registers(model << 24, 0, 0).stalls;
+    let of = |model: u32| Features::from_registers(model << 24, 0, 0, 0).stalls;
     let expected = [
         Stalls::Allowed,
         Stalls::Impossible,
