@@ -2,13 +2,15 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::mem;
 
 use iopt_formats::command::Pasid;
+use smallvec::SmallVec;
 
 use crate::device::group::{Inner, Old, Unfit};
 use crate::device::{
-    AttachError, DefaultKind, DeviceAddress, DeviceGuard, Driver, Endpoint, GroupDomainError, Hwpt,
-    Ownership, Registry, UnknownDevice,
+    AttachError, Condition, DefaultKind, DeviceAddress, DeviceGuard, Driver, Endpoint,
+    GroupDomainError, Hwpt, Ownership, Registry, Report, UnknownDevice,
 };
 use crate::sync::{MutexGuard, lockdep};
 
@@ -51,7 +53,9 @@ impl Registry {
                 .is_some_and(|it| group.is_current(it));
             group.private_of = (!is_default).then_some(number);
         }
-        self.leave(group, attached)
+        let attached = self.leave(group, attached);
+        self.look_at(self.machine().group_of(number));
+        attached
     }
 
     /// Ends what [`attach`](Self::attach) began: an owned group is blocked afterwards, another one in its
@@ -76,6 +80,7 @@ impl Registry {
         drop(group);
         drop(old);
         self.tell_unfit(unfit);
+        self.look_at(self.machine().group_of(number));
         if has_left_out {
             self.settle_left_out(self.machine().group_of(number));
         }
@@ -88,6 +93,19 @@ impl Registry {
     ///
     /// [`AttachError`], with nothing changed.
     pub fn attach_pasid(
+        &self,
+        address: DeviceAddress,
+        by: By<'_>,
+        pasid: Pasid,
+        domain: &Arc<dyn Hwpt>,
+    ) -> Result<(), AttachError> {
+        let attached = self.put_at_pasid(address, by, pasid, domain);
+        self.look_at_group_of(address);
+        attached
+    }
+
+    /// As [`attach_pasid`](Self::attach_pasid), without a [look](Self::look_at) at what came of it.
+    pub(super) fn put_at_pasid(
         &self,
         address: DeviceAddress,
         by: By<'_>,
@@ -109,7 +127,16 @@ impl Registry {
         pasid: Pasid,
         domain: &Arc<dyn Hwpt>,
     ) -> Result<(), AttachError> {
-        self.change_pasid(address, by, pasid, domain, true)
+        let replaced = self.change_pasid(address, by, pasid, domain, true);
+        self.look_at_group_of(address);
+        replaced
+    }
+
+    fn look_at_group_of(&self, address: DeviceAddress) {
+        let machine = self.machine();
+        if let Some(number) = machine.number_of(address) {
+            self.look_at(machine.group_of(number));
+        }
     }
 
     fn change_pasid(
@@ -148,20 +175,21 @@ impl Registry {
         by: By<'_>,
         pasid: Pasid,
     ) -> Result<(), AttachError> {
-        let (_, mut group) = self.enter(address, by, false)?;
+        let (number, mut group) = self.enter(address, by, false)?;
         if !group.pasids.contains_key(&pasid) {
             return Err(AttachError::Detached { pasid });
         }
         let old = group.block_pasid(pasid);
         drop(group);
         drop(old);
+        self.look_at(self.machine().group_of(number));
         Ok(())
     }
 
     /// Blocks requests of a group with a PASID, if `domain` is what is attached: who attached it need not have a
     /// device or a right any more.
-    pub(super) fn detach_from_pasid(&self, group: usize, pasid: Pasid, domain: &Arc<dyn Hwpt>) {
-        let mut group = self.groups[group].lock();
+    pub(super) fn detach_from_pasid(&self, index: usize, pasid: Pasid, domain: &Arc<dyn Hwpt>) {
+        let mut group = self.groups[index].lock();
         let old = if group.is_at(pasid, domain) {
             group.block_pasid(pasid)
         } else {
@@ -169,6 +197,56 @@ impl Registry {
         };
         drop(group);
         drop(old);
+    }
+
+    /// Asks hardware once more about what it did not confirm of a device, and says how the device stands; one
+    /// without an IOMMU is sound. Does it as well where nobody waits for it: what is not confirmed is kept until
+    /// something is attached, or this is called.
+    ///
+    /// # Errors
+    ///
+    /// [`UnknownDevice`] if the machine does not have it.
+    pub fn look_after(&self, address: DeviceAddress) -> Result<Condition, UnknownDevice> {
+        let number = self.number_of(address)?;
+        let index = self.machine().group_of(number);
+        let endpoint = {
+            let group = self.groups[index].lock();
+            let member = group.members.get(&number);
+            member.map(|member| Arc::clone(&member.endpoint))
+        };
+        let Some(endpoint) = endpoint else {
+            return Ok(Condition::Sound);
+        };
+        lockdep::assert_none_held();
+        let condition = endpoint.look_after(true);
+        self.note_condition(number, &endpoint, condition);
+        Ok(condition)
+    }
+
+    /// Looks at the members of a group after a change, and tells what is new.
+    pub(super) fn look_at(&self, index: usize) {
+        let endpoints: SmallVec<[_; 2]> = {
+            let group = self.groups[index].lock();
+            let members = group.members.iter();
+            let endpoints = members.map(|(&number, it)| (number, Arc::clone(&it.endpoint)));
+            endpoints.collect()
+        };
+        for (number, endpoint) in endpoints {
+            let condition = endpoint.look_after(false);
+            self.note_condition(number, &endpoint, condition);
+        }
+    }
+
+    fn note_condition(&self, number: usize, endpoint: &Arc<dyn Endpoint>, condition: Condition) {
+        let machine = self.machine();
+        let is_news = {
+            let mut group = self.groups[machine.group_of(number)].lock();
+            let member = group.members.get_mut(&number);
+            let member = member.filter(|member| Arc::ptr_eq(&member.endpoint, endpoint));
+            member.is_some_and(|it| mem::replace(&mut it.condition, condition) != condition)
+        };
+        let device = machine.address(number);
+        self.tell(is_news.then_some(Report::Condition { device, condition }));
     }
 
     /// Returns whether `domain` is what is attached to a group for requests with a PASID.
@@ -282,12 +360,11 @@ impl Registry {
         attached: Result<Old, Unfit>,
     ) -> Result<(), AttachError> {
         drop(group);
-        attached
-            .map(drop::<Old>)
-            .map_err(|unfit| AttachError::Failed {
-                device: self.machine().address(unfit.number),
-                error: unfit.error,
-            })
+        let attached = attached.map(drop::<Old>);
+        attached.map_err(|unfit| AttachError::Failed {
+            device: self.machine().address(unfit.number),
+            error: unfit.error,
+        })
     }
 }
 
@@ -301,6 +378,8 @@ impl DeviceGuard<'_> {
         if let Some(member) = group.members.get_mut(&number) {
             member.is_resetting = true;
         }
+        drop(group);
+        registry.look_at(registry.machine().group_of(number));
     }
 
     /// Ends a reset: the device is attached to what its group is attached to by now; if it cannot be, it
@@ -321,6 +400,7 @@ impl DeviceGuard<'_> {
             }
         };
         registry.tell_unfit(unfit);
+        registry.look_at(registry.machine().group_of(number));
     }
 }
 

@@ -92,6 +92,9 @@ impl<'a> DeviceGuard<'a> {
         drop(group);
         drop(old);
         registry.tell_unfit(unfit);
+        if is_claim {
+            registry.look_at(registry.machine().group_of(number));
+        }
         let untranslated = Binding::Untranslated(why);
         Ok(default.map_or(untranslated, Binding::Translated))
     }
@@ -125,6 +128,7 @@ impl<'a> DeviceGuard<'a> {
             };
             drop(old);
             registry.tell_unfit(unfit);
+            registry.look_at(index);
             if has_left_out {
                 registry.settle_left_out(index);
             }

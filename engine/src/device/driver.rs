@@ -9,6 +9,7 @@
 //! Endpoint::block          group's lock     cannot fail, allocates nothing
 //! Driver::finalize         no lock          once, in its default domain
 //! Endpoint::release        no lock          once, blocked
+//! Endpoint::look_after     no lock          after changes
 //! ```
 //!
 //! What runs under a group's lock must not call the registry.
@@ -178,6 +179,26 @@ pub trait Endpoint: Any + Send + Sync + fmt::Debug {
 
     /// Lets go of the device, which is blocked throughout. Called once, with no lock held.
     fn release(&self);
+
+    /// Lets go of domains that hardware has left since they were attached, asks it once more about what it did not
+    /// confirm if `asks_again`, and says how the device stands. Called with no lock held but the device's guard, after
+    /// each change of what is attached.
+    fn look_after(&self, asks_again: bool) -> Condition {
+        let _ = asks_again;
+        Condition::Sound
+    }
+}
+
+/// What hardware confirms of what is attached to a device.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Condition {
+    /// All of it is what requests meet, and nothing else is.
+    #[default]
+    Sound,
+    /// Requests may be blocked that should be led somewhere.
+    CutOff,
+    /// Requests may meet what was attached before, which is kept.
+    Quarantined,
 }
 
 /// An attachment that is about to be; dropping it takes the preparations back.

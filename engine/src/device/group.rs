@@ -19,7 +19,7 @@ use alloc::vec::Vec;
 use iopt_formats::command::Pasid;
 use smallvec::SmallVec;
 
-use crate::device::{AttachFailure, Driver, Endpoint, Hwpt, Owner, Prepared};
+use crate::device::{AttachFailure, Condition, Driver, Endpoint, Hwpt, Owner, Prepared};
 use crate::sync::{GROUP, Mutex, MutexGuard};
 
 /// What was attached before. To be dropped once the lock is free: the domain may end with it.
@@ -52,6 +52,8 @@ pub(super) struct Member {
     /// Whether its driver was told of its default domain.
     pub(super) is_told: bool,
     pub(super) is_resetting: bool,
+    /// As it was reported last.
+    pub(super) condition: Condition,
 }
 
 /// Somebody's exclusive use.

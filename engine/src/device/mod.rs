@@ -109,8 +109,8 @@ pub use crate::device::bind::{Binding, DeviceGuard, Use};
 pub use crate::device::control::{DeviceControl, PlainDevices};
 pub use crate::device::defer::{Clock, Config, SystemClock};
 pub use crate::device::driver::{
-    AttachFailure, DefaultKind, DirectRegion, DomainKind, Driver, Endpoint, Hwpt, NewDomainError,
-    Prepared, ProbeError, ProbeRequest,
+    AttachFailure, Condition, DefaultKind, DirectRegion, DomainKind, Driver, Endpoint, Hwpt,
+    NewDomainError, Prepared, ProbeError, ProbeRequest,
 };
 pub use crate::device::error::{
     AddError, AttachError, BindError, GroupDomainError, GrowError, MachineError, OwnError,

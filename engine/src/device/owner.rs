@@ -64,6 +64,7 @@ impl Drop for Ownership {
         };
         drop(old);
         self.registry.tell_unfit(unfit);
+        self.registry.look_at(self.group);
         if has_left_out {
             self.registry.settle_left_out(self.group);
         }
@@ -121,6 +122,7 @@ impl Registry {
         }
         drop(inner);
         drop(old);
+        self.look_at(group);
         Ok(Ownership {
             registry: Arc::clone(self),
             group,

@@ -3,7 +3,9 @@
 use alloc::vec::Vec;
 use core::fmt;
 
-use crate::device::{AttachFailure, DeviceAddress, Identity, NewDomainError, NoIommu, ProbeError};
+use crate::device::{
+    AttachFailure, Condition, DeviceAddress, Identity, NewDomainError, NoIommu, ProbeError,
+};
 use crate::domain::DomainError;
 
 /// Gets a registry's reports, from whatever thread meets the reason, with no lock of the engine held.
@@ -60,6 +62,15 @@ pub enum Report {
         group: DeviceAddress,
         /// Why.
         error: NoDefaultDomain,
+    },
+    /// What hardware confirms of what is attached to a device has changed: it does not confirm that requests meet what
+    /// they should, or does so again. [Asked again](crate::device::Registry::look_after) it is when something is
+    /// attached, and when somebody wants it.
+    Condition {
+        /// The device.
+        device: DeviceAddress,
+        /// How it stands now.
+        condition: Condition,
     },
     /// A device stays blocked, as it cannot be attached to what its group is attached to.
     LeftBlocked {

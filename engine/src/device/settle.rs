@@ -41,6 +41,8 @@ impl Registry {
             };
             self.settle_newcomers(group, &running);
             working.is_done = true;
+            drop((working, running));
+            self.look_at(group);
         }
     }
 

@@ -14,9 +14,9 @@ use crate::device::fault::{DeviceFaults, FaultHandler};
 use crate::device::smmuv3::{Features, Smmu, Smmuv3, Smmuv3Domain, Smmuv3Driver, Stalls};
 use crate::device::testing::Recorder;
 use crate::device::{
-    AttachError, By, Config, DefaultKind, DeviceAddress, DeviceControl, DeviceTlb, Driver,
-    Endpoint, Hwpt, Identity, Machine, MachineParts, Owner, Ownership, ProbeError, ProbeRequest,
-    Registration, Registry, Resolved, Stream,
+    AttachError, By, Condition, Config, DefaultKind, DeviceAddress, DeviceControl, DeviceTlb,
+    Driver, Endpoint, Hwpt, Identity, Machine, MachineParts, Owner, Ownership, ProbeError,
+    ProbeRequest, Registration, Registry, Report, Reports, Resolved, Stream,
 };
 use crate::device::{NewDomainError, process};
 use crate::firmware::{InstanceIndex, NodeIndex};
@@ -123,6 +123,17 @@ pub(super) struct Rig {
     pub(super) ownerships: Vec<Arc<Ownership>>,
     control: Arc<Control>,
     watched: Arc<Watched>,
+    told: Arc<Told>,
+}
+
+/// Reports, written down.
+#[derive(Debug)]
+struct Told(Mutex<Vec<Report>>);
+
+impl Reports for Told {
+    fn report(&self, report: Report) {
+        self.0.lock().push(report);
+    }
 }
 
 pub(super) const fn node(number: usize) -> DeviceAddress {
@@ -188,8 +199,10 @@ impl Rig {
             ..MachineParts::default()
         };
         let machine = Machine::new(parts).expect("it is one");
+        let told = Arc::new(Told(Mutex::new(&LOG, Vec::new())));
         let config = Config {
             default_kind: Some(DefaultKind::Paging),
+            reports: Some(Arc::clone(&told) as Arc<dyn Reports>),
             ..Config::default()
         };
         let registry = Arc::new(Registry::new(Arc::new(machine), config));
@@ -226,6 +239,7 @@ impl Rig {
             ownerships,
             control,
             watched,
+            told,
         };
         rig.switches();
         rig.commands(0);
@@ -276,6 +290,16 @@ impl Rig {
         let log = self.control.log.lock();
         let own = log.iter().filter(|(device, _)| *device == node(number));
         own.map(|(_, switch)| *switch).collect()
+    }
+
+    /// Returns how devices stand, as far as it was reported since the last call.
+    pub(super) fn conditions(&self) -> Vec<(DeviceAddress, Condition)> {
+        let reports = mem::take(&mut *self.told.0.lock());
+        let conditions = reports.into_iter().filter_map(|report| match report {
+            Report::Condition { device, condition } => Some((device, condition)),
+            _ => None,
+        });
+        conditions.collect()
     }
 
     /// Returns what an SMMU was told since the last call.

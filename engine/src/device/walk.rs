@@ -29,8 +29,8 @@ use crate::device::driver::Published;
 use crate::device::group::Member;
 use crate::device::registry::{About, Device, Instance, Probed, Running, State, Status};
 use crate::device::{
-    AddError, DeviceAddress, Driver, Endpoint, Identity, NoIommu, ProbeError, ProbeRequest,
-    RegisterError, Registry, Report,
+    AddError, Condition, DeviceAddress, Driver, Endpoint, Identity, NoIommu, ProbeError,
+    ProbeRequest, RegisterError, Registry, Report,
 };
 use crate::sync::{BUS_WALK, lockdep};
 
@@ -401,6 +401,7 @@ impl Registry {
                     has_joined: false,
                     is_told: false,
                     is_resetting: false,
+                    condition: Condition::Sound,
                 };
                 let group = self.machine().group_of(number);
                 let mut inner = self.groups[group].lock();
@@ -538,6 +539,10 @@ impl Registry {
             number,
         };
         release(endpoint);
+        let condition = endpoint.look_after(false);
+        let device = self.machine().address(number);
+        let is_news = condition != Condition::Sound;
+        self.tell(is_news.then_some(Report::Condition { device, condition }));
     }
 }
 

@@ -33,6 +33,11 @@ type Seen<'a, A> = (Arc<<A as Architecture>::Unit>, Cow<'a, [u32]>);
 #[error("no instance is given for the device")]
 struct NoInstance;
 
+/// Firmware says that the device needs its TLB, and it may or can not have it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("the device has to cache translations, and cannot")]
+struct NoDeviceTlb;
+
 impl<A: Architecture> HardwareDriver<A> {
     /// Creates a driver that takes the tables of domains from `memory`, and asks `control` about devices.
     pub fn new(memory: Arc<A::Memory>, control: Arc<dyn DeviceControl>) -> Arc<Self> {
@@ -87,6 +92,12 @@ impl<A: Architecture> HardwareDriver<A> {
 impl<A: Architecture> Driver for HardwareDriver<A> {
     fn probe(&self, request: &ProbeRequest<'_>) -> Result<Arc<dyn Endpoint>, ProbeError> {
         let mut units: Vec<Seen<'_, A>> = Vec::new();
+        let count = request.instance_count();
+        let (mut at, mut all_ids) = (Vec::new(), Vec::new());
+        let reserved = units.try_reserve_exact(count);
+        let reserved = reserved.and_then(|()| at.try_reserve_exact(count));
+        let reserved = reserved.and_then(|()| all_ids.try_reserve_exact(count));
+        reserved.map_err(|error| ProbeError::Failed(Box::new(error)))?;
         for index in 0..request.instance_count() {
             let unit: Arc<A::Unit> = request.instance(index).ok_or(ProbeError::NotMine)?;
             let ids = match request.identity(index) {
@@ -106,10 +117,11 @@ impl<A: Architecture> Driver for HardwareDriver<A> {
             && !device.is_untrusted
             && device.device_tlb != DeviceTlb::Unsaid
             && self.control.has_ats(device.address);
+        if device.device_tlb == DeviceTlb::Required && !can_ats {
+            return Err(ProbeError::Failed(Box::new(NoDeviceTlb)));
+        }
         let widths = units.iter().map(|(unit, _)| A::pasid_bits(unit));
         let pasid_bits = widths.chain([device.pasid_bits]).min().unwrap_or(0);
-        let mut at = Vec::new();
-        let mut all_ids = Vec::new();
         for (unit, ids) in units {
             let arrival = Arrival {
                 device,
@@ -144,7 +156,9 @@ impl<A: Architecture> Driver for HardwareDriver<A> {
         let control = Arc::clone(&self.control);
         let facts = (can_ats, pasid_bits);
         let endpoint = HardwareEndpoint::<A>::new(device.address, at, control, facts);
-        Ok(endpoint.with_faults(faults).into_shared())
+        let needs_ats = device.device_tlb == DeviceTlb::Required;
+        let endpoint = endpoint.with_faults(faults).with_needs_ats(needs_ats);
+        Ok(endpoint.into_shared())
     }
 
     fn new_domain(

@@ -5,6 +5,7 @@ use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::any::Any;
 use core::fmt;
+use core::mem;
 
 use iopt_formats::command::Pasid;
 use smallvec::SmallVec;
@@ -15,7 +16,9 @@ use crate::device::context::{
     Architecture, Attached, Attachment, HardwareDomain, JoinDomainError, Outcome, Tags, Target,
 };
 use crate::device::fault::{Counted, DeviceFaults};
-use crate::device::{AttachFailure, DeviceAddress, DeviceControl, Endpoint, Hwpt, Prepared};
+use crate::device::{
+    AttachFailure, Condition, DeviceAddress, DeviceControl, Endpoint, Hwpt, Prepared,
+};
 use crate::invalidation::{SetError, SyncError};
 use crate::sync::{ENDPOINT, Mutex};
 
@@ -31,6 +34,8 @@ pub struct HardwareEndpoint<A: Architecture> {
     control: Arc<dyn DeviceControl>,
     /// Whether the device and all its instances can.
     can_ats: bool,
+    /// Whether it must not be translated without.
+    needs_ats: bool,
     pasid_bits: u8,
     /// What the device asks for, if it can.
     faults: Option<Faults>,
@@ -65,6 +70,7 @@ impl<A: Architecture> HardwareEndpoint<A> {
                 pasids: Vec::new(),
             },
             stuck: Vec::new(),
+            gone: Vec::new(),
             is_cut_off: false,
             has_ats: false,
             is_released: false,
@@ -75,6 +81,7 @@ impl<A: Architecture> HardwareEndpoint<A> {
             units,
             control,
             can_ats,
+            needs_ats: false,
             pasid_bits,
             faults: None,
             me: Weak::new(),
@@ -86,6 +93,13 @@ impl<A: Architecture> HardwareEndpoint<A> {
     #[must_use]
     pub(in crate::device) fn with_faults(mut self, faults: Option<Faults>) -> Self {
         self.faults = faults;
+        self
+    }
+
+    /// Refuses domains that translate without ATS.
+    #[must_use]
+    pub(in crate::device) const fn with_needs_ats(mut self, needs_ats: bool) -> Self {
+        self.needs_ats = needs_ats;
         self
     }
 
@@ -121,8 +135,7 @@ impl<A: Architecture> HardwareEndpoint<A> {
     /// Asks hardware again about what it did not confirm. Returns whether all that is attached is what hardware uses,
     /// and nothing else.
     pub fn retry(&self) -> bool {
-        let mut state = self.state.lock();
-        self.recover(&mut state).is_ok() && !state.is_cut_off
+        self.look_after(true) == Condition::Sound
     }
 
     /// Returns the instances that see its requests.
@@ -221,6 +234,11 @@ impl<A: Architecture> HardwareEndpoint<A> {
         places
             .try_reserve_exact(count)
             .map_err(|_| AttachFailure::Exhausted)?;
+        let stuck_count = state.stuck.len();
+        state
+            .gone
+            .try_reserve(stuck_count)
+            .map_err(|_| AttachFailure::Exhausted)?;
         places.push(None);
         places.extend(state.slots.pasids.iter().map(|slot| slot.lead.place));
         places.extend(state.stuck.iter().map(|slot| slot.lead.place));
@@ -235,13 +253,19 @@ impl<A: Architecture> HardwareEndpoint<A> {
             }
         }
         state.is_cut_off = outcome != Outcome::Known;
-        state.stuck.retain_mut(|slot| {
-            let is_stuck = slot.leave().is_err();
-            if let Some(process) = slot.lead.domain.process().filter(|_| !is_stuck) {
+        let State { stuck, gone, .. } = state;
+        let mut at = 0;
+        while let Some(slot) = stuck.get_mut(at) {
+            if slot.leave().is_err() {
+                at += 1;
+                continue;
+            }
+            if let Some(process) = slot.lead.domain.process() {
                 process.note_left();
             }
-            is_stuck
-        });
+            // There is room.
+            gone.push(stuck.swap_remove(at));
+        }
         if state.stuck.is_empty() {
             Ok(())
         } else {
@@ -283,13 +307,16 @@ impl<A: Architecture> HardwareEndpoint<A> {
         } else {
             Outcome::Known
         };
+        let gone = mem::take(&mut state.gone);
+        drop(state);
+        drop(gone);
         outcome != Outcome::Unknown && !is_stuck
     }
 
     /// Blocks all places, and lets go of the device. Done once.
     fn let_go(&self) {
         let mut state = self.state.lock();
-        if core::mem::replace(&mut state.is_released, true) {
+        if mem::replace(&mut state.is_released, true) {
             return;
         }
         while let Some(pasid) = state.slots.first_pasid() {
@@ -339,6 +366,8 @@ impl<A: Architecture> HardwareEndpoint<A> {
         counted: Option<Counted>,
     ) -> Result<Slot<A>, AttachFailure> {
         let mut attachments = SmallVec::new();
+        let reserved = attachments.try_reserve(self.units.len());
+        reserved.map_err(|_| AttachFailure::Exhausted)?;
         if let Some(translation) = lead.domain.translation() {
             let stage = &translation.stage;
             for (unit, port) in self.units.iter().zip(&state.ports) {
@@ -392,6 +421,11 @@ impl<A: Architecture> Endpoint for HardwareEndpoint<A> {
         self.recover(&mut state)?;
         // C2.
         let has_ats = self.can_ats && translation.is_some_and(|it| it.allows_ats);
+        if translation.is_some() && self.needs_ats && !has_ats {
+            return Err(AttachFailure::Unsupported {
+                what: "a domain without ATS for a device that needs it",
+            });
+        }
         let differs =
             |other: &Lead<A>| other.domain.translation().is_some() && other.has_ats != has_ats;
         if translation.is_some() && state.others(place).any(differs) {
@@ -429,6 +463,25 @@ impl<A: Architecture> Endpoint for HardwareEndpoint<A> {
 
     fn release(&self) {
         self.let_go();
+    }
+
+    fn look_after(&self, asks_again: bool) -> Condition {
+        let mut state = self.state.lock();
+        if asks_again {
+            // What comes of it stands below.
+            let _ = self.recover(&mut state);
+        }
+        let condition = if !state.stuck.is_empty() {
+            Condition::Quarantined
+        } else if state.is_cut_off {
+            Condition::CutOff
+        } else {
+            Condition::Sound
+        };
+        let gone = mem::take(&mut state.gone);
+        drop(state);
+        drop(gone);
+        condition
     }
 }
 

@@ -20,6 +20,8 @@ pub(super) struct State<A: Architecture> {
     pub(super) slots: Slots<A>,
     /// What hardware may still use. Has room for all that is attached or prepared.
     pub(super) stuck: Vec<Slot<A>>,
+    /// What hardware has left. Domains may end with these, so they go without a lock.
+    pub(super) gone: Vec<Slot<A>>,
     /// Whether entries may block that should lead somewhere, or hardware may not know what they say.
     pub(super) is_cut_off: bool,
     /// Whether ATS is enabled at the device.

@@ -137,7 +137,9 @@ impl Process {
             if self.has_exited() {
                 return Err(BindProcessError::Exited);
             }
-            if let Some(bond) = self.bind_to_known(&at, device, right)? {
+            let bond = self.bind_to_known(&at, device, right);
+            registry.look_at(group);
+            if let Some(bond) = bond? {
                 return Ok(bond);
             }
             if made.is_some() {
@@ -226,7 +228,7 @@ impl Process {
         let pasid = self.pasid();
         let attached = self.find_domain(|domain| {
             let hwpt = Arc::clone(&domain) as Arc<dyn Hwpt>;
-            match at.registry.attach_pasid(device, right.by(), pasid, &hwpt) {
+            match at.registry.put_at_pasid(device, right.by(), pasid, &hwpt) {
                 Ok(()) => Some(Ok(domain)),
                 Err(AttachError::Failed {
                     error: AttachFailure::Foreign,
@@ -240,7 +242,7 @@ impl Process {
     }
 
     fn unbind(&self, bond: &Bond) {
-        let domain = {
+        let (group, domain) = {
             let mut bonds = self.bonds.lock();
             let mut entries = bonds.entries.iter();
             let Some(at) = entries.position(|entry| entry.serial == bond.serial) else {
@@ -261,10 +263,11 @@ impl Process {
             // By the bonds, which were the last: the device may be gone, and the driver unbound.
             let registry = &bond.registry;
             registry.detach_from_pasid(attached.at.group, self.pasid(), &hwpt);
-            attached.domain
+            (attached.at.group, attached.domain)
         };
         // The domain may end here.
         drop(domain);
+        bond.registry.look_at(group);
     }
 }
 

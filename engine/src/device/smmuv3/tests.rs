@@ -1,5 +1,6 @@
 //! Devices behind SMMUs whose commands are written down.
 
+mod condition;
 mod direct;
 mod fits;
 mod shared;

@@ -5,6 +5,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::any::Any;
 use core::fmt;
+use core::mem;
 
 use iopt_formats::IovaRange;
 use iopt_formats::command::Pasid;
@@ -12,7 +13,9 @@ use iopt_formats::command::virtio::ReservedMemory;
 
 use crate::device::virtio::unit::Seats;
 use crate::device::virtio::{VirtioHwpt, VirtioUnit};
-use crate::device::{AttachFailure, DeviceAddress, DomainKind, Endpoint, Hwpt, Prepared};
+use crate::device::{
+    AttachFailure, Condition, DeviceAddress, DomainKind, Endpoint, Hwpt, Prepared,
+};
 use crate::domain::virtio::{Booking, EndpointError, Place, RequestError, Transport, Whereabouts};
 use crate::sync::{ENDPOINT, Mutex};
 
@@ -46,6 +49,10 @@ struct State<T: Transport> {
     attached: Option<Slot<T>>,
     /// Where it may still be (A3). Has room for two: what is attached, and what shall be.
     stuck: Vec<Slot<T>>,
+    /// Where it is known not to be any more.
+    gone: Vec<Slot<T>>,
+    /// Whether nothing is attached though something should be.
+    is_cut_off: bool,
     /// Why nothing is attached, or why it is not known what is.
     failure: Option<EndpointError>,
     is_quarantined: bool,
@@ -71,6 +78,8 @@ impl<T: Transport + 'static> VirtioEndpoint<T> {
         let state = State {
             attached: None,
             stuck: Vec::with_capacity(2),
+            gone: Vec::with_capacity(2),
+            is_cut_off: false,
             failure: None,
             is_quarantined: false,
         };
@@ -161,13 +170,17 @@ impl<T: Transport + 'static> VirtioEndpoint<T> {
             return;
         }
         let old = state.attached.take();
+        state.is_cut_off = false;
         if let Some(slot) = &new {
             match self.enter(&slot.hwpt) {
                 Ok(()) => {
                     state.attached = new;
                     return;
                 }
-                Err(error) => state.failure = Some(error),
+                Err(error) => {
+                    state.failure = Some(error);
+                    state.is_cut_off = true;
+                }
             }
         }
         if let Err(error) = self.isolate() {
@@ -187,7 +200,12 @@ impl<T: Transport + 'static> VirtioEndpoint<T> {
                 return Err(UNCONFIRMED);
             }
             state.is_quarantined = false;
-            state.stuck.clear();
+            // Domains may end with these, so they go without the lock.
+            if state.gone.is_empty() {
+                mem::swap(&mut state.stuck, &mut state.gone);
+            } else {
+                state.stuck.clear();
+            }
         }
         Ok(())
     }
@@ -251,6 +269,25 @@ impl<T: Transport + 'static> Endpoint for VirtioEndpoint<T> {
 
     fn release(&self) {
         self.block(None);
+    }
+
+    fn look_after(&self, asks_again: bool) -> Condition {
+        let mut state = self.state.lock();
+        if asks_again {
+            // What comes of it stands below.
+            let _ = self.recover(&mut state);
+        }
+        let condition = if state.is_quarantined {
+            Condition::Quarantined
+        } else if state.is_cut_off {
+            Condition::CutOff
+        } else {
+            Condition::Sound
+        };
+        let gone = mem::replace(&mut state.gone, Vec::with_capacity(2));
+        drop(state);
+        drop(gone);
+        condition
     }
 }
 

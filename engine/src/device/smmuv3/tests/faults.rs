@@ -7,10 +7,12 @@ use iopt_formats::event::smmuv3::{Event, Fault, FaultClass, FaultKind, PageReque
 use iopt_formats::{Iova, Oa};
 
 use super::*;
+use crate::device::driver::Published;
 use crate::device::fault::{FaultGroup, RespondError};
 use crate::device::testing_faults::Collector;
 use crate::device::testing_smmu::{self, Rig, Switch, capable, node};
-use crate::device::{AttachError, DeviceTlb};
+use crate::device::{AttachError, DeviceTlb, Driver, Identity, ProbeError, ProbeRequest, Stream};
+use crate::firmware::InstanceIndex;
 
 fn record(stream: u32, place: u32, group: u32, is_last: bool) -> Record {
     Record {
@@ -351,4 +353,35 @@ fn a_device_tlb_of_which_firmware_says_nothing_stays_off() {
             "{said:?}: {switches:?}"
         );
     }
+}
+
+/// Devices that have no ATS, and one for which firmware demands it.
+#[test]
+fn a_device_that_needs_its_tlb_is_taken_in_with_it_or_not_at_all() {
+    let smmu = Smmu::new(FEATURES, Arc::new(Heap), Recorder::instance()).expect("memory");
+    let instances = [Published {
+        identity: Identity::Described(InstanceIndex(0)),
+        serial: 1,
+        instance: smmu,
+    }];
+    let driver = Smmuv3Driver::<Heap, Recorder>::new(Arc::new(Heap), Arc::new(PlainDevices));
+    let mut device = Resolved::new(node(2), 0);
+    device.streams.push(Stream {
+        instance: InstanceIndex(0),
+        ids: vec![8],
+    });
+    for (said, is_in) in [(DeviceTlb::Allowed, true), (DeviceTlb::Required, false)] {
+        device.device_tlb = said;
+        let probed = driver.probe(&ProbeRequest {
+            device: &device,
+            instances: &instances,
+        });
+        assert_eq!(probed.is_ok(), is_in, "{said:?}");
+        assert!(matches!(probed, Ok(_) | Err(ProbeError::Failed(_))));
+    }
+    let rig = Rig::saying(DeviceTlb::Required);
+    let plain = Arc::new(testing_smmu::stage1().without_ats());
+    assert!(rig.attach(2, 0, &plain).is_err());
+    rig.attach(2, 0, &Arc::new(testing_smmu::stage1()))
+        .expect("with ATS");
 }
