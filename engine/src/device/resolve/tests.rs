@@ -1,5 +1,6 @@
 //! Machines resolved by hand.
 
+mod buses;
 mod random;
 mod tables;
 

@@ -6,14 +6,14 @@ use crate::firmware::fdt::writer::Writer as Blob;
 use crate::firmware::{acpi, device_tree};
 
 /// A tree with one cell for addresses and sizes.
-fn blob() -> Blob {
+pub(super) fn blob() -> Blob {
     Blob::new()
         .cells("#address-cells", &[1])
         .cells("#size-cells", &[1])
 }
 
 /// An SMMU with a phandle, for more properties.
-fn smmu(writer: Blob, phandle: u32, cells: u32) -> Blob {
+pub(super) fn smmu(writer: Blob, phandle: u32, cells: u32) -> Blob {
     writer
         .begin("iommu")
         .text("compatible", "arm,smmu-v3")
@@ -31,7 +31,7 @@ fn old_smmu(writer: Blob, phandle: u32, cells: u32) -> Blob {
         .cells("#iommu-cells", &[cells])
 }
 
-fn of_tree(writer: Blob) -> Description {
+pub(super) fn of_tree(writer: Blob) -> Description {
     device_tree::parse(&writer.finish()).expect("it is sound")
 }
 
