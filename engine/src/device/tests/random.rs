@@ -79,15 +79,65 @@ fn change(random: &mut Random, rig: &Rig, device: DeviceAddress, owned: &Owned) 
     assert!(is_expected, "{changed:?}");
 }
 
+/// A machine that becomes known little by little.
+struct Growth {
+    whole: MachineParts,
+    first_count: usize,
+    /// Whether time passes, once all has come that is there from the start.
+    has_time: bool,
+}
+
+impl Growth {
+    fn new(random: &mut Random, has_time: bool) -> Self {
+        let whole = machine(random);
+        let first_count = 1 + random.index(whole.devices.len());
+        Self {
+            whole,
+            first_count,
+            has_time,
+        }
+    }
+
+    /// Returns what is known at first.
+    fn first(&self) -> MachineParts {
+        self.parts_of(self.first_count)
+    }
+
+    /// Returns what a registry knows by now.
+    fn known(&self, rig: &Rig) -> MachineParts {
+        self.parts_of(rig.registry.machine().devices().len())
+    }
+
+    fn parts_of(&self, count: usize) -> MachineParts {
+        MachineParts {
+            devices: self.whole.devices[..count].to_vec(),
+            ..self.whole.clone()
+        }
+    }
+
+    /// Makes some more devices known, unless one of them would join two groups, or somebody else knows more.
+    fn grow(&self, random: &mut Random, rig: &Rig) {
+        let known_count = rig.registry.machine().devices().len();
+        let count = known_count + 1 + random.index(4);
+        let parts = self.parts_of(count.min(self.whole.devices.len()));
+        let grown = rig.registry.grow(Machine::new(parts).expect("it is one"));
+        let is_expected = matches!(
+            grown,
+            Ok(()) | Err(GrowError::Joined { .. } | GrowError::Gone { .. })
+        );
+        assert!(is_expected, "{grown:?}");
+    }
+}
+
 /// One event. Bound drivers that an unregistration meets are no failure.
-fn step(random: &mut Random, rig: &Rig, owner: &Arc<Owner>, owned: &mut Owned) {
+fn step(random: &mut Random, rig: &Rig, growth: &Growth, owner: &Arc<Owner>, owned: &mut Owned) {
     let registry = &rig.registry;
     let machine = registry.machine();
     let mut devices = machine.devices();
     let device = devices.nth(random.index(devices.len()));
     let device = device.expect("it is in range").address;
     let instance = described(random.index(registry.machine().instances().len()));
-    match random.below(18) {
+    match random.below(20) {
         0..4 => drop(registry.add_device(device)),
         4..7 => drop(registry.register(rig.registration(instance))),
         7..9 => drop(rig.bind_at(device)),
@@ -103,6 +153,11 @@ fn step(random: &mut Random, rig: &Rig, owner: &Arc<Owner>, owned: &mut Owned) {
         13 => drop((!owned.is_empty()).then(|| owned.swap_remove(random.index(owned.len())))),
         14..16 => change(random, rig, device, owned),
         16 => registry.tick(),
+        17 => growth.grow(random, rig),
+        18 if growth.has_time => {
+            registry.finish_initialization();
+            rig.later(random.below(8));
+        }
         _ => {
             let unregistered = registry.unregister(instance);
             assert!(!matches!(unregistered, Err(UnregisterError::Stuck)));
@@ -125,6 +180,8 @@ fn check_end(parts: MachineParts, rig: &Rig) {
                 .unbind_device(device.address)
                 .expect("it is there");
         }
+        // Instances came under some of the drivers.
+        rig.add_all();
         rig.check();
     };
     settle(rig);
@@ -150,18 +207,21 @@ fn check_end(parts: MachineParts, rig: &Rig) {
 fn random_traces_end_where_an_orderly_one_does() {
     for seed in 1..=trace_count(400) {
         let mut random = Random::new(seed as u64);
-        let parts = machine(&mut random);
-        let rig = Rig::of(parts.clone());
-        wishes(&mut random, &rig);
+        let growth = Growth::new(&mut random, seed % 2 == 0);
+        let rig = Rig::of(growth.first());
+        // Once groups do not wait for all of their members, who comes first decides.
+        if !growth.has_time {
+            wishes(&mut random, &rig);
+        }
         let (owner, mut owned) = (Owner::new("owner"), Owned::new());
         for _ in 0..random.below(200) {
-            step(&mut random, &rig, &owner, &mut owned);
+            step(&mut random, &rig, &growth, &owner, &mut owned);
             if random.one_in(16) {
                 rig.check();
             }
         }
         drop(owned);
-        check_end(parts, &rig);
+        check_end(growth.known(&rig), &rig);
     }
 }
 
@@ -169,21 +229,23 @@ fn random_traces_end_where_an_orderly_one_does() {
 fn threads_that_do_random_things_end_where_an_orderly_trace_does() {
     for seed in 1..=trace_count(60) {
         let mut random = Random::new(1000 + seed as u64);
-        let parts = machine(&mut random);
-        let rig = Rig::of(parts.clone());
-        wishes(&mut random, &rig);
+        let growth = Growth::new(&mut random, seed % 2 == 0);
+        let rig = Rig::of(growth.first());
+        if !growth.has_time {
+            wishes(&mut random, &rig);
+        }
         std::thread::scope(|scope| {
             for thread in 0..3 {
-                let rig = &rig;
+                let (rig, growth) = (&rig, &growth);
                 let mut random = Random::new((seed * 3 + thread + 1) as u64);
                 scope.spawn(move || {
                     let (owner, mut owned) = (Owner::new("owner"), Owned::new());
                     for _ in 0..80 {
-                        step(&mut random, rig, &owner, &mut owned);
+                        step(&mut random, rig, growth, &owner, &mut owned);
                     }
                 });
             }
         });
-        check_end(parts, &rig);
+        check_end(growth.known(&rig), &rig);
     }
 }
