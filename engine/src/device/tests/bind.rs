@@ -138,6 +138,58 @@ fn what_a_device_reaches_stays_the_same_however_often_it_is_configured() {
     }
 }
 
+/// A1.11: deferred three times inside each step that takes the device in, from another thread.
+#[test]
+fn a_driver_that_is_deferred_at_each_step_finds_the_device_as_it_was() {
+    let mut device = behind(0, 0, &[0, 1]);
+    device.reach.address_bits = Some(40);
+    let rig = Rig::new(Vec::from([device]));
+    let deferrals = Arc::new(AtomicUsize::new(0));
+    let seen = |machine: &Machine| {
+        let device = machine.device(node(0)).expect("it is there");
+        assert_eq!(device.reach.address_bits, Some(40));
+        core::ptr::from_ref(&device.reach) as usize
+    };
+    let first = seen(&rig.registry.machine());
+    let defer = {
+        let (registry, deferrals) = (Arc::downgrade(&rig.registry), Arc::clone(&deferrals));
+        move || {
+            let registry = registry.upgrade().expect("somebody calls it");
+            std::thread::scope(|scope| {
+                let deferred = scope.spawn(|| {
+                    for _ in 0..3 {
+                        let bound = registry.bind_device(node(0), Use::DefaultDomain);
+                        assert_eq!(bound.err(), Some(BindError::Defer));
+                        assert_eq!(seen(&registry.machine()), first);
+                        deferrals.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+                deferred.join().expect("it is deferred");
+            });
+        }
+    };
+    let (in_probe, in_domain, in_finalize) = (defer.clone(), defer.clone(), defer.clone());
+    rig.driver.on_probe(move |_| in_probe());
+    rig.driver.on_new_domain(in_domain);
+    rig.driver.on_finalize(move |_| in_finalize());
+    rig.add(0);
+    defer();
+    rig.register(0);
+    defer();
+    rig.register(1);
+    assert_eq!(deferrals.load(Ordering::Relaxed), 15);
+    assert_eq!(why(rig.bind(0)), None);
+    assert_eq!(seen(&rig.registry.machine()), first);
+    rig.world.with(|world| {
+        assert_eq!(world.probe_counts.get(&node(0)), Some(&1));
+        assert_eq!((world.finalized.len(), world.domains), (1, 1));
+    });
+    rig.unbind(0);
+    assert_eq!(rig.remove(0), Removal::Done);
+    rig.world
+        .with(|world| assert!(world.live.is_empty() && world.attached.is_empty()));
+}
+
 /// A1.12.
 #[test]
 fn a_driver_that_manages_dma_itself_claims_nothing() {

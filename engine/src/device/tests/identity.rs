@@ -190,6 +190,7 @@ fn an_instance_that_cannot_tell_its_devices_apart_has_one_group() {
         world: Arc::clone(&rig.world),
         on_probe: Mutex::new(&LOG, None),
         on_finalize: Mutex::new(&LOG, None),
+        on_new_domain: Mutex::new(&LOG, None),
         tells_devices_apart: false,
     };
     let registration = Registration {

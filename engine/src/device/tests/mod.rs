@@ -118,6 +118,7 @@ pub(super) struct Toy {
     pub(super) world: Arc<World>,
     pub(super) on_probe: Mutex<Option<Arc<Hook>>>,
     pub(super) on_finalize: Mutex<Option<Arc<Told>>>,
+    pub(super) on_new_domain: Mutex<Option<Arc<dyn Fn() + Send + Sync>>>,
     pub(super) tells_devices_apart: bool,
 }
 
@@ -133,12 +134,17 @@ impl Toy {
             world: Arc::clone(world),
             on_probe: Mutex::new(&LOG, None),
             on_finalize: Mutex::new(&LOG, None),
+            on_new_domain: Mutex::new(&LOG, None),
             tells_devices_apart: true,
         })
     }
 
     pub(super) fn on_probe(&self, hook: impl Fn(&ProbeRequest<'_>) + Send + Sync + 'static) {
         *self.on_probe.lock() = Some(Arc::new(Box::new(hook)));
+    }
+
+    pub(super) fn on_new_domain(&self, hook: impl Fn() + Send + Sync + 'static) {
+        *self.on_new_domain.lock() = Some(Arc::new(hook));
     }
 
     pub(super) fn on_finalize(&self, hook: impl Fn(&Arc<dyn Endpoint>) + Send + Sync + 'static) {
@@ -204,6 +210,10 @@ impl Driver for Toy {
         kind: DefaultKind,
         _: &[Arc<dyn Endpoint>],
     ) -> Result<Arc<dyn Hwpt>, NewDomainError> {
+        let hook = self.on_new_domain.lock().clone();
+        if let Some(hook) = hook {
+            hook();
+        }
         if self.world.with(|world| world.failing_kinds.contains(&kind)) {
             return Err(NewDomainError::Unsupported);
         }
