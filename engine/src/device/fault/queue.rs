@@ -12,7 +12,7 @@ use iopt_formats::command::{PageResponse, Pasid};
 use crate::device::fault::group::{Fate, FaultGroup, FaultHandler, RespondError};
 use crate::device::fault::partial::{Begun, Partials};
 use crate::device::fault::request::{Answer, Origin, PageResponder, Reported, Requester};
-use crate::device::fault::rounds::{Doubt, Doubts, Kept, Mark, Rounds};
+use crate::device::fault::rounds::{Doubt, Doubts, Kept, Mark, Rounds, Unread};
 use crate::device::{Clock, DeviceAddress, DeviceControl, SystemClock};
 use crate::invalidation::SyncError;
 use crate::sync::{FAULTS, Mutex, lockdep};
@@ -242,12 +242,12 @@ impl DeviceFaults {
 
     /// Lets go of what was kept until records were read that are read by now.
     pub fn forget_passed(&self) {
-        while let Some(kept) = self.take_passed() {
-            drop(kept);
+        while let Some(passed) = self.take_passed() {
+            drop(passed);
         }
     }
 
-    fn take_passed(&self) -> Option<Option<Kept>> {
+    fn take_passed(&self) -> Option<Unread> {
         self.inner.lock().doubts.take_passed()
     }
 

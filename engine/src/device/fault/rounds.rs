@@ -133,7 +133,7 @@ pub(super) enum Doubt {
 #[derive(Default)]
 pub(super) struct Doubts {
     sources: Vec<Source>,
-    entries: Vec<Entry>,
+    entries: Vec<Unread>,
 }
 
 /// A queue.
@@ -146,13 +146,14 @@ struct Source {
     all: Option<Mark>,
 }
 
-struct Entry {
+/// A place that was left.
+pub(super) struct Unread {
     source: usize,
     place: Option<Pasid>,
     mark: Mark,
     doubt: Doubt,
     /// What must not be used otherwise meanwhile.
-    kept: Option<Kept>,
+    _kept: Option<Kept>,
 }
 
 /// Something that is kept until all that was asked under it is read.
@@ -188,12 +189,12 @@ impl Doubts {
         for (index, source) in self.sources.iter_mut().enumerate() {
             let mark = source.rounds.mark();
             if self.entries.len() < self.entries.capacity() {
-                self.entries.push(Entry {
+                self.entries.push(Unread {
                     source: index,
                     place,
                     mark,
                     doubt,
-                    kept: kept.cloned(),
+                    _kept: kept.cloned(),
                 });
             } else {
                 // Never without room, and safe all the same.
@@ -230,13 +231,13 @@ impl Doubts {
     }
 
     /// Takes out something of which all is read, to be dropped without a lock.
-    pub(super) fn take_passed(&mut self) -> Option<Option<Kept>> {
-        let has_passed = |entry: &Entry| {
+    pub(super) fn take_passed(&mut self) -> Option<Unread> {
+        let has_passed = |entry: &Unread| {
             let source = &self.sources[entry.source];
             source.rounds.has_passed(entry.mark)
         };
         let at = self.entries.iter().position(has_passed)?;
-        Some(self.entries.swap_remove(at).kept)
+        Some(self.entries.swap_remove(at))
     }
 
     /// Returns how many entries there are.

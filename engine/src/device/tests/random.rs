@@ -217,7 +217,7 @@ fn random_traces_end_where_an_orderly_one_does() {
         for _ in 0..random.below(200) {
             step(&mut random, &rig, &growth, &owner, &mut owned);
             if random.one_in(16) {
-                rig.check();
+                rig.check_grown();
             }
         }
         drop(owned);
