@@ -28,7 +28,7 @@ use smallvec::SmallVec;
 use crate::invalidation::instance::{Encode, Instance};
 use crate::invalidation::places::PlaceSet;
 use crate::invalidation::plan::{Phase, Planner};
-use crate::invalidation::queue::{self, Device, Queue};
+use crate::invalidation::queue::{self, Device};
 use crate::invalidation::{Changes, Invalidate, SyncError};
 use crate::sync::{DomainLock, INVALIDATION_SET, OnceLock, SYNC};
 
@@ -136,7 +136,8 @@ where
     }
 
     /// Carries out commands about places of an instance, and waits for them. `list` gets the places and names the
-    /// commands; the places stay until these stand in the queue, so that none comes after its place has gone.
+    /// commands; the places stay until these stand in the queue, so that none comes after its place has gone. It is
+    /// asked again for commands that are [given again](Instance::execute).
     ///
     /// # Errors
     ///
@@ -144,18 +145,17 @@ where
     pub fn execute(
         &self,
         instance: &Arc<Instance<P, D>>,
-        list: impl FnOnce(PlacesAt<'_, P::Tag>, &mut dyn FnMut(P::Command)),
+        list: impl Fn(PlacesAt<'_, P::Tag>, &mut dyn FnMut(P::Command)),
     ) -> Result<(), SyncError> {
         let _waiting = SYNC.waiting();
-        let ticket = {
+        instance.complete(|| {
             let places = self.places.read();
             let places = match self.slot(instance) {
                 Some((_, number)) => PlacesAt::new(&places, number),
                 None => PlacesAt { places: &[] },
             };
-            instance.submit(|emit| list(places, emit))?
-        };
-        instance.queue().wait(ticket)
+            instance.submit(|emit| list(places, emit))
+        })
     }
 
     /// Returns the slot of an instance, or the first free one.
@@ -170,13 +170,13 @@ where
     /// A place that left in between could be another domain's by the time its command is sent.
     fn send(&self, phase: Phase, changes: &Changes) -> Result<Round, SyncError> {
         let places = self.places.read();
-        let mut round = Round::default();
+        let mut round = Round::of(phase);
         for places in places
             .as_slice()
             .chunk_by(|(one, _), (next, _)| one.instance == next.instance)
         {
             let number = places[0].0.instance;
-            let Some(instance) = self.instances[usize::from(number)].get() else {
+            let Some(instance) = self.instance(number) else {
                 continue;
             };
             let tags = places.iter().map(|(place, _)| &place.tag);
@@ -189,7 +189,8 @@ where
                 (Some(one), Some(other)) => Some(one.min(other)),
                 (one, other) => one.or(other),
             };
-            let ticket = instance.send(tags.filter(|tag| P::phase(tag) == phase), changes)?;
+            let sent = instance.send(tags.filter(|tag| P::phase(tag) == phase), changes)?;
+            let ticket = sent.ticket;
             if !ticket.is_nothing() {
                 round.tickets.push((number, ticket));
             }
@@ -201,8 +202,15 @@ where
     fn finish(&self, round: Round, changes: &Changes) -> Result<Option<Round>, SyncError> {
         round.failed.map_or(Ok(()), Err)?;
         for (number, ticket) in round.tickets {
-            self.queue(number)
-                .map_or(Ok(()), |queue| queue.wait(ticket))?;
+            let Some(instance) = self.instance(number) else {
+                continue;
+            };
+            match instance.queue().wait(ticket) {
+                Err(SyncError::DeviceTimedOut) if round.phase != Phase::DeviceTlb => {
+                    self.repeat(instance, number, round.phase, changes)?;
+                }
+                outcome => outcome?,
+            }
         }
         round
             .next
@@ -210,10 +218,28 @@ where
             .transpose()
     }
 
-    /// Returns the queue to an instance that places or tickets name.
-    fn queue(&self, number: u8) -> Option<&Queue<D>> {
+    /// Sends what makes the places of `phase` at one instance forget `changes` again: those that are there by now,
+    /// as whoever left had his forget everything.
+    #[cold]
+    fn repeat(
+        &self,
+        instance: &Instance<P, D>,
+        number: u8,
+        phase: Phase,
+        changes: &Changes,
+    ) -> Result<(), SyncError> {
+        instance.repeat(|| {
+            let places = self.places.read();
+            let places = PlacesAt::new(&places, number).places.iter();
+            let tags = places.map(|(place, _)| &place.tag);
+            instance.send(tags.filter(|tag| P::phase(tag) == phase), changes)
+        })
+    }
+
+    /// Returns an instance that places or tickets name.
+    fn instance(&self, number: u8) -> Option<&Instance<P, D>> {
         let slot = self.instances.get(usize::from(number))?;
-        slot.get().map(|instance| instance.queue())
+        slot.get().map(|instance| &**instance)
     }
 }
 
@@ -256,14 +282,26 @@ impl<'s, T: Copy + Ord> PlacesAt<'s, T> {
 }
 
 /// Commands that may run at the same time.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Round {
+    phase: Phase,
     // Mostly one, and tickets are moved about.
     tickets: SmallVec<[(u8, queue::Ticket); 1]>,
     /// Which places have their turn when these are complete.
     next: Option<Phase>,
     /// Why there is no sense in waiting.
     failed: Option<SyncError>,
+}
+
+impl Round {
+    fn of(phase: Phase) -> Self {
+        Self {
+            phase,
+            tickets: SmallVec::new(),
+            next: None,
+            failed: None,
+        }
+    }
 }
 
 /// An invalidation on its way through all places of a domain.
@@ -289,7 +327,8 @@ where
         })
     }
 
-    /// Waits for each round and sends the next, to the places that are there by then.
+    /// Waits for each round and sends the next, to the places that are there by then. A round that fails only
+    /// because a device of somebody else did not answer is sent again, a few times.
     fn wait(&self, ticket: SetTicket) -> Result<(), SyncError> {
         let SetTicket { changes, mut round } = ticket;
         while let Some(next) = self.finish(round, &changes)? {
@@ -304,7 +343,8 @@ where
             // All are asked, because asking helps each on.
             let tickets = round.tickets.iter_mut();
             let is_done = tickets.fold(true, |is_done, (number, ticket)| {
-                is_done & self.queue(*number).is_none_or(|it| it.is_done(ticket))
+                let instance = self.instance(*number);
+                is_done & instance.is_none_or(|it| it.queue().is_done(ticket))
             });
             if !is_done {
                 return false;
@@ -313,7 +353,8 @@ where
                 // The wait looks at the outcome.
                 return true;
             }
-            *round = match self.finish(mem::take(round), changes) {
+            let over = mem::replace(round, Round::of(round.phase));
+            *round = match self.finish(over, changes) {
                 Ok(Some(next)) => next,
                 Ok(None) => return true,
                 Err(error) => {

@@ -157,6 +157,10 @@ impl Planner for Forget {
     fn phase(_: &u32) -> Phase {
         Phase::Iotlb
     }
+
+    fn can_repeat(_: &Command) -> bool {
+        true
+    }
 }
 
 /// Contexts of one word, an ID above the valid bit, which this hardware never caches.

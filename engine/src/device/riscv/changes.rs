@@ -58,7 +58,7 @@ impl Old {
     }
 
     /// Returns what makes hardware forget them.
-    fn commands(self) -> impl Iterator<Item = Command> {
+    fn commands(self) -> impl Iterator<Item = Command> + Clone {
         let host = |pscid| Command::IotinvalVma {
             gscid: None,
             pscid,
@@ -92,14 +92,14 @@ pub(super) const fn device_directory() -> [Command; 1] {
 }
 
 /// After an entry above the last level of the process directory of `devices`.
-pub(super) fn process_directory(devices: &[u32]) -> impl Iterator<Item = Command> {
+pub(super) fn process_directory(devices: &[u32]) -> impl Iterator<Item = Command> + Clone {
     devices.iter().map(|&device| Command::IodirInvalDdt {
         device: Some(narrow(device)),
     })
 }
 
 /// After the context of a device.
-pub(super) fn device_context(device: u32, old: Old) -> impl Iterator<Item = Command> {
+pub(super) fn device_context(device: u32, old: Old) -> impl Iterator<Item = Command> + Clone {
     let device = Some(narrow(device));
     core::iter::once(Command::IodirInvalDdt { device }).chain(old.commands())
 }
@@ -109,7 +109,7 @@ pub(super) fn process_context(
     devices: &[u32],
     process: Pasid,
     old: Old,
-) -> impl Iterator<Item = Command> {
+) -> impl Iterator<Item = Command> + Clone {
     let devices = devices.iter().map(move |&device| Command::IodirInvalPdt {
         device: narrow(device),
         process,

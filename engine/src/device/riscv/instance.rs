@@ -190,7 +190,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> RiscvIommu<M, D> {
     /// Carries out commands.
     pub(super) fn execute(
         &self,
-        commands: impl IntoIterator<Item = Command>,
+        commands: impl IntoIterator<Item = Command, IntoIter: Clone>,
     ) -> Result<(), SyncError> {
         self.instance.execute(commands)
     }

@@ -142,6 +142,13 @@ impl Planner for Amd {
             Tag::Ats { .. } | Tag::AtsFull { .. } => Phase::DeviceTlb,
         }
     }
+
+    fn can_repeat(command: &Command) -> bool {
+        !matches!(
+            command,
+            Command::InvalidateIotlbPages { .. } | Command::CompletePageRequest { .. }
+        )
+    }
 }
 
 pub(crate) const fn device_tlb(device: Device, pasid: Option<Pasid>, span: Span) -> Command {

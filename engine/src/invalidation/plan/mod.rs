@@ -33,6 +33,11 @@ pub trait Planner {
 
     /// Returns when in an invalidation the commands of `tag` have their turn.
     fn phase(tag: &Self::Tag) -> Phase;
+
+    /// Returns whether a command can be given again after it failed because a device did not answer: no device has
+    /// to answer it, and to carry it out twice is the same as once. The failure of another one's device may be met by
+    /// it; its own device's is final.
+    fn can_repeat(command: &Self::Command) -> bool;
 }
 
 /// The parts of an invalidation, each of which needs those before to be complete: its commands stand behind

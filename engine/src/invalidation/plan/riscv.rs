@@ -163,6 +163,13 @@ impl Planner for Riscv {
             Tag::Ats { .. } | Tag::AtsFull { .. } => Phase::DeviceTlb,
         }
     }
+
+    fn can_repeat(command: &Command) -> bool {
+        !matches!(
+            command,
+            Command::AtsInval { .. } | Command::AtsPrgr { .. }
+        )
+    }
 }
 
 /// So many commands for one change are one for the whole address space instead. With pages of 4 KiB this is

@@ -202,6 +202,16 @@ impl Planner for Smmuv3 {
             Tag::Ats { .. } | Tag::AtsFull { .. } => Phase::DeviceTlb,
         }
     }
+
+    fn can_repeat(command: &Command) -> bool {
+        !matches!(
+            command,
+            Command::AtcInv { .. }
+                | Command::PriResp { .. }
+                | Command::Resume { .. }
+                | Command::StallTerm { .. }
+        )
+    }
 }
 
 /// How a change is told to the TLB.

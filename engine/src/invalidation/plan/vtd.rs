@@ -202,6 +202,15 @@ impl Planner for Vtd {
             Tag::Ats { .. } | Tag::AtsFull { .. } => Phase::DeviceTlb,
         }
     }
+
+    fn can_repeat(command: &Descriptor) -> bool {
+        !matches!(
+            command,
+            Descriptor::DeviceTlb { .. }
+                | Descriptor::PasidDeviceTlb { .. }
+                | Descriptor::PageGroupResponse { .. }
+        )
+    }
 }
 
 /// One block, even if it is much larger than the range: each costs a round trip to the device.

@@ -117,6 +117,9 @@ pub enum WithSync {
     Now,
     /// Its ticket finds one that others sent, or sends one when it is waited for.
     Later,
+    /// So does each part of a long list: a device may not answer, and nobody else's SYNC is to stand between the
+    /// commands and the one that finds out.
+    Each,
 }
 
 /// A command queue; see the [module](self).
@@ -261,7 +264,7 @@ impl<D: Device> Queue<D> {
     ///
     /// Returns at once if there is room. Otherwise it may wait for hardware, hence inside
     /// [`SYNC`], as [`Gather`](crate::invalidation::Gather) does it. Without commands there is nothing to
-    /// wait for later: only [`WithSync::Now`] sends a SYNC then.
+    /// wait for later: only [`WithSync::Later`] sends no SYNC then.
     ///
     /// # Errors
     ///
@@ -280,7 +283,11 @@ impl<D: Device> Queue<D> {
         let mut rest = commands;
         loop {
             let (list, left) = rest.split_at(rest.len().min(list_limit));
-            let has_sync = left.is_empty() && sync == WithSync::Now;
+            let has_sync = match sync {
+                WithSync::Now => left.is_empty(),
+                WithSync::Later => false,
+                WithSync::Each => true,
+            };
             if list.is_empty() && !has_sync {
                 return Ok(ticket);
             }

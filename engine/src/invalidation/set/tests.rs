@@ -2,7 +2,7 @@ use core::time::Duration;
 
 use super::*;
 use crate::invalidation::queue::tests::toy::{Opcode, Seen, Toy, entry};
-use crate::invalidation::queue::{Completion, Queue, Shape};
+use crate::invalidation::queue::{Completion, Queue, Shape, WithSync};
 use crate::invalidation::{Gather, Quarantined};
 use crate::invalidation::{Kind, TableId};
 use crate::reclaim::Operation;
@@ -50,6 +50,10 @@ impl Planner for Plain {
             1 => Phase::CombinedEntries,
             _ => Phase::DeviceTlb,
         }
+    }
+
+    fn can_repeat(&Mark(_, Tag(phase, _)): &Mark) -> bool {
+        phase < 2
     }
 }
 
@@ -285,4 +289,101 @@ fn long_lists_end_with_one_sync() {
     let seen = consumed(&one);
     assert_eq!(seen.len(), 151);
     assert_eq!(seen[150], None);
+}
+
+/// Hardware that drops all that is under way when a device does not answer, and hardware that only fails a SYNC.
+fn with_silence() -> [Arc<Instance<Plain, Hardware>>; 2] {
+    let dropping = Shape {
+        has_wrap_bit: false,
+        completion: Completion::Status,
+        ..SHAPE
+    };
+    [SHAPE, dropping].map(|shape| {
+        let toy = Toy::new(shape).consuming_in_pauses(4);
+        let queue = Queue::new(toy).expect("the shape is sound");
+        let opcode = Opcode::Plain;
+        Arc::new(Instance::new(Plain { opcode }, queue))
+    })
+}
+
+/// Has somebody else ask a device that does not answer.
+fn ask_silent_device(instance: &Instance<Plain, Hardware>) {
+    let silent = [entry(Opcode::Silent, 9, 9)];
+    let _waiting = SYNC.waiting();
+    let sent = instance.queue().submit(&silent, WithSync::Later);
+    assert!(!sent.expect("there is room").is_nothing());
+}
+
+#[test]
+fn the_silent_device_of_another_one_fails_nobody() {
+    let tags = [Tag(0, 3), Tag(1, 3)];
+    for one in with_silence() {
+        let set = set();
+        set.attach(&one, &tags).expect("room");
+        ask_silent_device(&one);
+        assert_eq!(sync(&set), Ok(()));
+        ask_silent_device(&one);
+        assert_eq!(one.forget(&tags), Ok(()));
+        ask_silent_device(&one);
+        let commands = tags.map(|tag| Mark(Opcode::Plain, tag));
+        assert_eq!(one.execute(commands), Ok(()));
+        ask_silent_device(&one);
+        let executed = set.execute(&one, |places, emit| {
+            places.tags().for_each(|tag| emit(Mark(Opcode::Plain, tag)));
+        });
+        assert_eq!(executed, Ok(()));
+        // Whoever looks now and then is told the same.
+        ask_silent_device(&one);
+        let mut pending = removal().submit(&set);
+        while !pending.is_done() {
+            one.queue().device().run();
+        }
+        assert!(pending.wait().is_ok());
+    }
+}
+
+#[test]
+fn who_asks_a_silent_device_fails_at_once() {
+    for one in with_silence() {
+        let set = set();
+        set.attach(&one, &[Tag(2, 7)]).expect("room");
+        ask_silent_device(&one);
+        assert_eq!(sync(&set), Err(SyncError::DeviceTimedOut));
+        ask_silent_device(&one);
+        let own = [Mark(Opcode::Plain, Tag(0, 3)), Mark(Opcode::Plain, Tag(2, 7))];
+        assert_eq!(one.execute(own), Err(SyncError::DeviceTimedOut));
+        let told = consumed(&one).into_iter().flatten();
+        assert_eq!(told.filter(|&(phase, _)| phase == 2).count(), 2);
+    }
+}
+
+#[test]
+fn a_list_is_not_sent_again_for_ever() {
+    let (set, one) = (set(), instance(Opcode::Silent, true));
+    set.attach(&one, &[Tag(0, 3)]).expect("room");
+    assert_eq!(sync(&set), Err(SyncError::DeviceTimedOut));
+    let told = consumed(&one).into_iter().flatten().count();
+    assert_eq!(told, 4, "once, and three times more");
+}
+
+/// Else whoever sends the next SYNC hears of devices that are none of his.
+#[test]
+fn each_part_of_a_long_list_that_asks_devices_has_a_sync() {
+    let (set, one) = (set(), works());
+    let tags: Vec<_> = (0..150).map(|number| Tag(2, number)).collect();
+    set.attach(&one, &tags).expect("room");
+    assert_eq!(sync(&set), Ok(()));
+    let seen = consumed(&one);
+    // 31 commands and a SYNC fill the ring.
+    assert!(seen.chunks(32).all(|part| part.contains(&None)), "{seen:?}");
+    assert_eq!(seen.iter().flatten().count(), 150);
+    assert_eq!(seen.last(), Some(&None));
+    // Those that others are to share, too.
+    let toy = Toy::new(SHAPE).consuming_in_pauses(4);
+    let queue = Queue::new(toy).expect("the shape is sound");
+    let opcode = Opcode::Plain;
+    let one = Instance::new(Plain { opcode }, queue).with_shared_syncs();
+    one.forget(&tags[..70]).expect("it works");
+    let seen = consumed(&one);
+    assert!(seen.chunks(32).all(|part| part.contains(&None)), "{seen:?}");
 }

@@ -78,6 +78,10 @@ impl<B: Behaviour, const IS_HASTY: bool> Planner for BrokenPlanner<B, IS_HASTY> 
             B::Planner::phase(tag)
         }
     }
+
+    fn can_repeat(command: &CommandOf<B>) -> bool {
+        B::Planner::can_repeat(command)
+    }
 }
 
 impl<B: Behaviour, const IS_HASTY: bool> Behaviour for Broken<B, IS_HASTY> {
