@@ -101,6 +101,9 @@ pub trait Architecture: Sized + 'static {
     /// [`LinkError`]. What was linked may stay.
     fn port(unit: &Self::Unit, arrival: &Arrival<'_>) -> Result<Self::Port, LinkError>;
 
+    /// Returns what is known of the entries of the device's IDs, whichever device that has them wrote them last.
+    fn standing(port: &Self::Port) -> Outcome;
+
     /// Returns the places where translations by `stage`, under the domain's `id`, for requests of that place
     /// are cached, in rising order: the instance's own, and if it `has_ats` those of the device.
     fn tags(

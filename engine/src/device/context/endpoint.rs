@@ -121,21 +121,41 @@ impl<A: Architecture> HardwareEndpoint<A> {
         self.state.lock().has_ats
     }
 
-    /// Returns whether hardware did not confirm that it left a domain that was attached.
+    /// Returns whether hardware did not confirm that it left a domain that was attached: to the device, or to another
+    /// one that has an ID with it in common.
     pub fn is_quarantined(&self) -> bool {
-        !self.state.lock().stuck.is_empty()
+        self.condition(&self.state.lock()) == Condition::Quarantined
     }
 
     /// Returns whether requests of the device may be blocked that should be led somewhere, or led elsewhere, because
-    /// hardware failed when it was told. [`retry`](Self::retry) asks again, as does each preparation.
+    /// hardware failed when it was told: of the device, or of another one that has an ID with it in common.
+    /// [`retry`](Self::retry) asks again, as does each preparation.
     pub fn is_cut_off(&self) -> bool {
-        self.state.lock().is_cut_off
+        let state = self.state.lock();
+        state.is_cut_off || self.standing(&state) != Outcome::Known
+    }
+
+    fn condition(&self, state: &State<A>) -> Condition {
+        let standing = self.standing(state);
+        if !state.stuck.is_empty() || standing == Outcome::Unknown {
+            Condition::Quarantined
+        } else if state.is_cut_off || standing != Outcome::Known {
+            Condition::CutOff
+        } else {
+            Condition::Sound
+        }
     }
 
     /// Asks hardware again about what it did not confirm. Returns whether all that is attached is what hardware uses,
     /// and nothing else.
     pub fn retry(&self) -> bool {
         self.look_after(true) == Condition::Sound
+    }
+
+    /// Returns what is known of the entries of its IDs, whoever wrote them last.
+    fn standing(&self, state: &State<A>) -> Outcome {
+        let ports = state.ports.iter().map(A::standing);
+        ports.fold(Outcome::Known, Outcome::and)
     }
 
     /// Returns the instances that see its requests.
@@ -179,7 +199,8 @@ impl<A: Architecture> HardwareEndpoint<A> {
         }
         let had_ats = state.has_ats;
         let old = state.slots.replace(place, new);
-        let has_ats = state.slots.have_ats();
+        // Of a device that goes ATS is off, and stays off.
+        let has_ats = state.slots.have_ats() && !state.is_released;
         if had_ats && !has_ats {
             self.control.set_ats(self.address, false);
         }
@@ -226,25 +247,20 @@ impl<A: Architecture> HardwareEndpoint<A> {
 
     /// Asks hardware again about what it did not confirm, and leaves what it no longer uses.
     fn recover(&self, state: &mut State<A>) -> Result<(), AttachFailure> {
-        if state.stuck.is_empty() && !state.is_cut_off {
+        let is_known = self.standing(state) == Outcome::Known;
+        if state.stuck.is_empty() && !state.is_cut_off && is_known {
             return Ok(());
         }
-        let mut places = Vec::new();
-        let count = 1 + state.slots.pasids.len() + state.stuck.len();
-        places
-            .try_reserve_exact(count)
-            .map_err(|_| AttachFailure::Exhausted)?;
         let stuck_count = state.stuck.len();
         state
             .gone
             .try_reserve(stuck_count)
             .map_err(|_| AttachFailure::Exhausted)?;
-        places.push(None);
-        places.extend(state.slots.pasids.iter().map(|slot| slot.lead.place));
-        places.extend(state.stuck.iter().map(|slot| slot.lead.place));
         let has_ats = state.has_ats;
         let mut outcome = Outcome::Known;
-        for place in places {
+        let mut number = 0;
+        while let Some(place) = state.place(number) {
+            number += 1;
             outcome = outcome.and(self.write(state, place, has_ats));
             let is_known = outcome != Outcome::Unknown
                 && (!has_ats || self.forget_device_tlb(state, place).is_ok());
@@ -307,6 +323,7 @@ impl<A: Architecture> HardwareEndpoint<A> {
         } else {
             Outcome::Known
         };
+        state.is_cut_off |= outcome != Outcome::Known;
         let gone = mem::take(&mut state.gone);
         drop(state);
         drop(gone);
@@ -319,10 +336,16 @@ impl<A: Architecture> HardwareEndpoint<A> {
         if mem::replace(&mut state.is_released, true) {
             return;
         }
+        // First of all, so that no device has to answer that may not be there any more.
+        if mem::take(&mut state.has_ats) {
+            self.control.set_ats(self.address, false);
+        }
         while let Some(pasid) = state.slots.first_pasid() {
             self.change(&mut state, Some(pasid), None);
         }
         self.change(&mut state, None, None);
+        // What it did not confirm before. If it does not now, nobody asks again.
+        let _ = self.recover(&mut state);
         if let Some(faults) = self.faults() {
             let listeners = self.units.iter().filter_map(|unit| A::listeners(unit));
             listeners.for_each(|listeners| listeners.strike_out(faults));
@@ -330,6 +353,9 @@ impl<A: Architecture> HardwareEndpoint<A> {
         if self.pasid_bits > 0 {
             self.control.set_pasids(self.address, false);
         }
+        let gone = mem::take(&mut state.gone);
+        drop(state);
+        drop(gone);
     }
 
     /// Checks what more a domain wants than tables.
@@ -471,13 +497,7 @@ impl<A: Architecture> Endpoint for HardwareEndpoint<A> {
             // What comes of it stands below.
             let _ = self.recover(&mut state);
         }
-        let condition = if !state.stuck.is_empty() {
-            Condition::Quarantined
-        } else if state.is_cut_off {
-            Condition::CutOff
-        } else {
-            Condition::Sound
-        };
+        let condition = self.condition(&state);
         let gone = mem::take(&mut state.gone);
         drop(state);
         drop(gone);

@@ -244,6 +244,10 @@ impl Architecture for Least {
         Err(LinkError::Absent { index: 0 })
     }
 
+    fn standing(_: &Self::Port) -> Outcome {
+        Outcome::Known
+    }
+
     fn tags(_: &Self::Port, _: Option<Pasid>, (): &(), id: u32, _: bool) -> Tags<Forget> {
         smallvec![id]
     }

@@ -11,6 +11,7 @@
 //! - **S1** (one holder): of those that want something of an ID exactly one is its holder; of an ID of which nobody
 //!   wants anything, none.
 //! - **S2** (steady): the holder changes only if it wants nothing any more, or gives way.
+//! - **S3** (one fate): what is known of an ID's entry is known to all who have the ID, whoever wrote it last.
 
 #[cfg(all(test, not(loom)))]
 mod tests;
@@ -19,6 +20,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
+use crate::device::context::{Outcome, Unwritten};
 use crate::sync::{Mutex, SHARED_IDS};
 
 /// Who has which IDs of an instance, and what each wants of their entries.
@@ -38,6 +40,8 @@ struct Claim<E> {
     /// Nothing if its requests are to be blocked.
     wanted: Option<E>,
     is_holder: bool,
+    /// The same of all claims to the ID (S3).
+    standing: Outcome,
 }
 
 /// No memory to note who has an ID.
@@ -69,6 +73,7 @@ impl<E: Copy> Shares<E> {
         let user = inner.next_user;
         inner.next_user += 1;
         for &id in ids {
+            let standing = inner.of(id).first().map(|claim| claim.standing);
             // Behind all others, as users are numbered in the order in which they come.
             let at = inner.claims.partition_point(|claim| claim.id <= id);
             let claim = Claim {
@@ -76,6 +81,7 @@ impl<E: Copy> Shares<E> {
                 user,
                 wanted: None,
                 is_holder: false,
+                standing: standing.unwrap_or(Outcome::Known),
             };
             inner.claims.insert(at, claim);
         }
@@ -105,13 +111,13 @@ impl<E: Copy> Share<E> {
     /// Notes that the device wants `wanted` of the entry of an ID, or nothing, and has `write` make the entry say what
     /// the ID's holder wants, or block if there is none. A device that `gives_way` holds no ID that another one can
     /// hold; who wants nothing does that. Allocates nothing.
-    pub fn lead<R>(
+    pub fn lead(
         &self,
         id: u32,
         wanted: Option<E>,
         gives_way: bool,
-        write: impl FnOnce(Option<E>) -> R,
-    ) -> R {
+        write: impl FnOnce(Option<E>) -> Result<(), Unwritten>,
+    ) -> Result<(), Unwritten> {
         let mut inner = self.shares.inner.lock();
         let claims = inner.of(id);
         let own = claims.iter().position(|claim| claim.user == self.user);
@@ -136,7 +142,23 @@ impl<E: Copy> Share<E> {
             claim.is_holder = Some(at) == holder;
         }
         // Under the lock, so that entries are written in the order in which holders change.
-        write(holder.and_then(|at| claims[at].wanted))
+        let wanted = holder.and_then(|at| claims[at].wanted);
+        let written = write(wanted);
+        let standing = match Outcome::from(written) {
+            Outcome::Blocked if wanted.is_none() => Outcome::Known,
+            standing => standing,
+        };
+        for claim in claims {
+            claim.standing = standing;
+        }
+        written
+    }
+
+    /// Returns what is known of the entries of its IDs, whoever wrote them last.
+    pub fn standing(&self) -> Outcome {
+        let inner = self.shares.inner.lock();
+        let own = inner.claims.iter().filter(|claim| claim.user == self.user);
+        own.fold(Outcome::Known, |all, claim| all.and(claim.standing))
     }
 
     /// Returns whether another device wants something of one of `ids`.

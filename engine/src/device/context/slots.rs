@@ -148,6 +148,20 @@ impl<A: Architecture> State<A> {
         leads.filter(move |lead| lead.place != place)
     }
 
+    /// Returns one place after the other, to ask hardware about: that of requests without PASID, those where anything
+    /// is attached, and those where something became stuck.
+    pub(super) fn place(&self, number: usize) -> Option<Option<Pasid>> {
+        let Some(number) = number.checked_sub(1) else {
+            return Some(None);
+        };
+        let (pasids, stuck) = (&self.slots.pasids, &self.stuck);
+        let slot = match number.checked_sub(pasids.len()) {
+            None => pasids.get(number),
+            Some(number) => stuck.get(number),
+        };
+        slot.map(|slot| slot.lead.place)
+    }
+
     /// Gets room for one more preparation, so that commits need none, and all that is attached by then can become
     /// stuck.
     pub(super) fn reserve(&mut self) -> Result<(), TryReserveError> {

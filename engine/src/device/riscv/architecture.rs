@@ -132,6 +132,10 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for Riscv<M, D> {
         Ok(port.with_response_pasids(needs_pasids))
     }
 
+    fn standing(port: &Port<M>) -> Outcome {
+        port.share.standing()
+    }
+
     fn tags(
         port: &Port<M>,
         place: Option<Pasid>,

@@ -36,7 +36,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> RiscvEndpoint<M, D> {
 /// The IDs of a device at one IOMMU, and its process directory if it has PASIDs.
 pub struct Port<M: TableMemory> {
     devices: Vec<u32>,
-    share: Share<DeviceContext>,
+    pub(super) share: Share<DeviceContext>,
     /// Where commands for the device's own caches go, in rising order.
     functions: Vec<Function>,
     processes: Option<ProcessTable<M>>,

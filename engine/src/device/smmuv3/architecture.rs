@@ -181,6 +181,10 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for Smmuv3<M, D> {
         Ok(port)
     }
 
+    fn standing(port: &Port<M>) -> Outcome {
+        port.share.standing()
+    }
+
     fn tags(
         port: &Port<M>,
         place: Option<Pasid>,

@@ -202,6 +202,10 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for Vtd<M, D> {
         Ok(port)
     }
 
+    fn standing(port: &Port<M>) -> Outcome {
+        port.share.standing()
+    }
+
     fn tags(
         port: &Port<M>,
         place: Option<Pasid>,

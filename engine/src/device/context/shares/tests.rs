@@ -1,10 +1,52 @@
 //! Who holds an ID, and what its entry says.
 
 use super::*;
+use crate::invalidation::SyncError;
 
 /// Returns what an entry is made to say.
 fn lead(share: &Share<char>, id: u32, wanted: Option<char>) -> Option<char> {
-    share.lead(id, wanted, wanted.is_none(), |entry| entry)
+    lead_or_yield(share, id, wanted, wanted.is_none())
+}
+
+fn lead_or_yield(
+    share: &Share<char>,
+    id: u32,
+    wanted: Option<char>,
+    gives_way: bool,
+) -> Option<char> {
+    let mut said = None;
+    let written = share.lead(id, wanted, gives_way, |entry| {
+        said = entry;
+        Ok(())
+    });
+    assert_eq!(written, Ok(()));
+    said
+}
+
+#[test]
+fn all_who_have_an_id_know_how_it_stands() {
+    let shares = Shares::new();
+    let one = shares.enter(&[1, 7]).expect("memory");
+    let other = shares.enter(&[2, 7]).expect("memory");
+    let stranger = shares.enter(&[3]).expect("memory");
+    let (blocked, unknown) = (
+        Unwritten::Blocked(SyncError::TimedOut),
+        Unwritten::Quarantined(SyncError::TimedOut),
+    );
+    let standings = || [&one, &other, &stranger].map(Share::standing);
+    for (error, standing) in [(blocked, Outcome::Blocked), (unknown, Outcome::Unknown)] {
+        assert_eq!(one.lead(7, Some('a'), false, |_| Err(error)), Err(error));
+        assert_eq!(standings(), [standing, standing, Outcome::Known]);
+        // Whoever comes there hears of it, and whoever writes it changes it for all.
+        let newcomer = shares.enter(&[7]).expect("memory");
+        assert_eq!(newcomer.standing(), standing);
+        lead(&other, 7, Some('b'));
+        assert_eq!(standings(), [Outcome::Known; 3]);
+    }
+    // Blocked is what was wanted.
+    lead(&other, 7, None);
+    assert_eq!(one.lead(7, None, true, |_| Err(blocked)), Err(blocked));
+    assert_eq!(standings(), [Outcome::Known; 3]);
 }
 
 #[test]
@@ -32,9 +74,9 @@ fn who_gives_way_keeps_what_nobody_else_wants() {
     let shares = Shares::new();
     let one = shares.enter(&[7]).expect("memory");
     let other = shares.enter(&[7]).expect("memory");
-    assert_eq!(one.lead(7, Some('a'), true, |entry| entry), Some('a'));
+    assert_eq!(lead_or_yield(&one, 7, Some('a'), true), Some('a'));
     assert_eq!(lead(&other, 7, Some('b')), Some('a'));
-    assert_eq!(one.lead(7, Some('c'), true, |entry| entry), Some('b'));
+    assert_eq!(lead_or_yield(&one, 7, Some('c'), true), Some('b'));
     assert_eq!(lead(&one, 7, Some('c')), Some('b'));
 }
 

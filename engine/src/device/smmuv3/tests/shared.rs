@@ -144,3 +144,28 @@ fn all_that_hardware_does_not_confirm_is_kept_and_left_later() {
     assert!(!device.is_quarantined());
     assert_eq!(world.smmu.asids().used_count(), 0);
 }
+
+/// One of them changes, and hardware does not answer: the stream blocks for all.
+#[test]
+fn whoever_shares_a_stream_knows_that_it_blocks_and_can_have_it_led_again() {
+    for is_gone in [false, true] {
+        let world = World::new(FEATURES);
+        let [first, last] = [[SHARED, 8], [SHARED, 9]].map(|ids| world.device(&ids, false, 4));
+        let domain = stage1();
+        for device in [&first, &last] {
+            attach(device, None, &domain).expect("it fits");
+        }
+        let is_led = || world.ste(SHARED).config() == StreamConfig::Stage1;
+        world.silence(true);
+        first.block(None);
+        assert!(!is_led());
+        assert!(first.is_cut_off() && last.is_cut_off() && last.is_quarantined());
+        assert!(!last.retry(), "nobody has answered");
+        let first = (!is_gone).then_some(first);
+        world.silence(false);
+        assert!(last.retry() && is_led());
+        assert!(!last.is_cut_off() && !last.is_quarantined());
+        assert!(first.is_none_or(|first| first.retry()));
+        assert!(is_led());
+    }
+}

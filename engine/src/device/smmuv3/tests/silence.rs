@@ -116,3 +116,39 @@ fn what_a_quarantined_device_leaves_is_never_used_again() {
     assert_eq!(id(&world, &domain), asid);
     assert_eq!(world.smmu.asids().used_count(), 1);
 }
+
+/// The device is gone, and its SMMU well: nobody waits for its TLB, and all ends.
+#[test]
+fn a_device_that_goes_is_not_asked_to_forget() {
+    let world = World::new(FEATURES);
+    let device = world.device(&[8], true, 4);
+    let (domain, process) = (stage1(), stage1());
+    attach(&device, None, &domain).expect("it fits");
+    attach(&device, Some(pasid(7)), &process).expect("it fits");
+    assert_eq!(world.switches.take(), [true]);
+    world.commands();
+    device.release();
+    let commands = world.commands();
+    let asks = |command: &Command| matches!(command, Command::AtcInv { .. });
+    assert!(!commands.iter().any(asks), "{commands:?}");
+    assert_eq!(world.switches.take(), [false]);
+    assert!(!device.is_quarantined());
+    assert_eq!(world.smmu.asids().used_count(), 0);
+}
+
+/// What it did not confirm while the device was there is asked about when it goes.
+#[test]
+fn what_became_stuck_is_left_with_the_device() {
+    let world = World::new(FEATURES);
+    let device = world.device(&[8], true, 4);
+    let (domain, process) = (stage1(), stage1());
+    attach(&device, None, &domain).expect("it fits");
+    attach(&device, Some(pasid(7)), &process).expect("it fits");
+    world.silence(true);
+    device.block(Some(pasid(7)));
+    assert!(device.is_quarantined());
+    world.silence(false);
+    device.release();
+    assert!(!device.is_quarantined());
+    assert_eq!(world.smmu.asids().used_count(), 0);
+}
