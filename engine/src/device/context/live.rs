@@ -166,6 +166,11 @@ impl<M: TableMemory, const N: usize> EntryTable<M, N> {
             if let Err(error) = sync() {
                 // Who quarantined it may have had rules that keep it as it was.
                 self.block(rules, index);
+                if rules.preserved()[0] == u64::MAX {
+                    // It leads no request anywhere, so there is nothing to block, and whoever has the entry confirmed
+                    // at last confirms this.
+                    self.overwrite(rules, index, target);
+                }
                 return Err(Unwritten::Quarantined(error));
             }
             self.set_quarantined(index, false);
@@ -211,6 +216,19 @@ impl<M: TableMemory, const N: usize> EntryTable<M, N> {
         let preserved = rules.preserved()[0];
         let first = self.get(index).map_or(0, |words| words[0]);
         self.store(index, 0, rules.blocked() & !preserved | first & preserved);
+    }
+
+    /// Makes an entry `target` as far as the rules may change it, word by word.
+    fn overwrite<R: Rules<N>>(&self, rules: &R, index: usize, target: &[u64; N]) {
+        let Some(current) = self.get(index) else {
+            return;
+        };
+        let words = current.iter().zip(target).zip(rules.preserved());
+        for (word, ((&old, &new), preserved)) in words.enumerate() {
+            if (old ^ new) & !preserved != 0 {
+                self.store(index, word, new & !preserved | old & preserved);
+            }
+        }
     }
 
     /// Stores one word of an entry, behind all stores before.

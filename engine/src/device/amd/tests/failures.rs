@@ -3,7 +3,7 @@
 use iopt_formats::context::amd::Interrupts;
 
 use super::*;
-use crate::device::context::LinkError;
+use crate::device::context::{LinkError, Unwritten};
 use crate::invalidation::Instance;
 use crate::mem::{FlushLine, NonSnooped};
 
@@ -318,4 +318,25 @@ fn what_passed_under_a_devices_id_is_forgotten_before_the_id_is_used_otherwise()
     drop(device);
     assert_eq!(world.iommu.domain_ids().used_count(), 1);
     world.queue().set_silent(false);
+}
+
+/// Whoever has the entry confirmed confirms what it says of interrupts, too.
+#[test]
+fn interrupts_are_said_though_hardware_did_not_confirm_the_entry() {
+    let world = World::new(FEATURES);
+    let device = world.device(&[8], false, 0);
+    attach(&device, None, &host()).expect("it fits");
+    world.queue().set_silent(true);
+    device.block(None);
+    assert!(world.iommu.is_quarantined(8));
+    let remapped = Dte::blocked().with_interrupts(Interrupts::Aborted);
+    let written = world.iommu.write_interrupts(8, remapped);
+    assert!(matches!(written, Err(Unwritten::Quarantined(_))));
+    let fields = |dte: Dte| dte.words()[2] & Dte::INTERRUPT_FIELDS;
+    assert_eq!(fields(world.dte(8)), fields(remapped));
+    assert!(!leads(&world, &device, None, true));
+    world.queue().set_silent(false);
+    attach(&device, None, &host()).expect("hardware answers");
+    assert_eq!(fields(world.dte(8)), fields(remapped));
+    assert!(leads(&world, &device, None, true));
 }
