@@ -195,7 +195,11 @@ impl<'q, D: Device> List<'q, D> {
     fn hand_over(&mut self, sync: WithSync) {
         let entries = &self.entries;
         // Else the SYNC of somebody else answered for a device that he has nothing to do with.
-        let sync = if self.can_repeat { sync } else { WithSync::Each };
+        let sync = if self.can_repeat {
+            sync
+        } else {
+            WithSync::Each
+        };
         let before = core::mem::replace(&mut self.ticket, Ok(Ticket::NOTHING));
         self.ticket = before.and_then(|before| Ok(before.and(self.queue.submit(entries, sync)?)));
         self.entries.clear();

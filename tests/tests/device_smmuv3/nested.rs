@@ -52,7 +52,7 @@ impl Guest {
             .with_base(base)
             .with_firmness(Firmness::Fixed);
         let guest = Self {
-            smmu: GuestSmmu::new(&world.smmu, &parent.domain).unwrap(),
+            smmu: GuestSmmu::for_coherent_devices(&world.smmu, &parent.domain).unwrap(),
             number,
             parent: parent.number,
             base: base.get(),

@@ -104,6 +104,9 @@ pub trait Architecture: Sized + 'static {
     /// Returns what is known of the entries of the device's IDs, whichever device that has them wrote them last.
     fn standing(port: &Self::Port) -> Outcome;
 
+    /// Returns whether another device has one of its IDs at the instance.
+    fn is_shared(port: &Self::Port) -> bool;
+
     /// Returns the places where translations by `stage`, under the domain's `id`, for requests of that place
     /// are cached, in rising order: the instance's own, and if it `has_ats` those of the device.
     fn tags(
@@ -129,6 +132,13 @@ pub trait Architecture: Sized + 'static {
     /// Returns whether an instance can let a transaction wait while a fault is resolved.
     fn can_stall(unit: &Self::Unit) -> bool {
         let _ = unit;
+        false
+    }
+
+    /// Returns whether requests with any PASID are led by what stands in the place of those without, as where tables
+    /// of PASIDs are a guest's. Such a domain cannot resolve faults: they name PASIDs at which nothing is attached.
+    fn has_guest_pasids(stage: &Self::Stage) -> bool {
+        let _ = stage;
         false
     }
 

@@ -190,8 +190,8 @@ impl<A: Architecture> HardwareEndpoint<A> {
 
     /// Puts `new`, or nothing, in a place; C3.
     fn change(&self, state: &mut State<A>, place: Option<Pasid>, mut new: Option<Slot<A>>) {
-        if let Some(slot) = &new {
-            slot.attachments.iter().for_each(Attachment::set_live);
+        if let Some(slot) = &mut new {
+            slot.attachments.iter_mut().for_each(Attachment::set_live);
         }
         let counted = new.as_mut().and_then(|slot| slot.counted.take());
         if let Some(faults) = self.faults() {
@@ -336,6 +336,9 @@ impl<A: Architecture> HardwareEndpoint<A> {
         if mem::replace(&mut state.is_released, true) {
             return;
         }
+        if let Some(faults) = self.faults() {
+            faults.forbid();
+        }
         // First of all, so that no device has to answer that may not be there any more.
         if mem::take(&mut state.has_ats) {
             self.control.set_ats(self.address, false);
@@ -376,6 +379,11 @@ impl<A: Architecture> HardwareEndpoint<A> {
         let Some(handler) = domain.fault_handler() else {
             return Ok(None);
         };
+        if domain.stage().is_some_and(A::has_guest_pasids) {
+            return Err(AttachFailure::Unsupported {
+                what: "page requests with PASIDs of a guest",
+            });
+        }
         let faults = self.faults.as_ref().filter(|it| has_ats || it.can_stall);
         let faults = faults.ok_or(AttachFailure::Unsupported {
             what: "page requests",
@@ -440,13 +448,21 @@ impl<A: Architecture> Endpoint for HardwareEndpoint<A> {
             return Err(AttachFailure::Foreign);
         }
         let mut state = self.state.lock();
+        if state.is_released {
+            return Err(AttachFailure::Unsupported {
+                what: "a device that was let go",
+            });
+        }
         let target = domain.target();
         if let Some(what) = self.refusal(&state, place, target) {
             return Err(AttachFailure::Unsupported { what });
         }
         self.recover(&mut state)?;
         // C2.
-        let has_ats = self.can_ats && translation.is_some_and(|it| it.allows_ats);
+        let has_ats = self.can_ats
+            && translation.is_some_and(|it| it.allows_ats)
+            // Whoever else has the ID could send translated requests, too. What has ATS keeps it.
+            && (state.has_ats || !state.ports.iter().any(A::is_shared));
         if translation.is_some() && self.needs_ats && !has_ats {
             return Err(AttachFailure::Unsupported {
                 what: "a domain without ATS for a device that needs it",
@@ -521,8 +537,15 @@ struct Preparation<'e, A: Architecture> {
 
 impl<A: Architecture> Prepared for Preparation<'_, A> {
     fn commit(mut self: Box<Self>) {
-        if let Some(slot) = self.slot.take() {
-            let mut state = self.endpoint.state.lock();
+        let Some(slot) = self.slot.take() else {
+            return;
+        };
+        let mut state = self.endpoint.state.lock();
+        if state.is_released {
+            // What was attached since would stay for ever. Left outside the lock.
+            drop(state);
+            drop(slot);
+        } else {
             self.endpoint
                 .change(&mut state, self.lead.place, Some(slot));
         }

@@ -5,7 +5,6 @@
 //! the guest. Its commands make hardware forget such copies: they are carried out with the host's names in
 //! place of the guest's, about what is the guest's alone.
 
-use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use iopt_formats::command::CommandError;
@@ -23,6 +22,10 @@ pub enum NestError {
     /// The instance cannot walk the parent's tables: it is for others.
     #[error("the parent does not fit the instance")]
     Foreign,
+    /// The guest's stage could have devices read past the caches what the host has not written back: what was in
+    /// the memory before it was the guest's.
+    #[error("the parent leaves it to the guest whether devices are coherent")]
+    Incoherent,
     /// The instance cannot have two stages at once.
     #[error("the instance does not nest")]
     Unsupported,
@@ -73,6 +76,9 @@ pub enum GuestDeviceError {
         /// The device's ID, as the host has it.
         id: u32,
     },
+    /// It has no ID of the host.
+    #[error("the device has no ID")]
+    Nameless,
     /// No memory to note it.
     #[error("no memory to note a guest's device")]
     Memory,
@@ -81,41 +87,74 @@ pub enum GuestDeviceError {
 /// The devices of one guest at one instance: by which ID the guest knows each, and as what the host does.
 #[derive(Debug)]
 pub(in crate::device) struct GuestDevices<H> {
-    devices: Mutex<BTreeMap<u32, Vec<H>>>,
+    devices: Mutex<NamedDevices<H>>,
+}
+
+/// The devices of a guest, by its names for them.
+#[derive(Debug)]
+pub(in crate::device) struct NamedDevices<H>(Vec<(u32, Vec<H>)>);
+
+impl<H> NamedDevices<H> {
+    fn find(&self, guest: u32) -> Result<usize, usize> {
+        self.0.binary_search_by_key(&guest, |(name, _)| *name)
+    }
+
+    /// Returns the host's IDs of a device.
+    pub(in crate::device) fn get(&self, guest: &u32) -> Option<&Vec<H>> {
+        let at = self.find(*guest).ok()?;
+        Some(&self.0[at].1)
+    }
 }
 
 impl<H: Copy + Eq> GuestDevices<H> {
     pub(in crate::device) fn new() -> Self {
         Self {
-            devices: Mutex::new(&GUEST_DEVICES, BTreeMap::new()),
+            devices: Mutex::new(&GUEST_DEVICES, NamedDevices(Vec::new())),
         }
     }
 
-    /// Enters a device.
+    /// Enters a device. IDs that are given twice count once.
     pub(in crate::device) fn add(&self, guest: u32, host: &[H]) -> Result<(), GuestDeviceError> {
+        if host.is_empty() {
+            return Err(GuestDeviceError::Nameless);
+        }
         let mut own = Vec::new();
         own.try_reserve_exact(host.len())
             .map_err(|_| GuestDeviceError::Memory)?;
-        own.extend_from_slice(host);
+        for id in host {
+            if !own.contains(id) {
+                own.push(*id);
+            }
+        }
         let mut devices = self.devices.lock();
-        let is_taken = |other: &H| host.contains(other);
-        if devices.contains_key(&guest) || devices.values().flatten().any(is_taken) {
+        let mut others = devices.0.iter().flat_map(|(_, ids)| ids);
+        let Err(at) = devices.find(guest) else {
+            return Err(GuestDeviceError::Taken);
+        };
+        if others.any(|other| own.contains(other)) {
             return Err(GuestDeviceError::Taken);
         }
-        devices.insert(guest, own);
+        let reserved = devices.0.try_reserve(1);
+        reserved.map_err(|_| GuestDeviceError::Memory)?;
+        devices.0.insert(at, (guest, own));
         Ok(())
     }
 
     /// Returns whether there was such a device. It is not the guest's any more.
     pub(in crate::device) fn remove(&self, guest: u32) -> bool {
-        self.devices.lock().remove(&guest).is_some()
+        let mut devices = self.devices.lock();
+        let found = devices.find(guest);
+        let removed = found.map(|at| devices.0.remove(at));
+        // Its memory is given back outside the lock.
+        drop(devices);
+        removed.is_ok()
     }
 
     pub(in crate::device) fn has(&self, guest: u32) -> bool {
-        self.devices.lock().contains_key(&guest)
+        self.devices.lock().find(guest).is_ok()
     }
 
-    pub(in crate::device) fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, Vec<H>>> {
+    pub(in crate::device) fn lock(&self) -> MutexGuard<'_, NamedDevices<H>> {
         self.devices.lock()
     }
 }

@@ -248,6 +248,10 @@ impl Architecture for Least {
         Outcome::Known
     }
 
+    fn is_shared(_: &Self::Port) -> bool {
+        false
+    }
+
     fn tags(_: &Self::Port, _: Option<Pasid>, (): &(), id: u32, _: bool) -> Tags<Forget> {
         smallvec![id]
     }

@@ -161,6 +161,15 @@ impl<E: Copy> Share<E> {
         own.fold(Outcome::Known, |all, claim| all.and(claim.standing))
     }
 
+    /// Returns whether another device has one of its IDs, whatever it wants.
+    pub fn has_others(&self) -> bool {
+        let inner = self.shares.inner.lock();
+        // Sorted by ID.
+        let mut neighbours = inner.claims.chunk_by(|one, next| one.id == next.id);
+        neighbours
+            .any(|claims| claims.len() > 1 && claims.iter().any(|claim| claim.user == self.user))
+    }
+
     /// Returns whether another device wants something of one of `ids`.
     pub fn is_shared(&self, ids: impl IntoIterator<Item = u32>) -> bool {
         let mut inner = self.shares.inner.lock();

@@ -271,7 +271,7 @@ fn a_domain_has_one_id_at_an_instance_until_its_last_device_left() {
     assert_eq!((users.id(&one), ids.used_count()), (None, 0));
     // Places of one device only are forgotten with it.
     let own = |stream: u16| move |_| -> SmallVec<[Tag; 4]> { smallvec![tlb(stream.into())] };
-    let first = users.join(&one, &ids, own(100)).expect("room");
+    let mut first = users.join(&one, &ids, own(100)).expect("room");
     let mut second = users.join(&one, &ids, own(101)).expect("room");
     let mut again = users.join(&one, &ids, own(101)).expect("room");
     first.set_live();

@@ -134,6 +134,7 @@ where
             instance: Arc::clone(instance),
             id,
             tags,
+            was_live: false,
             has_left: false,
         }
     }
@@ -188,6 +189,8 @@ where
     instance: Arc<Instance<P, D>>,
     id: u32,
     tags: Tags<P>,
+    /// Whether a context of its own led to the domain.
+    was_live: bool,
     has_left: bool,
 }
 
@@ -212,7 +215,8 @@ where
     }
 
     /// Notes that a context is about to lead to the domain.
-    pub fn set_live(&self) {
+    pub fn set_live(&mut self) {
+        self.was_live = true;
         let mut instances = self.users.instances.lock();
         let mut known = instances.iter_mut();
         if let Some(known) = known.find(|known| Arc::ptr_eq(&known.instance, &self.instance)) {
@@ -247,8 +251,14 @@ where
     D: Device,
 {
     fn drop(&mut self) {
-        // If hardware does not answer, the place and the ID stay taken: that is safe, and all there is.
-        let _ = self.leave();
+        // If hardware does not answer, the place and the ID stay taken. A device that never used the domain caches
+        // nothing of it, and is not to be asked by each sync from now on: it may be gone before the domain.
+        if self.leave().is_err() && !self.was_live {
+            let tags = self.tags.iter();
+            let of_device = tags.filter(|tag| P::phase(tag) == Phase::DeviceTlb);
+            let of_device: Tags<P> = of_device.copied().collect();
+            self.users.set.detach(&self.instance, &of_device);
+        }
     }
 }
 

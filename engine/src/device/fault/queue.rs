@@ -275,6 +275,14 @@ impl DeviceFaults {
         }
     }
 
+    /// Says that the device goes: it may not ask any more, whatever is attached. Comes before ATS is disabled.
+    pub fn forbid(&self) {
+        let was_enabled = core::mem::take(&mut self.inner.lock().is_enabled);
+        if was_enabled {
+            self.control.set_page_requests(self.address, false);
+        }
+    }
+
     /// Says that contexts lead requests of a place elsewhere: `new` answers from now on, or nobody. What the old
     /// domain has not answered is answered with [`PageResponse::Invalid`] (F3). With the first fault-capable
     /// domain the device may ask for pages; so this comes after ATS was enabled. Cannot fail, and allocates

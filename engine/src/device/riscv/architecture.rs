@@ -136,6 +136,10 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for Riscv<M, D> {
         port.share.standing()
     }
 
+    fn is_shared(port: &Port<M>) -> bool {
+        port.share.has_others()
+    }
+
     fn tags(
         port: &Port<M>,
         place: Option<Pasid>,

@@ -98,6 +98,10 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for Smmuv3<M, D> {
         }
     }
 
+    fn has_guest_pasids(stage: &Stage) -> bool {
+        stage.has_guest_cds()
+    }
+
     fn has_page_requests(unit: &Smmu<M, D>) -> bool {
         unit.features().has_page_requests
     }
@@ -183,6 +187,10 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for Smmuv3<M, D> {
 
     fn standing(port: &Port<M>) -> Outcome {
         port.share.standing()
+    }
+
+    fn is_shared(port: &Port<M>) -> bool {
+        port.share.has_others()
     }
 
     fn tags(

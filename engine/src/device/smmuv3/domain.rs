@@ -242,26 +242,28 @@ impl Stage {
             Self::Second { vtcr, root } | Self::Nested { vtcr, root, .. } => {
                 let mut stage2 = StreamStage2::new(vtcr, root).ok()?;
                 stage2.stalls = stalls;
+                // A guest's CDs and tables are not to be in the memory of devices, which reads could change.
+                stage2.protects_walks = self.is_nested();
                 Some(stage2)
             }
         }
     }
 
     /// Returns what an STE says, but for the VMID and ATS, if no CDs of the host are needed. Faults of a guest's
-    /// stage 1 stall at most where the device `stalls`.
-    pub(super) fn stream(&self, smmu: &Features, stalls: bool) -> Option<Stream> {
+    /// stage 1 do not stall, unless nothing else is legal: nobody resolves them.
+    pub(super) fn stream(&self, smmu: &Features) -> Option<Stream> {
         let second = self.second(smmu.stalls == Stalls::Forced)?;
-        let Self::Nested {
-            stage1: Some(mut stage1),
-            ..
-        } = *self
-        else {
+        let Self::Nested { stage1, .. } = *self else {
             return Some(Stream::stage2(second));
         };
-        stage1.stalls_disabled =
-            smmu.stalls == Stalls::Allowed && (stage1.stalls_disabled || !stalls);
+        let stream = match stage1 {
+            None => Stream::stage2(second),
+            Some(mut stage1) => {
+                stage1.stalls_disabled = smmu.stalls == Stalls::Allowed;
+                Stream::nested(stage1, second).ok()?
+            }
+        };
         // A guest can make as many faults as it likes.
-        let stream = Stream::nested(stage1, second).ok()?;
         Some(stream.with_merged_events())
     }
 }

@@ -6,6 +6,7 @@ use core::fmt;
 use iopt_formats::Oa;
 use iopt_formats::armv8::Vtcr;
 use iopt_formats::command::smmuv3::Command;
+use iopt_formats::command::{CommandError, Pasid};
 
 use crate::device::context::{
     GuestCommandError, GuestDeviceError, GuestDevices, HardwareDomain, NestError, Nesting, Refusal,
@@ -25,8 +26,8 @@ use crate::mem::TableMemory;
 /// of these, over the same parent or not. Its domains differ in words 0 and 1 of the STE alone: one replaces the
 /// other without a moment in which requests abort, where no two of these words change at once.
 ///
-/// Guests may let devices write to memory past the caches (with attributes of stage 1) unless the parent's format
-/// has forced write-back (`S2FWB`).
+/// With attributes of stage 1 a guest may have devices read and write past the caches. So the parent's format forces
+/// write-back (`S2FWB`), or whoever makes this knows that devices are coherent whatever a stage says.
 ///
 /// ```text
 /// guest's STE ---> GuestStream ---> nest ---> a domain: attached in place of the guest's stream
@@ -48,8 +49,29 @@ impl<M: TableMemory + 'static, D: CommandDevice> GuestSmmu<M, D> {
     ///
     /// - [`NestError::NoSecondStage`] if `parent` is no domain of stage 2;
     /// - [`NestError::Foreign`] if `smmu` cannot walk its tables;
-    /// - [`NestError::Unsupported`] if `smmu` has but one stage.
+    /// - [`NestError::Unsupported`] if `smmu` has but one stage;
+    /// - [`NestError::Incoherent`] if the parent's format does not
+    ///   [force write-back](iopt_formats::armv8::Stage2::with_forced_write_back).
     pub fn new(
+        smmu: &Arc<Smmu<M, D>>,
+        parent: &Arc<Smmuv3Domain<M, D>>,
+    ) -> Result<Self, NestError> {
+        let guest = Self::for_coherent_devices(smmu, parent)?;
+        if guest.second.0.forced_write_back {
+            Ok(guest)
+        } else {
+            Err(NestError::Incoherent)
+        }
+    }
+
+    /// As [`new`](Self::new), for devices that see the caches whatever attributes their requests get: firmware says
+    /// so of their root port (`CANWBS` of an IORT node). With others the guest could read what the host has not
+    /// written back, which is what the memory held before it was the guest's.
+    ///
+    /// # Errors
+    ///
+    /// As there, without [`NestError::Incoherent`].
+    pub fn for_coherent_devices(
         smmu: &Arc<Smmu<M, D>>,
         parent: &Arc<Smmuv3Domain<M, D>>,
     ) -> Result<Self, NestError> {
@@ -86,7 +108,9 @@ impl<M: TableMemory + 'static, D: CommandDevice> GuestSmmu<M, D> {
     }
 
     /// Makes the domain that does with requests what the guest wants. Those that bypass the guest's stage 1 are
-    /// translated by the parent all the same.
+    /// translated by the parent all the same. Where the guest has CDs, it cannot be
+    /// [fault-capable](HardwareDomain::with_faults): PASIDs are the guest's, and nothing tells its handler which one
+    /// asks for a page.
     ///
     /// # Errors
     ///
@@ -151,34 +175,70 @@ impl<M: TableMemory + 'static, D: CommandDevice> GuestSmmu<M, D> {
         )
     }
 
-    /// Returns whether the guest may give a command, and the hardware has it.
+    /// Returns whether the guest may give a command, and the hardware has it. What it lacks could be taken for an
+    /// error that stops the queue of all.
     fn check(&self, command: &Command) -> Result<(), Refusal> {
         let stream = match *command {
-            Command::TlbiNhAll { .. }
-            | Command::TlbiNsnhAll
-            | Command::TlbiNhAsid { .. }
-            | Command::Sync { .. } => None,
+            Command::TlbiNhAll { .. } | Command::TlbiNsnhAll | Command::Sync { .. } => None,
+            Command::TlbiNhAsid { asid, .. } => {
+                self.check_asid(asid)?;
+                None
+            }
             Command::TlbiNhVa { .. } | Command::TlbiNhVaa { .. } => {
+                if let Command::TlbiNhVa { asid, .. } = *command {
+                    self.check_asid(asid)?;
+                }
                 let features = self.smmu.instance().planner().features;
                 command.check(features).map_err(Refusal::Illegal)?;
                 None
             }
             Command::CfgiCd {
                 stream,
+                substream,
                 is_secure: false,
                 ..
+            } => {
+                // Without substreams there is one CD, of number 0.
+                if substream.get() > 0 {
+                    self.check_substream(substream)?;
+                }
+                Some(stream)
             }
-            | Command::CfgiCdAll {
+            Command::CfgiCdAll {
                 stream,
                 is_secure: false,
+            } => Some(stream),
+            Command::AtcInv {
+                stream, substream, ..
+            } => {
+                if let Some(substream) = substream {
+                    self.check_substream(substream)?;
+                }
+                Some(stream)
             }
-            | Command::AtcInv { stream, .. } => Some(stream),
             _ => return Err(Refusal::Forbidden),
         };
         match stream {
             Some(id) if !self.streams.has(id) => Err(Refusal::Device { id }),
             _ => Ok(()),
         }
+    }
+
+    /// Without `IDR0.ASID16` the upper half of an ASID is reserved.
+    fn check_asid(&self, asid: u16) -> Result<(), Refusal> {
+        if self.smmu.features().has_wide_asids || asid < 0x100 {
+            return Ok(());
+        }
+        Err(reserved("ASID", asid.into()))
+    }
+
+    /// Beyond `IDR1.SSIDSIZE` another substream may be meant (section 4.1.7).
+    fn check_substream(&self, substream: Pasid) -> Result<(), Refusal> {
+        let (bits, value) = (self.smmu.features().substream_bits, substream.get());
+        if bits > 0 && value >> bits == 0 {
+            return Ok(());
+        }
+        Err(reserved("SubstreamID", value.into()))
     }
 
     /// Carries out commands that were checked.
@@ -209,6 +269,10 @@ impl<M: TableMemory + 'static, D: CommandDevice> GuestSmmu<M, D> {
             }
         })
     }
+}
+
+const fn reserved(field: &'static str, value: u64) -> Refusal {
+    Refusal::Illegal(CommandError::ReservedValue { field, value })
 }
 
 /// Returns the command for a VM, of those that are about one.

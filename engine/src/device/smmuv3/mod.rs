@@ -28,6 +28,9 @@
 //! | a process that has ended | no table (`EPD0`); requests abort, without a record unless faults always stall |
 //! | nothing, or what needs none | not valid |
 //!
+//! A domain that leads to a guest's CDs is never fault-capable: requests for pages are refused, and its faults
+//! do not stall, unless all do.
+//!
 //! Where faults always stall ([`Stalls::Forced`]) all CDs and all stages 2 say so, as nothing else is legal, and
 //! [`take_event`](Smmu::take_event) answers those that no handler is for.
 //!

@@ -64,7 +64,7 @@ impl<M: TableMemory + 'static> Port<M> {
         let has_pasids = attached.has_pasids();
         let translated = match attached.at(None) {
             Target::Stage((stage, id)) if stage.has_second() => {
-                let stream = stage.stream(smmu.features(), attached.stalls(None));
+                let stream = stage.stream(smmu.features());
                 stream.map(|stream| smmu.attributed(stream.with_vmid(id as u16)))
             }
             Target::Stage(_) => with_cds(DefaultSubstream::Substream0),

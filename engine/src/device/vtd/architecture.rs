@@ -206,6 +206,10 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for Vtd<M, D> {
         port.share.standing()
     }
 
+    fn is_shared(port: &Port<M>) -> bool {
+        port.share.has_others()
+    }
+
     fn tags(
         port: &Port<M>,
         place: Option<Pasid>,

@@ -165,10 +165,7 @@ impl Planner for Riscv {
     }
 
     fn can_repeat(command: &Command) -> bool {
-        !matches!(
-            command,
-            Command::AtsInval { .. } | Command::AtsPrgr { .. }
-        )
+        !matches!(command, Command::AtsInval { .. } | Command::AtsPrgr { .. })
     }
 }
 

@@ -156,10 +156,10 @@ impl Planner for Smmuv3 {
                     None => Command::TlbiS12Vmall { vmid },
                 });
             }),
-            Tag::Combined { vmid, granule } => {
-                // A whole VM was dropped with all its stages.
-                let is_dropped = self.reach(granule, changes, range) == Reach::All;
-                if has_lost_leaves && !is_dropped {
+            Tag::Combined { vmid, .. } => {
+                // Also where a whole VM was dropped with all its stages: until its old CDs were forgotten, which was
+                // later, they could make such entries again.
+                if has_lost_leaves {
                     emit(Command::TlbiNhAll { vmid });
                 }
             }

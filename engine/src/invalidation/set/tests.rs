@@ -350,7 +350,10 @@ fn who_asks_a_silent_device_fails_at_once() {
         ask_silent_device(&one);
         assert_eq!(sync(&set), Err(SyncError::DeviceTimedOut));
         ask_silent_device(&one);
-        let own = [Mark(Opcode::Plain, Tag(0, 3)), Mark(Opcode::Plain, Tag(2, 7))];
+        let own = [
+            Mark(Opcode::Plain, Tag(0, 3)),
+            Mark(Opcode::Plain, Tag(2, 7)),
+        ];
         assert_eq!(one.execute(own), Err(SyncError::DeviceTimedOut));
         let told = consumed(&one).into_iter().flatten();
         assert_eq!(told.filter(|&(phase, _)| phase == 2).count(), 2);

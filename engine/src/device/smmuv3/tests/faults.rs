@@ -385,3 +385,16 @@ fn a_device_that_needs_its_tlb_is_taken_in_with_it_or_not_at_all() {
     rig.attach(2, 0, &Arc::new(testing_smmu::stage1()))
         .expect("with ATS");
 }
+
+#[test]
+fn a_device_that_goes_is_forbidden_to_ask_before_ats_ends() {
+    let rig = Rig::new();
+    let collector = Collector::new();
+    rig.attach(2, 0, &capable(&collector)).expect("it fits");
+    rig.attach(2, 3, &capable(&collector)).expect("it fits");
+    rig.switches();
+    rig.endpoint(2).release();
+    let off = [Switch::PageRequests(false), Switch::Ats(false)];
+    assert_eq!(rig.switches(), off.map(|switch| (node(2), switch)));
+    assert_eq!(rig.faults(2).count(), 0);
+}

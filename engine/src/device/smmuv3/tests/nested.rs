@@ -12,7 +12,9 @@ use iopt_formats::{Iova, IovaRange, PageSize, PageSizes};
 use super::*;
 use crate::device::context::NestError;
 use crate::device::smmuv3::Stalls;
-use crate::device::{Condition, DomainKind};
+use crate::device::testing_faults::Collector;
+use crate::device::testing_smmu::Rig;
+use crate::device::{AttachError, Condition, DomainKind};
 use crate::invalidation::{Changes, Invalidate as _, Kind};
 use crate::sync::SYNC;
 
@@ -25,6 +27,8 @@ const WORD_1: u64 = 2 | 1 << 2 | 1 << 4 | 3 << 6;
 const EATS: u64 = 1 << 28;
 const MEV: u64 = 1 << 19;
 const STALLD: u64 = 1 << 27;
+/// `S2PTW`, in word 2.
+const PTW: u64 = 1 << 54;
 
 fn own(words: [u64; 2]) -> GuestStream {
     GuestStream::decode(words).expect("a guest may say so")
@@ -35,7 +39,7 @@ fn nest(guest: &Guest, words: [u64; 2]) -> Arc<Domain> {
 }
 
 fn guest(world: &World, parent: &Arc<Domain>) -> Guest {
-    Guest::new(&world.smmu, parent).expect("it fits")
+    Guest::for_coherent_devices(&world.smmu, parent).expect("it fits")
 }
 
 /// Removes a page at 0x5000 from the parent, as hardware is told of it.
@@ -185,7 +189,9 @@ fn only_a_second_stage_of_the_host_that_fits_is_a_parent() {
         ..FEATURES
     });
     assert_eq!(
-        Guest::new(&narrow.smmu, &stage2()).map(|_| ()).err(),
+        Guest::for_coherent_devices(&narrow.smmu, &stage2())
+            .map(|_| ())
+            .err(),
         Some(NestError::Foreign)
     );
     let single = World::new(Features {
@@ -193,9 +199,68 @@ fn only_a_second_stage_of_the_host_that_fits_is_a_parent() {
         ..FEATURES
     });
     assert_eq!(
-        Guest::new(&single.smmu, &stage2()).map(|_| ()).err(),
+        Guest::for_coherent_devices(&single.smmu, &stage2())
+            .map(|_| ())
+            .err(),
         Some(NestError::Unsupported)
     );
+}
+
+/// Else it could have devices read what the memory held before it was the guest's.
+#[test]
+fn a_guest_does_not_decide_whether_devices_are_coherent() {
+    let world = World::new(FEATURES);
+    let format = Stage2::<12>::new(48, 48).expect("legal");
+    let forced = format.with_forced_write_back();
+    let make = |format| Arc::new(Domain::stage2(format, Arc::new(Heap)).expect("memory"));
+    let refusal = |parent| Guest::new(&world.smmu, &parent).map(|_| ()).err();
+    assert_eq!(refusal(make(format)), Some(NestError::Incoherent));
+    assert_eq!(refusal(make(forced)), None);
+    // But whoever knows the devices does.
+    assert!(Guest::for_coherent_devices(&world.smmu, &make(format)).is_ok());
+}
+
+/// Its PASIDs are no places of the host, and so no handler's.
+#[test]
+fn a_domain_with_a_guests_cds_resolves_no_faults() {
+    let rig = Rig::new();
+    let parent = Arc::new(stage2_of_rig());
+    let guest = GuestSmmu::for_coherent_devices(&rig.smmus[0], &parent).expect("it fits");
+    let nest = |words| {
+        let nested = guest.nest(&own(words)).expect("hardware has it");
+        Arc::new(nested.with_faults(Collector::new()))
+    };
+    let refused = rig.attach(2, 0, &nest([WORD_0, WORD_1 | EATS]));
+    assert!(matches!(
+        refused,
+        Err(AttachError::Failed {
+            error: AttachFailure::Unsupported {
+                what: "page requests with PASIDs of a guest"
+            },
+            ..
+        })
+    ));
+    assert_eq!(rig.faults(2).count(), 0);
+}
+
+/// A device that never was led to the guest is not asked by each sync, whether or not it is there.
+#[test]
+fn what_was_prepared_in_vain_asks_no_device() {
+    let world = World::new(FEATURES);
+    let guest = guest(&world, &stage2());
+    let [live, other] = [8, 9].map(|stream| world.device(&[stream], true, 0));
+    let nested = nest(&guest, [WORD_0, WORD_1 | EATS]);
+    attach(&live, None, &nested).expect("it fits");
+    let hwpt: Arc<dyn Hwpt> = Arc::clone(&nested) as _;
+    let prepared = other.prepare(None, &hwpt).expect("it fits");
+    let users = |tag| world.users(&nested, tag);
+    assert_eq!(users(Tag::AtsFull { stream: 9 }), 1);
+    world.silence(true);
+    drop(prepared);
+    world.silence(false);
+    assert_eq!(users(Tag::Descriptors { stream: 9 }), 1, "it may be cached");
+    assert_eq!(users(Tag::AtsFull { stream: 9 }), 0);
+    assert_eq!(users(Tag::AtsFull { stream: 8 }), 1);
 }
 
 /// The STE has the guest's words, the host's ATS and stage 2, and the guest's VMID.
@@ -215,7 +280,7 @@ fn an_entry_joins_what_both_say() {
         assert_eq!(words[0], WORD_0 | 2 << 1, "both stages");
         let host = of_parent[1] & !EATS;
         assert_eq!(words[1], WORD_1 | stored | MEV | STALLD | host);
-        assert_eq!(words[2] & !0xffff, of_parent[2] & !0xffff);
+        assert_eq!(words[2] & !0xffff, of_parent[2] & !0xffff | PTW);
         assert_eq!(words[2] & 0xffff, vmid);
         assert_ne!(words[2] & 0xffff, of_parent[2] & 0xffff);
         assert_eq!(words[3..], of_parent[3..]);
@@ -224,7 +289,8 @@ fn an_entry_joins_what_both_say() {
         attach(&device, None, &nest(&guest, [1 | 4 << 1, 0])).expect("it fits");
         let words = *world.ste(8).words();
         assert_eq!(words[0], 1 | 6 << 1);
-        assert_eq!(words[1], host);
+        assert_eq!(words[1], host | MEV);
+        assert_eq!(words[2] & !0xffff, of_parent[2] & !0xffff | PTW);
         assert_eq!(words[2] & 0xffff, vmid);
         assert!(!device.has_ats());
         attach(&device, None, &nest(&guest, [0, 0])).expect("it fits");
@@ -339,6 +405,9 @@ fn what_the_parent_loses_goes_from_all_that_was_made_of_it() {
             cds_of(8),
             cds_of(9),
             cds_of(10),
+            // Old CDs could make combined entries again until then.
+            Command::TlbiNhAll { vmid: 1 },
+            Command::TlbiNhAll { vmid: 2 },
             atc(11, 0, AtcSpan::ALL),
             atc(8, 0, AtcSpan::ALL),
             atc(9, 0, AtcSpan::ALL),
@@ -453,4 +522,9 @@ fn the_host_counts_a_guests_devices_with_ats_exactly() {
             assert_eq!(count(), 0);
         }
     }
+}
+
+fn stage2_of_rig() -> crate::device::testing_smmu::Domain {
+    let format = Stage2::<12>::new(48, 48).expect("legal");
+    crate::device::testing_smmu::Domain::stage2(format, Arc::new(Heap)).expect("memory")
 }

@@ -169,3 +169,43 @@ fn whoever_shares_a_stream_knows_that_it_blocks_and_can_have_it_led_again() {
         assert!(is_led());
     }
 }
+
+/// Requests name an ID, not a device: with ATS the one could send what only the other may.
+#[test]
+fn devices_that_share_a_stream_have_no_ats() {
+    let world = World::new(FEATURES);
+    let domain = stage1();
+    let alone = world.device(&[SHARED, 8], true, 0);
+    attach(&alone, None, &domain).expect("it fits");
+    assert!(alone.has_ats());
+    alone.block(None);
+    let other = world.device(&[SHARED, 9], false, 0);
+    attach(&alone, None, &domain).expect("it fits");
+    assert!(!alone.has_ats());
+    assert_eq!(world.ste(SHARED).ats(), Ats::Refused);
+    alone.block(None);
+    drop(other);
+    attach(&alone, None, &domain).expect("it fits");
+    assert!(alone.has_ats());
+}
+
+/// Nobody would ever lead its contexts elsewhere again.
+#[test]
+fn what_was_let_go_is_attached_to_nothing() {
+    for place in [None, Some(pasid(3))] {
+        let world = World::new(FEATURES);
+        let device = world.device(&[8], true, 4);
+        let domain = stage1();
+        let hwpt: Arc<dyn Hwpt> = Arc::clone(&domain) as _;
+        let prepared = device.prepare(place, &hwpt).expect("it fits");
+        device.release();
+        prepared.commit();
+        assert_eq!(world.ste(8).config(), StreamConfig::Abort);
+        assert_eq!(world.ats_users(&domain, 8, place), 0);
+        assert_eq!(world.smmu.asids().used_count(), 0);
+        assert!(matches!(
+            device.prepare(place, &hwpt),
+            Err(AttachFailure::Unsupported { .. })
+        ));
+    }
+}

@@ -224,8 +224,74 @@ fn a_device_has_one_name_in_a_guest() {
     let refused = guest.invalidate(&[cds_of(1)]);
     let refusal = Refusal::Device { id: 1 };
     assert_eq!(refused, Err(GuestCommandError { index: 0, refusal }));
-    assert_eq!(guest.add_device(3, &[12, 8]), Ok(()));
+    assert_eq!(guest.add_device(3, &[]), Err(GuestDeviceError::Nameless));
+    // What is given twice is told once.
+    assert_eq!(guest.add_device(3, &[12, 8, 12]), Ok(()));
     assert_eq!(world.commands(), []);
     guest.invalidate(&[cds_of(3)]).expect("it is there");
     assert_eq!(world.commands(), [cds_of(12), cds_of(8)]);
+}
+
+/// Hardware may take it for an error, which stops the queue of all.
+#[test]
+fn names_that_hardware_has_no_bits_for_are_refused() {
+    let illegal = |field, value| {
+        Err(Refusal::Illegal(CommandError::ReservedValue {
+            field,
+            value,
+        }))
+    };
+    let by_asid = |asid| Command::TlbiNhAsid { vmid: 0, asid };
+    let by_address = |asid| Command::TlbiNhVa {
+        vmid: 0,
+        asid,
+        target: Target::single(Iova::new(0), true),
+    };
+    let cd = |substream| Command::CfgiCd {
+        stream: 1,
+        substream: pasid(substream),
+        is_secure: false,
+        is_leaf: true,
+    };
+    let inv = |substream| Command::AtcInv {
+        stream: 1,
+        substream: Some(pasid(substream)),
+        is_global: false,
+        address: Iova::new(0),
+        span: AtcSpan::ALL,
+    };
+    for has_wide_asids in [false, true] {
+        for substream_bits in [0, 5] {
+            let world = World::new(Features {
+                has_wide_asids,
+                substream_bits,
+                ..FEATURES
+            });
+            let guest = guest(&world, &stage2());
+            guest.add_device(1, &[8]).expect_err("it is not linked");
+            let _device = world.device(&[8], true, 0);
+            guest.add_device(1, &[8]).expect("it is free");
+            let give = |command| {
+                let given = guest.invalidate(&[command]);
+                given.map_err(|error| error.refusal)
+            };
+            for command in [by_asid, by_address] {
+                assert_eq!(give(command(0xff)), Ok(()));
+                let refused = if has_wide_asids {
+                    Ok(())
+                } else {
+                    illegal("ASID", 0x100)
+                };
+                assert_eq!(give(command(0x100)), refused);
+            }
+            let refusal = |value| illegal("SubstreamID", value);
+            let has_any = substream_bits > 0;
+            assert_eq!(give(cd(0)), Ok(()));
+            assert_eq!(give(cd(31)), if has_any { Ok(()) } else { refusal(31) });
+            assert_eq!(give(cd(32)), refusal(32));
+            assert_eq!(give(inv(0)), if has_any { Ok(()) } else { refusal(0) });
+            assert_eq!(give(inv(31)), if has_any { Ok(()) } else { refusal(31) });
+            assert_eq!(give(inv(32)), refusal(32));
+        }
+    }
 }
