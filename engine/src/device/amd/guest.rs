@@ -289,11 +289,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> GuestIommu<M, D> {
         emit: &mut dyn FnMut(Command),
     ) {
         let devices = self.devices.lock();
-        let named = match guest.map(u32::from) {
-            Some(guest) => devices.range(guest..=guest),
-            None => devices.range(..),
-        };
-        for &device_id in named.flat_map(|(_, own)| own) {
+        for &device_id in devices.of(guest.map(u32::from)) {
             if places.has(Tag::GuestCr3 { device_id }) {
                 emit(Command::InvalidateDeviceTableEntry { device_id });
             }

@@ -104,6 +104,16 @@ impl<H> NamedDevices<H> {
         let at = self.find(*guest).ok()?;
         Some(&self.0[at].1)
     }
+
+    /// Returns the host's IDs of a device, or of all.
+    pub(in crate::device) fn of(&self, guest: Option<u32>) -> impl Iterator<Item = &H> {
+        let meant = match guest.map(|guest| self.find(guest)) {
+            None => &self.0[..],
+            Some(Ok(at)) => &self.0[at..=at],
+            Some(Err(_)) => &[],
+        };
+        meant.iter().flat_map(|(_, own)| own)
+    }
 }
 
 impl<H: Copy + Eq> GuestDevices<H> {

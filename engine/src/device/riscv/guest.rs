@@ -193,11 +193,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> GuestIommu<M, D> {
                     }
                     continue;
                 }
-                let named = match named(command) {
-                    Some(guest) => devices.range(guest..=guest),
-                    None => devices.range(..),
-                };
-                for &device in named.flat_map(|(_, own)| own) {
+                for &device in devices.of(named(command)) {
                     if let Some((own, tag)) = self.of_device(command, device)
                         && places.has(tag)
                     {
