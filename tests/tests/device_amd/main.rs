@@ -8,6 +8,6 @@
 
 mod entries;
 mod life;
-mod process;
 mod nested;
+mod process;
 mod world;

@@ -9,6 +9,6 @@
 mod entries;
 mod life;
 mod limits;
-mod process;
 mod nested;
+mod process;
 mod world;

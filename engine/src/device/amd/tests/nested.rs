@@ -9,8 +9,8 @@ use iopt_formats::context::amd::{DteError, Translation};
 use iopt_formats::{Iova, IovaRange, PageSize, PageSizes};
 
 use super::*;
-use crate::device::DomainKind;
 use crate::device::context::NestError;
+use crate::device::{Condition, DomainKind};
 use crate::invalidation::{Changes, Invalidate as _, Kind};
 use crate::sync::SYNC;
 
@@ -417,6 +417,8 @@ fn the_parent_lives_as_long_as_anything_leads_to_it() {
     assert!(is_there(&parent) && device.is_quarantined());
     world.queue().set_silent(false);
     attach(&device, None, &Arc::new(Domain::identity())).expect("hardware answers");
+    // As a registry does after each attachment: domains end without a lock.
+    assert_eq!(device.look_after(false), Condition::Sound);
     assert!(!is_there(&parent));
     assert_eq!(world.iommu.domain_ids().quarantined_count(), 0);
 }

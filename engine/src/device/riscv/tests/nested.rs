@@ -11,8 +11,8 @@ use iopt_formats::context::update::plan;
 use iopt_formats::{Iova, IovaRange, PageSize, PageSizes};
 
 use super::*;
-use crate::device::DomainKind;
 use crate::device::context::NestError;
+use crate::device::{Condition, DomainKind};
 use crate::invalidation::{Changes, Invalidate as _, Kind};
 use crate::sync::SYNC;
 
@@ -354,6 +354,8 @@ fn the_parent_lives_as_long_as_anything_leads_to_it() {
     assert!(is_there(&parent) && device.is_quarantined());
     world.silence(false);
     attach(&device, None, &Arc::new(Domain::identity())).expect("hardware answers");
+    // As a registry does after each attachment: domains end without a lock.
+    assert_eq!(device.look_after(false), Condition::Sound);
     assert!(!is_there(&parent));
     world.assert_unused();
 }
