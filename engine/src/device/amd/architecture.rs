@@ -1,6 +1,5 @@
 //! How devices are attached behind AMD's IOMMUs.
 
-use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
@@ -12,10 +11,10 @@ use iopt_formats::x86_64::AmdV2;
 
 use crate::device::amd::events::Responder;
 use crate::device::amd::port::{NO_PASID, Port};
-use crate::device::amd::{AmdDomain, AmdIommu, CommandDevice, DomainError, Features, Stage};
+use crate::device::amd::{AmdDomain, AmdIommu, CommandDevice, Features, Stage};
 use crate::device::context::{
-    Architecture, Arrival, Attached, HardwareDriver, HardwareEndpoint, LinkError, Outcome, Tags,
-    Target,
+    Architecture, Arrival, Attached, HardwareDriver, HardwareEndpoint, LinkError, Outcome, Sharing,
+    Tags, Target,
 };
 use crate::device::fault::{Listeners, PageResponder};
 use crate::device::ids::Ids;
@@ -24,7 +23,7 @@ use crate::device::{AttachFailure, Endpoint as _, NewDomainError};
 use crate::invalidation::Instance;
 use crate::invalidation::plan::amd::{Amd as Planner, Tag};
 use crate::mem::TableMemory;
-use crate::radix::{MapSide, TableError};
+use crate::radix::MapSide;
 
 /// Levels of the tables that domains are made with: 48 bits.
 const LEVELS: u8 = 4;
@@ -149,12 +148,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for AmdVi<M, D> {
         } else {
             return Err(NewDomainError::Unsupported);
         };
-        made.map_err(|error| match error {
-            DomainError::Set(_) | DomainError::Table(TableError::OutOfMemory(_)) => {
-                NewDomainError::Exhausted
-            }
-            error => NewDomainError::Other(Box::new(error)),
-        })
+        Ok(made?)
     }
 
     fn port(unit: &Self::Unit, arrival: &Arrival<'_>) -> Result<Port<M>, LinkError> {
@@ -169,27 +163,23 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for AmdVi<M, D> {
         let address = arrival.device.address;
         let port = Port {
             device_ids,
-            share: unit.shares().enter(arrival.ids)?,
+            share: unit.shares().enter(arrival.ids, arrival.pasid_bits > 0)?,
             pasid_bits: arrival.pasid_bits,
             max_pending: arrival.control.ats_queue_depth(address).clamp(1, 32),
             physical_function: arrival.control.physical_function(address),
             needs_response_pasids: arrival.control.needs_pasids_in_responses(address),
             gcr3: None,
         };
-        // Hardware may still use what another device had there.
-        let ids = port.device_ids.iter();
-        for &device_id in ids.filter(|&&device_id| unit.is_quarantined(device_id)) {
-            LinkError::of_blocking(&port.write_dte(unit, device_id, None, true))?;
-        }
+        LinkError::block_quarantined(
+            port.device_ids.iter().copied(),
+            |device_id| unit.is_quarantined(device_id),
+            |device_id| port.write_dte(unit, device_id, None, true),
+        )?;
         Ok(port)
     }
 
-    fn standing(port: &Port<M>) -> Outcome {
-        port.share.standing()
-    }
-
-    fn is_shared(port: &Port<M>) -> bool {
-        port.share.has_others()
+    fn sharing(port: &Port<M>) -> Sharing {
+        port.share.sharing()
     }
 
     fn tags(

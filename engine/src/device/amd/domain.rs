@@ -1,5 +1,6 @@
 //! What can be attached to a device behind IOMMUs.
 
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 
 use iopt_formats::amd::V1;
@@ -9,6 +10,7 @@ use iopt_formats::context::amd::{
 use iopt_formats::x86_64::AmdV2;
 use iopt_formats::{Format as _, Oa};
 
+use crate::device::NewDomainError;
 use crate::device::amd::{AmdVi, CommandDevice, Features};
 use crate::device::context::{HardwareDomain, Set};
 use crate::invalidation::SetError;
@@ -74,6 +76,15 @@ pub enum DomainError {
     /// The root of its tables would move.
     #[error("devices cannot follow tables whose root grows; the number of levels must be fixed")]
     Growing,
+}
+
+impl From<DomainError> for NewDomainError {
+    fn from(error: DomainError) -> Self {
+        match error {
+            DomainError::Set(_) | DomainError::Table(TableError::OutOfMemory(_)) => Self::Exhausted,
+            error => Self::Other(Box::new(error)),
+        }
+    }
 }
 
 impl<M: TableMemory + 'static, D: CommandDevice> AmdDomain<M, D> {

@@ -1,6 +1,5 @@
 //! The IDs of one device at one IOMMU, and where its requests are led there.
 
-use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -11,9 +10,7 @@ use iopt_formats::context::amd::{Dte, Gcr3Entry};
 use crate::device::AttachFailure;
 use crate::device::amd::tables::Gcr3;
 use crate::device::amd::{AmdIommu, AmdVi, CommandDevice, Stage};
-use crate::device::context::{
-    Attached, HardwareEndpoint, LinkError, Outcome, Share, Target, Unwritten,
-};
+use crate::device::context::{Attached, HardwareEndpoint, Outcome, Share, Target, Unwritten};
 use crate::invalidation::plan::amd::{Device, Tag};
 use crate::mem::TableMemory;
 
@@ -142,11 +139,7 @@ impl<M: TableMemory + 'static> Port<M> {
             Some(gcr3) => gcr3,
             None => self.gcr3.insert(Gcr3::new(unit, self.pasid_bits)?),
         };
-        let linked = gcr3.link(unit, &self.device_ids, place.unwrap_or(NO_PASID));
-        linked.map_err(|error| match error {
-            LinkError::Memory(_) => AttachFailure::Exhausted,
-            error => AttachFailure::Other(Box::new(error)),
-        })
+        Ok(gcr3.link(unit, &self.device_ids, place.unwrap_or(NO_PASID))?)
     }
 
     /// Returns the domain ID of its entries where they lead to a guest CR3 table.

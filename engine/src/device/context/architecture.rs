@@ -7,7 +7,7 @@ use core::fmt;
 use iopt_formats::command::Pasid;
 
 use crate::device::context::{
-    Attached, HardwareDomain, HardwareEndpoint, LinkError, Tags, Unwritten,
+    Attached, HardwareDomain, HardwareEndpoint, LinkError, Sharing, Tags, Unwritten,
 };
 use crate::device::fault::{Listeners, PageResponder};
 use crate::device::ids::Ids;
@@ -101,11 +101,8 @@ pub trait Architecture: Sized + 'static {
     /// [`LinkError`]. What was linked may stay.
     fn port(unit: &Self::Unit, arrival: &Arrival<'_>) -> Result<Self::Port, LinkError>;
 
-    /// Returns what is known of the entries of the device's IDs, whichever device that has them wrote them last.
-    fn standing(port: &Self::Port) -> Outcome;
-
-    /// Returns whether another device has one of its IDs at the instance.
-    fn is_shared(port: &Self::Port) -> bool;
+    /// Returns how the device's IDs at the instance stand, and who else has them.
+    fn sharing(port: &Self::Port) -> Sharing;
 
     /// Returns the places where translations by `stage`, under the domain's `id`, for requests of that place
     /// are cached, in rising order: the instance's own, and if it `has_ats` those of the device.

@@ -3,6 +3,7 @@
 #[cfg(all(test, not(loom)))]
 mod tests;
 
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
@@ -10,6 +11,7 @@ use core::fmt;
 use iopt_formats::Oa;
 use iopt_formats::context::update::Rules;
 
+use crate::device::AttachFailure;
 use crate::device::context::{EntryTable, ShareError, Unwritten};
 use crate::invalidation::SyncError;
 use crate::mem::{OutOfMemory, TableMemory};
@@ -106,16 +108,31 @@ pub enum LinkError {
 }
 
 impl LinkError {
-    /// Returns whether an entry that was to be made to block is ready for a device that comes.
+    /// Makes the entries of `ids` ready for a device that comes: where hardware may still use what another device had
+    /// there, `block` makes them block.
     ///
     /// # Errors
     ///
-    /// [`LinkError::Absent`] without such an entry, [`LinkError::Sync`] if hardware may still use another one.
-    pub const fn of_blocking<T>(written: &Result<T, Unwritten>) -> Result<(), Self> {
-        match *written {
-            Ok(_) | Err(Unwritten::Blocked(_)) => Ok(()),
+    /// [`LinkError::Absent`] without such an entry, [`LinkError::Sync`] if hardware still does not answer.
+    pub fn block_quarantined<I: Copy>(
+        ids: impl IntoIterator<Item = I>,
+        is_quarantined: impl Fn(I) -> bool,
+        block: impl Fn(I) -> Result<(), Unwritten>,
+    ) -> Result<(), Self> {
+        let mut ids = ids.into_iter().filter(|&id| is_quarantined(id));
+        ids.try_for_each(|id| match block(id) {
+            Ok(()) | Err(Unwritten::Blocked(_)) => Ok(()),
             Err(Unwritten::Absent { index }) => Err(Self::Absent { index }),
             Err(Unwritten::Quarantined(error)) => Err(Self::Sync(error)),
+        })
+    }
+}
+
+impl From<LinkError> for AttachFailure {
+    fn from(error: LinkError) -> Self {
+        match error {
+            LinkError::Memory(_) | LinkError::Share(_) => Self::Exhausted,
+            error => Self::Other(Box::new(error)),
         }
     }
 }

@@ -9,7 +9,7 @@ use iopt_formats::{Format, Iova, IovaRange};
 
 use crate::claim::ClaimError;
 use crate::device::context::process::ProcessPart;
-use crate::device::context::{Architecture, Target, Users};
+use crate::device::context::{Architecture, Permit, Target, Users};
 use crate::device::fault::FaultHandler;
 use crate::device::process::{ExitError, Process, ProcessDomain};
 use crate::device::{DirectRegion, DomainKind, Hwpt};
@@ -43,6 +43,8 @@ pub(super) struct Translation<A: Architecture> {
     pub(super) allows_ats: bool,
     /// The only instance that it is for, if it is not for all that can walk the tables.
     only_at: Option<Arc<Instance<A::Planner, A::Queue>>>,
+    /// Counts while it lives, of a guest that may have so many.
+    _permit: Option<Permit>,
 }
 
 /// How a guest's requests are led to its tables, and from there to those of a parent.
@@ -55,6 +57,8 @@ pub(in crate::device) struct Nesting<A: Architecture> {
     pub(in crate::device) at: Arc<Instance<A::Planner, A::Queue>>,
     /// Whether the guest lets its devices cache translations.
     pub(in crate::device) allows_ats: bool,
+    /// Where the guest may have but so many domains.
+    pub(in crate::device) permit: Option<Permit>,
 }
 
 impl<A: Architecture> Translation<A> {
@@ -64,6 +68,7 @@ impl<A: Architecture> Translation<A> {
             stage,
             allows_ats: true,
             only_at: None,
+            _permit: None,
         }
     }
 
@@ -132,6 +137,7 @@ impl<A: Architecture> HardwareDomain<A> {
         let translation = nesting.map(|nesting| Translation {
             allows_ats: nesting.allows_ats && allows_ats,
             only_at: Some(nesting.at),
+            _permit: nesting.permit,
             ..Translation::new(nesting.users, nesting.stage)
         });
         Self {

@@ -13,7 +13,8 @@ use smallvec::SmallVec;
 use crate::device::context::process::ProcessPart;
 use crate::device::context::slots::{Lead, Slot, Slots, State};
 use crate::device::context::{
-    Architecture, Attached, Attachment, HardwareDomain, JoinDomainError, Outcome, Tags, Target,
+    Architecture, Attached, Attachment, HardwareDomain, JoinDomainError, Outcome, Sharing, Tags,
+    Target,
 };
 use crate::device::fault::{Counted, DeviceFaults};
 use crate::device::{
@@ -154,8 +155,12 @@ impl<A: Architecture> HardwareEndpoint<A> {
 
     /// Returns what is known of the entries of its IDs, whoever wrote them last.
     fn standing(&self, state: &State<A>) -> Outcome {
-        let ports = state.ports.iter().map(A::standing);
-        ports.fold(Outcome::Known, Outcome::and)
+        self.sharing(state).standing
+    }
+
+    fn sharing(&self, state: &State<A>) -> Sharing {
+        let ports = state.ports.iter().map(A::sharing);
+        ports.fold(Sharing::ALONE, Sharing::and)
     }
 
     /// Returns the instances that see its requests.
@@ -199,7 +204,7 @@ impl<A: Architecture> HardwareEndpoint<A> {
         }
         let had_ats = state.has_ats;
         let old = state.slots.replace(place, new);
-        // Of a device that goes ATS is off, and stays off.
+        // Of a device that goes ATS ends first of all: it may not be there any more, and need not answer then.
         let has_ats = state.slots.have_ats() && !state.is_released;
         if had_ats && !has_ats {
             self.control.set_ats(self.address, false);
@@ -339,10 +344,6 @@ impl<A: Architecture> HardwareEndpoint<A> {
         if let Some(faults) = self.faults() {
             faults.forbid();
         }
-        // First of all, so that no device has to answer that may not be there any more.
-        if mem::take(&mut state.has_ats) {
-            self.control.set_ats(self.address, false);
-        }
         while let Some(pasid) = state.slots.first_pasid() {
             self.change(&mut state, Some(pasid), None);
         }
@@ -458,11 +459,17 @@ impl<A: Architecture> Endpoint for HardwareEndpoint<A> {
             return Err(AttachFailure::Unsupported { what });
         }
         self.recover(&mut state)?;
+        let sharing = self.sharing(&state);
+        if place.is_some() && sharing.lacks_pasids {
+            return Err(AttachFailure::Unsupported {
+                what: "a PASID under an ID that a device without PASIDs has, too",
+            });
+        }
         // C2.
         let has_ats = self.can_ats
             && translation.is_some_and(|it| it.allows_ats)
             // Whoever else has the ID could send translated requests, too. What has ATS keeps it.
-            && (state.has_ats || !state.ports.iter().any(A::is_shared));
+            && (state.has_ats || !sharing.has_others);
         if translation.is_some() && self.needs_ats && !has_ats {
             return Err(AttachFailure::Unsupported {
                 what: "a domain without ATS for a device that needs it",

@@ -5,11 +5,13 @@
 //! the guest. Its commands make hardware forget such copies: they are carried out with the host's names in
 //! place of the guest's, about what is the guest's alone.
 
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use iopt_formats::command::CommandError;
 
 use crate::invalidation::SyncError;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{GUEST_DEVICES, Mutex, MutexGuard};
 
 /// Why nothing can be nested in a parent at an instance.
@@ -29,6 +31,39 @@ pub enum NestError {
     /// The instance cannot have two stages at once.
     #[error("the instance does not nest")]
     Unsupported,
+}
+
+/// How many domains a guest may have.
+#[derive(Debug)]
+pub(in crate::device) struct Permits {
+    used: Arc<AtomicU64>,
+    limit: u64,
+}
+
+/// The right to one more domain, until it is dropped.
+#[derive(Debug)]
+pub(in crate::device) struct Permit(Arc<AtomicU64>);
+
+impl Permits {
+    pub(in crate::device) fn new(limit: u64) -> Self {
+        let used = Arc::new(AtomicU64::new(0));
+        Self { used, limit }
+    }
+
+    /// Returns one, if there are any.
+    pub(in crate::device) fn take(&self) -> Option<Permit> {
+        let more = |used| (used < self.limit).then_some(used + 1);
+        let taken = self
+            .used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        taken.ok().map(|_| Permit(Arc::clone(&self.used)))
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The first of a guest's commands that was not carried out. All before it were: its index is their number.

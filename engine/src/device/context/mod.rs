@@ -54,8 +54,10 @@ pub use crate::device::context::domain::{HardwareDomain, Set};
 pub use crate::device::context::driver::HardwareDriver;
 pub use crate::device::context::endpoint::HardwareEndpoint;
 pub use crate::device::context::guest::{GuestCommandError, GuestDeviceError, NestError, Refusal};
-pub(in crate::device) use crate::device::context::guest::{GuestDevices, carry_out};
+pub(in crate::device) use crate::device::context::guest::{
+    GuestDevices, Permit, Permits, carry_out,
+};
 pub use crate::device::context::live::{EntryTable, Unwritten};
-pub use crate::device::context::shares::{Share, ShareError, Shares};
+pub use crate::device::context::shares::{Share, ShareError, Shares, Sharing};
 pub use crate::device::context::slots::Attached;
 pub use crate::device::context::users::{Attachment, JoinDomainError, Tags, Users};

@@ -244,12 +244,8 @@ impl Architecture for Least {
         Err(LinkError::Absent { index: 0 })
     }
 
-    fn standing(_: &Self::Port) -> Outcome {
-        Outcome::Known
-    }
-
-    fn is_shared(_: &Self::Port) -> bool {
-        false
+    fn sharing(_: &Self::Port) -> Sharing {
+        Sharing::ALONE
     }
 
     fn tags(_: &Self::Port, _: Option<Pasid>, (): &(), id: u32, _: bool) -> Tags<Forget> {

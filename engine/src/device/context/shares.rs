@@ -40,8 +40,40 @@ struct Claim<E> {
     /// Nothing if its requests are to be blocked.
     wanted: Option<E>,
     is_holder: bool,
+    /// Whether the device has PASIDs.
+    has_pasids: bool,
     /// The same of all claims to the ID (S3).
     standing: Outcome,
+}
+
+/// How a device's IDs at an instance stand, and who else has them.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Sharing {
+    /// What is known of their entries, whoever wrote them last.
+    pub standing: Outcome,
+    /// Whether another device has one of them.
+    pub has_others: bool,
+    /// Whether one of those has no PASIDs: what leads the ID to its tables leads none with a PASID anywhere.
+    pub lacks_pasids: bool,
+}
+
+impl Sharing {
+    /// Of a device that has its IDs alone, and whose entries say what they are to say.
+    pub const ALONE: Self = Self {
+        standing: Outcome::Known,
+        has_others: false,
+        lacks_pasids: false,
+    };
+
+    /// Returns what holds for both.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self {
+            standing: self.standing.and(other.standing),
+            has_others: self.has_others || other.has_others,
+            lacks_pasids: self.lacks_pasids || other.lacks_pasids,
+        }
+    }
 }
 
 /// No memory to note who has an ID.
@@ -61,12 +93,12 @@ impl<E: Copy> Shares<E> {
         })
     }
 
-    /// Notes that a device has `ids`, each of them given once. It wants nothing of them.
+    /// Notes that a device has `ids`, each of them given once, and whether it has PASIDs. It wants nothing of them.
     ///
     /// # Errors
     ///
     /// [`ShareError`], with nothing noted.
-    pub fn enter(self: &Arc<Self>, ids: &[u32]) -> Result<Share<E>, ShareError> {
+    pub fn enter(self: &Arc<Self>, ids: &[u32], has_pasids: bool) -> Result<Share<E>, ShareError> {
         let mut inner = self.inner.lock();
         let reserved = inner.claims.try_reserve(ids.len());
         reserved.map_err(|_| ShareError)?;
@@ -81,6 +113,7 @@ impl<E: Copy> Shares<E> {
                 user,
                 wanted: None,
                 is_holder: false,
+                has_pasids,
                 standing: standing.unwrap_or(Outcome::Known),
             };
             inner.claims.insert(at, claim);
@@ -154,20 +187,21 @@ impl<E: Copy> Share<E> {
         written
     }
 
-    /// Returns what is known of the entries of its IDs, whoever wrote them last.
-    pub fn standing(&self) -> Outcome {
+    /// Returns how its IDs stand, and who else has them, whatever they want.
+    pub fn sharing(&self) -> Sharing {
         let inner = self.shares.inner.lock();
-        let own = inner.claims.iter().filter(|claim| claim.user == self.user);
-        own.fold(Outcome::Known, |all, claim| all.and(claim.standing))
-    }
-
-    /// Returns whether another device has one of its IDs, whatever it wants.
-    pub fn has_others(&self) -> bool {
-        let inner = self.shares.inner.lock();
-        // Sorted by ID.
-        let mut neighbours = inner.claims.chunk_by(|one, next| one.id == next.id);
-        neighbours
-            .any(|claims| claims.len() > 1 && claims.iter().any(|claim| claim.user == self.user))
+        let is_own = |claim: &Claim<E>| claim.user == self.user;
+        // By ID.
+        let all = inner.claims.chunk_by(|one, next| one.id == next.id);
+        let own = all.filter(|claims| claims.iter().any(is_own));
+        own.fold(Sharing::ALONE, |sharing, claims| {
+            let mut others = claims.iter().filter(|claim| !is_own(claim));
+            sharing.and(Sharing {
+                standing: claims[0].standing,
+                has_others: claims.len() > 1,
+                lacks_pasids: others.any(|claim| !claim.has_pasids),
+            })
+        })
     }
 
     /// Returns whether another device wants something of one of `ids`.

@@ -8,7 +8,8 @@
 //!   making until it is left.
 //! - **U3** (forgotten first): where contexts led to the domain, the ID is free, and a place of the instance's own
 //!   caches is out of the set, only after the instance forgot all that it has there, which is after the last
-//!   attachment's context led elsewhere.
+//!   attachment's context led elsewhere. Where a planner has no command for a place alone, the sync of that context
+//!   was what made the instance forget it.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;

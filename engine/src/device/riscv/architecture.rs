@@ -8,8 +8,8 @@ use core::marker::PhantomData;
 use iopt_formats::command::Pasid;
 
 use crate::device::context::{
-    Architecture, Arrival, Attached, HardwareDriver, HardwareEndpoint, LinkError, Outcome, Tags,
-    Target,
+    Architecture, Arrival, Attached, HardwareDriver, HardwareEndpoint, LinkError, Outcome, Sharing,
+    Tags, Target,
 };
 use crate::device::fault::{Listeners, PageResponder};
 use crate::device::ids::Ids;
@@ -132,12 +132,8 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for Riscv<M, D> {
         Ok(port.with_response_pasids(needs_pasids))
     }
 
-    fn standing(port: &Port<M>) -> Outcome {
-        port.share.standing()
-    }
-
-    fn is_shared(port: &Port<M>) -> bool {
-        port.share.has_others()
+    fn sharing(port: &Port<M>) -> Sharing {
+        port.share.sharing()
     }
 
     fn tags(

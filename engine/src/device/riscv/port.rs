@@ -1,6 +1,5 @@
 //! What a device has at one RISC-V IOMMU.
 
-use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -65,18 +64,16 @@ impl<M: TableMemory + 'static> Port<M> {
         let functions = devices.iter().map(|&device| unit.function(device));
         let port = Self {
             devices: devices.to_vec(),
-            share: unit.shares().enter(devices)?,
+            share: unit.shares().enter(devices, pasid_bits > 0)?,
             functions: functions.collect(),
             processes,
             needs_response_pasids: false,
         };
-        // Hardware may still use what another device had there.
-        for &device in devices
-            .iter()
-            .filter(|&&device| unit.is_quarantined(device))
-        {
-            LinkError::of_blocking(&port.write_device(unit, device, None, true))?;
-        }
+        LinkError::block_quarantined(
+            devices.iter().copied(),
+            |device| unit.is_quarantined(device),
+            |device| port.write_device(unit, device, None, true),
+        )?;
         Ok(port)
     }
 
@@ -123,11 +120,7 @@ impl<M: TableMemory + 'static> Port<M> {
         let Some(processes) = &mut self.processes else {
             return Err(AttachFailure::Unsupported { what: "PASIDs" });
         };
-        let linked = processes.link(unit, &self.devices, pasid);
-        linked.map_err(|error| match error {
-            LinkError::Memory(_) => AttachFailure::Exhausted,
-            error => AttachFailure::Other(Box::new(error)),
-        })
+        Ok(processes.link(unit, &self.devices, pasid)?)
     }
 
     /// Makes contexts say what is attached at a place.

@@ -1,6 +1,5 @@
 //! How devices are attached behind SMMUs.
 
-use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::fmt;
 use core::marker::PhantomData;
@@ -9,8 +8,8 @@ use iopt_formats::armv8::{Granule, Stage1, Stage2};
 use iopt_formats::command::Pasid;
 
 use crate::device::context::{
-    Architecture, Arrival, Attached, HardwareDriver, HardwareEndpoint, LinkError, Outcome, Tags,
-    Target,
+    Architecture, Arrival, Attached, HardwareDriver, HardwareEndpoint, LinkError, Outcome, Sharing,
+    Tags, Target,
 };
 use crate::device::fault::{Listeners, PageResponder};
 use crate::device::ids::Ids;
@@ -18,14 +17,11 @@ use crate::device::process::ProcessTables;
 use crate::device::smmuv3::events::Responder;
 use crate::device::smmuv3::port::Port;
 use crate::device::smmuv3::tables::CdTables;
-use crate::device::smmuv3::{
-    CommandDevice, DomainError, Features, Smmu, Smmuv3Domain, Stage, Stalls,
-};
+use crate::device::smmuv3::{CommandDevice, Features, Smmu, Smmuv3Domain, Stage, Stalls};
 use crate::device::{AttachFailure, NewDomainError};
 use crate::invalidation::Instance;
 use crate::invalidation::plan::smmuv3::{Smmuv3 as Planner, Tag};
 use crate::mem::TableMemory;
-use crate::radix::TableError;
 
 /// Bits of the input addresses of the domains that it makes.
 const VA_BITS: u8 = 48;
@@ -159,12 +155,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for Smmuv3<M, D> {
         } else {
             return Err(NewDomainError::Unsupported);
         };
-        made.map_err(|error| match error {
-            DomainError::Set(_) | DomainError::Table(TableError::OutOfMemory(_)) => {
-                NewDomainError::Exhausted
-            }
-            error => NewDomainError::Other(Box::new(error)),
-        })
+        Ok(made?)
     }
 
     fn port(unit: &Smmu<M, D>, arrival: &Arrival<'_>) -> Result<Port<M>, LinkError> {
@@ -173,24 +164,20 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for Smmuv3<M, D> {
         }
         let port = Port {
             streams: arrival.ids.to_vec(),
-            share: unit.shares().enter(arrival.ids)?,
+            share: unit.shares().enter(arrival.ids, arrival.pasid_bits > 0)?,
             pasid_bits: arrival.pasid_bits,
             cds: None,
         };
-        // Hardware may still use what another device had there.
-        let ids = arrival.ids.iter();
-        for &stream in ids.filter(|&&stream| unit.is_quarantined(stream)) {
-            LinkError::of_blocking(&port.write_stream(unit, stream, None, true))?;
-        }
+        LinkError::block_quarantined(
+            arrival.ids.iter().copied(),
+            |stream| unit.is_quarantined(stream),
+            |stream| port.write_stream(unit, stream, None, true),
+        )?;
         Ok(port)
     }
 
-    fn standing(port: &Port<M>) -> Outcome {
-        port.share.standing()
-    }
-
-    fn is_shared(port: &Port<M>) -> bool {
-        port.share.has_others()
+    fn sharing(port: &Port<M>) -> Sharing {
+        port.share.sharing()
     }
 
     fn tags(

@@ -1,11 +1,13 @@
 //! What an SMMU translates by: stage 1, stage 2, or a guest's stage 1 and then stage 2.
 
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 
 use iopt_formats::armv8::{Granule, MAIR, Stage1, Stage2, Tcr, Vtcr};
 use iopt_formats::context::smmuv3::{Cd, Context, FaultPolicy, Stream, StreamStage1, StreamStage2};
 use iopt_formats::{ConfigError, Format, Oa};
 
+use crate::device::NewDomainError;
 use crate::device::context::{HardwareDomain, Set};
 use crate::device::smmuv3::instance::walk;
 use crate::device::smmuv3::{CommandDevice, Features, Smmuv3, Stalls};
@@ -60,6 +62,15 @@ pub enum DomainError {
     /// An STE or a CD cannot lead to it.
     #[error(transparent)]
     Config(#[from] ConfigError),
+}
+
+impl From<DomainError> for NewDomainError {
+    fn from(error: DomainError) -> Self {
+        match error {
+            DomainError::Set(_) | DomainError::Table(TableError::OutOfMemory(_)) => Self::Exhausted,
+            error => Self::Other(Box::new(error)),
+        }
+    }
 }
 
 impl<M: TableMemory + 'static, D: CommandDevice> HardwareDomain<Smmuv3<M, D>> {

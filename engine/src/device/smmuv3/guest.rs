@@ -128,6 +128,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> GuestSmmu<M, D> {
             stage: Stage::Nested { stage1, vtcr, root },
             at: Arc::clone(self.smmu.instance()),
             allows_ats,
+            permit: None,
         };
         Ok(HardwareDomain::nested(&self.parent, Some(nesting)))
     }

@@ -1,6 +1,5 @@
 //! The streams of one device at one SMMU, and where its requests are led there.
 
-use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -8,9 +7,7 @@ use iopt_formats::command::Pasid;
 use iopt_formats::context::smmuv3::{Ats, Cd, DefaultSubstream, Stream};
 
 use crate::device::AttachFailure;
-use crate::device::context::{
-    Attached, HardwareEndpoint, LinkError, Outcome, Share, Target, Unwritten,
-};
+use crate::device::context::{Attached, HardwareEndpoint, Outcome, Share, Target, Unwritten};
 use crate::device::smmuv3::tables::CdTables;
 use crate::device::smmuv3::{CommandDevice, Smmu, Smmuv3, Stage, Stalls};
 use crate::mem::TableMemory;
@@ -43,11 +40,7 @@ impl<M: TableMemory + 'static> Port<M> {
                 none.insert(made.map_err(|_| AttachFailure::Exhausted)?)
             }
         };
-        cds.link(smmu, &self.streams, place.unwrap_or(NO_PASID))
-            .map_err(|error| match error {
-                LinkError::Memory(_) => AttachFailure::Exhausted,
-                error => AttachFailure::Other(Box::new(error)),
-            })
+        Ok(cds.link(smmu, &self.streams, place.unwrap_or(NO_PASID))?)
     }
 
     /// Returns what the STEs have to say, unless the device is blocked.

@@ -1,6 +1,5 @@
 //! What VT-d makes of the life of a device.
 
-use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
@@ -13,7 +12,7 @@ use smallvec::SmallVec;
 
 use crate::device::context::{
     Architecture, Arrival, Attached, HardwareDomain, HardwareEndpoint, LinkError, Outcome, Share,
-    Tags, Target, Unwritten,
+    Sharing, Tags, Target, Unwritten,
 };
 use crate::device::fault::{Listeners, PageResponder};
 use crate::device::ids::Ids;
@@ -189,25 +188,20 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for Vtd<M, D> {
         }
         let port = Port {
             devices,
-            share: unit.shares().enter(arrival.ids)?,
+            share: unit.shares().enter(arrival.ids, arrival.pasid_bits > 0)?,
             pasid_bits: arrival.pasid_bits,
             tables: None,
         };
-        // Hardware may still use what another device had there.
-        let ids = port.ids();
-        for source_id in ids.filter(|&source_id| unit.is_quarantined(source_id)) {
-            let written = port.write_context(unit, source_id, None, Behind::Anything, true);
-            LinkError::of_blocking(&written)?;
-        }
+        LinkError::block_quarantined(
+            port.ids(),
+            |source_id| unit.is_quarantined(source_id),
+            |source_id| port.write_context(unit, source_id, None, Behind::Anything, true),
+        )?;
         Ok(port)
     }
 
-    fn standing(port: &Port<M>) -> Outcome {
-        port.share.standing()
-    }
-
-    fn is_shared(port: &Port<M>) -> bool {
-        port.share.has_others()
+    fn sharing(port: &Port<M>) -> Sharing {
+        port.share.sharing()
     }
 
     fn tags(
@@ -248,11 +242,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for Vtd<M, D> {
                 none.insert(made.map_err(|_| AttachFailure::Exhausted)?)
             }
         };
-        let linked = tables.link(unit, place.unwrap_or(NO_PASID));
-        linked.map_err(|error| match error {
-            LinkError::Memory(_) => AttachFailure::Exhausted,
-            error => AttachFailure::Other(Box::new(error)),
-        })
+        Ok(tables.link(unit, place.unwrap_or(NO_PASID))?)
     }
 
     fn write(

@@ -72,6 +72,15 @@ pub enum DomainError {
     Config(#[from] ConfigError),
 }
 
+impl From<DomainError> for NewDomainError {
+    fn from(error: DomainError) -> Self {
+        match error {
+            DomainError::Set(_) | DomainError::Table(TableError::OutOfMemory(_)) => Self::Exhausted,
+            error => Self::Other(Box::new(error)),
+        }
+    }
+}
+
 impl<M: TableMemory + 'static, D: CommandDevice> HardwareDomain<Vtd<M, D>> {
     /// Creates a domain with first-stage tables, for units in scalable mode, with devices that need their memory
     /// pinned. Units with a write buffer need to be told of maps.
@@ -156,12 +165,7 @@ pub(super) fn translate<M: TableMemory + 'static, D: CommandDevice>(
         }
         (None, None) => return Err(NewDomainError::Unsupported),
     };
-    made.map_err(|error| match error {
-        DomainError::Set(_) | DomainError::Table(TableError::OutOfMemory(_)) => {
-            NewDomainError::Exhausted
-        }
-        error => NewDomainError::Other(Box::new(error)),
-    })
+    Ok(made?)
 }
 
 /// Whether a unit has to be told what is mapped in a first stage: absent entries of these are never cached.

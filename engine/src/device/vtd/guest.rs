@@ -8,8 +8,8 @@ use iopt_formats::command::vtd::{Descriptor, IotlbScope};
 use iopt_formats::context::vtd::TableMode;
 
 use crate::device::context::{
-    GuestCommandError, GuestDeviceError, GuestDevices, HardwareDomain, NestError, Nesting, Refusal,
-    Users, carry_out,
+    GuestCommandError, GuestDeviceError, GuestDevices, HardwareDomain, NestError, Nesting, Permits,
+    Refusal, Users, carry_out,
 };
 use crate::device::vtd::architecture::{NO_PASID, walker};
 use crate::device::vtd::{CommandDevice, GuestEntry, GuestEntryError, Stage, VtdDomain, VtdUnit};
@@ -22,7 +22,9 @@ use crate::mem::TableMemory;
 ///
 /// The PASID tables are the host's: whoever emulates the guest's unit attaches a domain for each of the guest's
 /// entries, at the device and the PASID that these are for. Each has a domain ID of its own, so that translations
-/// of two first stages are never found under one name.
+/// of two first stages are never found under one name. Domain IDs are the unit's, for all guests and the host (256 to
+/// 65536, `CAP_REG.ND`), and each makes every unmap of the parent longer; so a guest has but
+/// [so many](Self::with_limit) domains at a time.
 ///
 /// ```text
 /// guest's PASID entry ---------> GuestEntry ---> nest ---> a domain: attached at a device and a PASID
@@ -33,6 +35,7 @@ pub struct GuestVtd<M: TableMemory + 'static, D: CommandDevice> {
     parent: Arc<VtdDomain<M, D>>,
     /// By requester ID.
     devices: GuestDevices<u16>,
+    permits: Permits,
 }
 
 impl<M: TableMemory + 'static, D: CommandDevice> GuestVtd<M, D> {
@@ -62,7 +65,19 @@ impl<M: TableMemory + 'static, D: CommandDevice> GuestVtd<M, D> {
             unit: Arc::clone(unit),
             parent: Arc::clone(parent),
             devices: GuestDevices::new(),
+            // A quarter of the domain IDs.
+            permits: Permits::new((1 << features.domain_id_bits.min(16)) / 4),
         })
+    }
+
+    /// Lets the guest have `limit` domains at a time that translate or pass, instead of a quarter of the unit's domain
+    /// IDs. Comes before any is made.
+    #[must_use]
+    pub fn with_limit(self, limit: u64) -> Self {
+        Self {
+            permits: Permits::new(limit),
+            ..self
+        }
     }
 
     /// Returns what translates the guest's addresses.
@@ -76,7 +91,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> GuestVtd<M, D> {
     ///
     /// # Errors
     ///
-    /// [`GuestEntryError::Unsupported`].
+    /// [`GuestEntryError::Unsupported`], [`GuestEntryError::TooMany`].
     pub fn nest(&self, entry: &GuestEntry) -> Result<VtdDomain<M, D>, GuestEntryError> {
         let nesting = match (self.parent.stage(), self.parent.set(), entry) {
             (Some(&stage @ Stage::Second(second)), Some(set), entry) => {
@@ -88,12 +103,16 @@ impl<M: TableMemory + 'static, D: CommandDevice> GuestVtd<M, D> {
                         Some(Stage::Nested(*first, second))
                     }
                 };
-                stage.map(|stage| Nesting {
-                    users: Users::new(Arc::clone(set)),
-                    stage,
-                    at: Arc::clone(self.unit.instance()),
-                    allows_ats: true,
-                })
+                match stage {
+                    None => None,
+                    Some(stage) => Some(Nesting {
+                        users: Users::new(Arc::clone(set)),
+                        stage,
+                        at: Arc::clone(self.unit.instance()),
+                        allows_ats: true,
+                        permit: Some(self.permits.take().ok_or(GuestEntryError::TooMany)?),
+                    }),
+                }
             }
             _ => None,
         };
@@ -129,6 +148,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> GuestVtd<M, D> {
     /// | PASID-based IOTLB | the same, for the domain's ID and each PASID that it is attached at |
     /// | IOTLB, global or of a domain | IOTLB of the domain's ID |
     /// | device TLB, PASID-based or not | for each requester ID of the device and each such PASID |
+    /// | wait | nothing of its own: all before it is complete. That page requests are drained (`PD`) is for whoever hands them to the guest |
     /// | any other | refused: entries are the host's, and a guest has no second stage |
     ///
     /// # Errors

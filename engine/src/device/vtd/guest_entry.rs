@@ -51,6 +51,9 @@ pub enum GuestEntryError {
     /// Memory types are the host's to choose (`CD`, `EMTE`, `PAT`).
     #[error("a guest does not choose memory types")]
     MemoryTypes,
+    /// The guest has as many domains as it may have.
+    #[error("the guest has too many domains")]
+    TooMany,
     /// The hardware has no such first stage.
     #[error("the hardware does not support {what}")]
     Unsupported {

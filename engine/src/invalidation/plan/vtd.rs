@@ -61,7 +61,8 @@ pub enum Tag {
         domain_id: u16,
     },
     /// What of [`Combined`](Self::Combined) one address space of the guest has part in. Commands of the guest are
-    /// about such places; what changes in the second stage is told of all of them together.
+    /// about such places; what changes in the second stage is told of all of them together. So no command is for such
+    /// a place alone: where one goes and its DID stays, what was cached for it went with the change of its PASID entry.
     GuestSpace {
         /// DID.
         domain_id: u16,

@@ -34,6 +34,7 @@ on_each_behaviour! {
     a_silent_device_that_is_taken_for_success_is_seen
     a_refused_command_that_is_taken_for_success_is_seen
     a_sync_that_stood_too_early_is_seen
+    the_silent_device_of_another_one_quarantines_nothing
 }
 
 /// Injects a fault into an unmap, which fails and leaves the page allowed, or which is taken for a success;
@@ -141,4 +142,39 @@ fn a_sync_that_stood_too_early_is_seen<B: Behaviour>(behaviour: &B) {
             .iter()
             .all(|tag| B::Planner::phase(tag) == Phase::Iotlb)
     );
+}
+
+/// All that the hardware has under way may fail with it, also what asks no device.
+fn the_silent_device_of_another_one_quarantines_nothing<B: Behaviour>(behaviour: &B) {
+    let bench = slow(behaviour);
+    bench
+        .machine
+        .detach(&bench.domain, CACHING)
+        .expect("the hardware answers");
+    let page = pages::<B>(0x55, 1);
+    bench.map(&page, MEMORY);
+    let instance = bench.machine.instance();
+    bench.machine.iommu().inject(Injection::DeviceTimeout(0));
+    let everything = Changes::everything();
+    let mut others = Vec::new();
+    for tag in behaviour.tags(9, CACHING, true) {
+        if B::Planner::phase(&tag) == Phase::DeviceTlb {
+            let planner = instance.planner();
+            planner.plan(&tag, &everything, |command| others.push(command.entry()));
+        }
+    }
+    assert!(!others.is_empty());
+    let others = {
+        let _waiting = SYNC.waiting();
+        let submitted = instance.queue().submit(&others, WithSync::Now);
+        submitted.expect("there is room")
+    };
+    let unmapped = bench
+        .domain
+        .unmap_by(page.clone(), TablePolicy::Keep, bench.domain.set());
+    unmapped.expect("no device was to answer");
+    bench.assert_refused(&page);
+    let _waiting = SYNC.waiting();
+    let failed = instance.queue().wait(others);
+    assert_eq!(failed, Err(SyncError::DeviceTimedOut));
 }

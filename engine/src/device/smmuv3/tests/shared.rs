@@ -209,3 +209,19 @@ fn what_was_let_go_is_attached_to_nothing() {
         ));
     }
 }
+
+/// The stream may be led to tables of the one that has none.
+#[test]
+fn a_pasid_needs_a_stream_that_no_device_without_pasids_has() {
+    let world = World::new(FEATURES);
+    let device = world.device(&[SHARED, 8], false, 4);
+    let other = world.device(&[SHARED, 9], false, 0);
+    let domain = stage1();
+    assert!(matches!(
+        attach(&device, Some(pasid(3)), &domain),
+        Err(AttachFailure::Unsupported { .. })
+    ));
+    attach(&device, None, &domain).expect("it fits");
+    drop(other);
+    attach(&device, Some(pasid(3)), &domain).expect("it fits");
+}

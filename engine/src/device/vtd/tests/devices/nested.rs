@@ -40,6 +40,26 @@ fn nest(guest: &Guest, words: [u64; 8]) -> Arc<Domain> {
     Arc::new(guest.nest(&entry).expect("hardware has it"))
 }
 
+/// Domain IDs are the unit's, and not one guest's.
+#[test]
+fn a_guest_has_but_so_many_domains() {
+    let world = world();
+    let parent = second();
+    let guest = guest(&world, &parent).with_limit(2);
+    let entry = |words| GuestEntry::decode(words).expect("a guest may say so");
+    let make = |words| guest.nest(&entry(words));
+    let first = make(ENTRY).expect("it has none");
+    let passing = make([1 | 4 << 6, 0, 0, 0, 0, 0, 0, 0]).expect("it has one");
+    assert_eq!(make(ENTRY).map(drop), Err(GuestEntryError::TooMany));
+    // What blocks has no ID, and others have domains of their own.
+    assert!(make([0; 8]).is_ok());
+    let other = self::guest(&world, &parent);
+    assert!(other.nest(&entry(ENTRY)).is_ok());
+    drop(passing);
+    assert!(make(ENTRY).is_ok());
+    drop(first);
+}
+
 /// Removes a page at 0x5000 from the parent, or maps it, as hardware is told of it.
 fn told(parent: &Domain, kind: Kind) {
     let page = IovaRange::with_len(Iova::new(0x5000), 0x1000).expect("it is within");
