@@ -10,8 +10,8 @@ use smallvec::SmallVec;
 
 use crate::device::amd::{AmdDomain, AmdIommu, CommandDevice, GuestDte, GuestDteError, Stage};
 use crate::device::context::{
-    GuestCommandError, GuestDeviceError, GuestDevices, HardwareDomain, NestError, Nesting, Refusal,
-    Users, carry_out,
+    GuestCommandError, GuestDeviceError, GuestDevices, HardwareDomain, NestError, Nesting, Permits,
+    Refusal, Users, carry_out,
 };
 use crate::invalidation::plan::amd::{Amd as Planner, Tag, device_tlb};
 use crate::invalidation::{PlacesAt, SyncError};
@@ -37,7 +37,11 @@ pub struct GuestIommu<M: TableMemory + 'static, D: CommandDevice> {
     /// By the guest's domain IDs, while a domain with one is there.
     domains: Mutex<BTreeMap<u16, Weak<Users<Planner, D>>>>,
     devices: GuestDevices<u16>,
+    permits: Permits,
 }
+
+/// How many domains a guest may have unless its user says otherwise: as many as a quarter of the domain IDs.
+const DOMAIN_LIMIT: u64 = (1 << 16) / 4;
 
 impl<M: TableMemory + 'static, D: CommandDevice> GuestIommu<M, D> {
     /// Creates the IOMMU of a guest whose addresses are those that `parent` translates, for devices behind `iommu`.
@@ -65,7 +69,18 @@ impl<M: TableMemory + 'static, D: CommandDevice> GuestIommu<M, D> {
             parent: Arc::clone(parent),
             domains: Mutex::new(&GUEST_DEVICES, BTreeMap::new()),
             devices: GuestDevices::new(),
+            permits: Permits::new(DOMAIN_LIMIT),
         })
+    }
+
+    /// Lets the guest have `limit` domains at a time that translate or pass, instead of a quarter of the IOMMU's domain
+    /// IDs. Comes before any is made.
+    #[must_use]
+    pub fn with_limit(self, limit: u64) -> Self {
+        Self {
+            permits: Permits::new(limit),
+            ..self
+        }
     }
 
     /// Returns what translates the guest's addresses.
@@ -85,7 +100,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> GuestIommu<M, D> {
     ///
     /// # Errors
     ///
-    /// [`GuestDteError::Gcr3Levels`] and [`GuestDteError::PagingLevels`].
+    /// [`GuestDteError::Gcr3Levels`], [`GuestDteError::PagingLevels`] and [`GuestDteError::TooMany`].
     pub fn nest(&self, entry: &GuestDte) -> Result<AmdDomain<M, D>, GuestDteError> {
         entry.check(self.iommu.features())?;
         let (domain_id, guest, limit, allows_ats) = match *entry {
@@ -119,6 +134,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> GuestIommu<M, D> {
                 },
                 at: Arc::clone(self.iommu.instance()),
                 allows_ats,
+                permit: Some(self.permits.take().ok_or(GuestDteError::TooMany)?),
             }),
             _ => None,
         };

@@ -55,6 +55,9 @@ pub enum GuestDteError {
     /// The guest has no version 1 tables (`Mode` 1 to 6).
     #[error("a guest has no version 1 tables of its own")]
     HostTables,
+    /// The guest has as many domains as it may have.
+    #[error("the guest has too many domains")]
+    TooMany,
     /// The hardware has guest CR3 tables of fewer levels (GLX).
     #[error("the hardware has guest CR3 tables of {limit} levels, not {levels}")]
     Gcr3Levels {

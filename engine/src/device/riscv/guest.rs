@@ -103,6 +103,8 @@ impl<M: TableMemory + 'static, D: CommandDevice> GuestIommu<M, D> {
                     },
                     at: Arc::clone(self.unit.instance()),
                     allows_ats: first.options.has_ats,
+                    // All domains of the guest have one GSCID.
+                    permit: None,
                 })
             }
             _ => None,

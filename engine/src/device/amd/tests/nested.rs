@@ -423,6 +423,21 @@ fn the_parent_lives_as_long_as_anything_leads_to_it() {
     assert_eq!(world.iommu.domain_ids().quarantined_count(), 0);
 }
 
+/// Domain IDs are the IOMMU's, and not one guest's.
+#[test]
+fn a_guest_has_but_so_many_domains() {
+    let world = World::new(FEATURES);
+    let guest = guest_of(&world, &host()).with_limit(2);
+    let make = |words| guest.nest(&GuestDte::decode(words).expect("a guest may say so"));
+    let first = make(TABLES).expect("it has none");
+    let passing = make(PASSES).expect("it has one");
+    assert_eq!(make(TABLES).map(drop), Err(GuestDteError::TooMany));
+    drop(first);
+    let last = make(TABLES).expect("one is gone");
+    assert!(make(PASSES).is_err());
+    drop((passing, last));
+}
+
 #[test]
 fn a_guests_domain_has_no_other_place_than_the_guests_devices() {
     let world = World::new(FEATURES);
