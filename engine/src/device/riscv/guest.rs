@@ -3,6 +3,7 @@
 use alloc::sync::Arc;
 use core::fmt;
 
+use iopt_formats::command::Narrow;
 use iopt_formats::command::riscv::{Command, Function};
 
 use crate::device::context::{
@@ -243,7 +244,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> GuestIommu<M, D> {
 /// Returns the guest's device ID that a command names, if it names one.
 fn named(command: &Command) -> Option<u32> {
     match *command {
-        Command::IodirInvalDdt { device } => device.map(|device| device.get()),
+        Command::IodirInvalDdt { device } => device.map(Narrow::get),
         Command::IodirInvalPdt { device, .. } => Some(device.get()),
         Command::AtsInval { function, .. } => Some(device_id(function)),
         _ => None,

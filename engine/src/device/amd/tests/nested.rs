@@ -16,10 +16,11 @@ use crate::sync::SYNC;
 
 type Guest = GuestIommu<Heap, Queue>;
 
+const DOMAIN_ID: u64 = 77;
 /// V, TV, `GIoV`, GV, GLX 1, bits 14:12 of the guest CR3 table, IR, IW.
 const WORD_0: u64 = 3 | 3 << 54 | 1 << 56 | 5 << 58 | 3 << 61;
-/// The guest's domain ID 77, bits 30:15 of the guest CR3 table, which is at `0x1234_5000`, and 51:31.
-const WORD_1: u64 = 77 | (0x1234_5000 >> 15) << 16;
+/// The guest's domain ID, bits 30:15 of the guest CR3 table, which is at `0x1234_5000`, and 51:31.
+const WORD_1: u64 = DOMAIN_ID | (0x1234_5000 >> 15) << 16;
 const ATS_ON: u64 = 1 << 32;
 const TABLES: [u64; 4] = [WORD_0, WORD_1, 0, 0];
 const WITH_ATS: [u64; 4] = [WORD_0, WORD_1 | ATS_ON, 0, 0];
@@ -148,8 +149,8 @@ fn a_guests_entry_says_what_is_the_guests_and_nothing_else() {
 #[test]
 fn what_the_hardware_lacks_is_refused() {
     let world = World::new(Features {
-        gcr3_levels: 2,
         guest_levels: 4,
+        gcr3_levels: 2,
         ..FEATURES
     });
     let guest = guest_of(&world, &host());

@@ -23,9 +23,9 @@ const EN_ATS: u64 = 1 << 1;
 const PDTV: u64 = 1 << 5;
 const SADE: u64 = 1 << 8;
 const DPE: u64 = 1 << 9;
-/// `iosatp`: Sv48 tables at 0x1234_5000.
+/// `iosatp`: Sv48 tables at `0x1234_5000`.
 const IOSATP: u64 = 9 << 60 | 0x1_2345;
-/// `pdtp`: PD17 at 0x1234_5000.
+/// `pdtp`: PD17 at `0x1234_5000`.
 const PDTP: u64 = 2 << 60 | 0x1_2345;
 const PSCID: u64 = 77 << 12;
 const TABLES: [u64; 8] = [V, 0, PSCID, IOSATP, 0, 0, 0, 0];
