@@ -40,8 +40,8 @@ pub(super) const FEATURES: Features = Features {
     has_ats: true,
     has_page_requests: true,
     stalls: Stalls::Allowed,
-    is_coherent: true,
     has_forced_write_back: true,
+    is_coherent: true,
     ..Features::from_registers(0, 16 | 20 << 6 | 1 << 27, 0, 5 | 7 << 4)
 };
 

@@ -44,8 +44,8 @@ const FEATURES: Features = Features {
     has_stage1: true,
     has_stage2: true,
     has_ats: true,
-    is_coherent: true,
     has_forced_write_back: true,
+    is_coherent: true,
     ..Features::from_registers(0, 16 | 20 << 6 | 1 << 27, 0, 5 | 7 << 4)
 };
 

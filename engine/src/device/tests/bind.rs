@@ -317,7 +317,7 @@ fn a_device_that_failed_while_bound_waits_again_once_its_instance_went() {
         let unregister = || {
             rig.registry
                 .unregister(described(0))
-                .expect("nobody uses it")
+                .expect("nobody uses it");
         };
         if is_unbound_first {
             rig.unbind(0);

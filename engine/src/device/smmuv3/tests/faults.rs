@@ -11,7 +11,9 @@ use crate::device::driver::Published;
 use crate::device::fault::{FaultGroup, RespondError};
 use crate::device::testing_faults::Collector;
 use crate::device::testing_smmu::{self, Rig, Switch, capable, node};
-use crate::device::{AttachError, DeviceTlb, Driver, Identity, ProbeError, ProbeRequest, Stream};
+use crate::device::{
+    AttachError, DeviceTlb, Driver as _, Identity, ProbeError, ProbeRequest, Stream,
+};
 use crate::firmware::InstanceIndex;
 
 fn record(stream: u32, place: u32, group: u32, is_last: bool) -> Record {
