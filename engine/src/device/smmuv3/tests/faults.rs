@@ -114,6 +114,7 @@ fn a_page_request_reaches_the_handler_of_its_place_and_its_answer_the_device() {
         response(0x99, 3, 2, PriResponse::Invalid),
     ];
     assert_eq!(answers(&rig, 0), expected);
+    assert!(one.take().is_empty() && other.take().is_empty());
 }
 
 #[test]

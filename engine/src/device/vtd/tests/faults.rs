@@ -93,6 +93,7 @@ fn a_page_request_reaches_the_handler_of_its_place_and_its_answer_the_device() {
         response(0x99, 3, 2, PageResponse::Invalid),
     ];
     assert_eq!(answers(&rig, 0), expected);
+    assert!(one.take().is_empty() && other.take().is_empty());
 }
 
 /// What came with data is answered with it, each on its own.
@@ -202,7 +203,7 @@ fn a_device_that_cannot_ask_gets_no_fault_capable_domain() {
     assert_eq!(answers(&rig, 0), expected);
 }
 
-/// The [rig](Rig) checks that `PRE` is set whenever the device may ask.
+/// `PRE` is set whenever the device may ask.
 #[test]
 fn page_requests_are_allowed_after_ats_and_forbidden_before_it_ends() {
     let rig = Rig::new();

@@ -32,6 +32,8 @@ pub(super) const ASKING_FEATURES: Features = Features::from_registers(CAP, ASKIN
 pub(super) enum Switch {
     Ats(bool),
     PageRequests(bool),
+    /// As the one before, where the unit does not pass on what the device asks.
+    Unheard(bool),
 }
 
 /// Switches of devices, written down.
@@ -57,15 +59,19 @@ impl DeviceControl for Control {
     }
 
     fn set_page_requests(&self, device: DeviceAddress, are_enabled: bool) {
-        // Units pass on what it asks whenever it may.
         let (unit, id) = seen(device);
         let unit = self.units.lock().get(unit).and_then(Weak::upgrade);
         let entry = unit.and_then(|unit| unit.context(id));
-        let Some(ContextEntry::Scalable(context)) = entry else {
-            panic!("{entry:?}");
+        let is_heard = matches!(
+            entry,
+            Some(ContextEntry::Scalable(context))
+                if context.has_page_requests() && context.has_device_tlb()
+        );
+        let switch = if is_heard {
+            Switch::PageRequests(are_enabled)
+        } else {
+            Switch::Unheard(are_enabled)
         };
-        assert!(context.has_page_requests() && context.has_device_tlb());
-        let switch = Switch::PageRequests(are_enabled);
         self.log.lock().push((device, switch));
     }
 
