@@ -22,8 +22,8 @@
 //! So a PASID that comes or goes changes nothing for requests without one that pass or are translated: were GV to
 //! change, two words would, and the device would be blocked between.
 //!
-//! As long as a fault-capable domain is attached anywhere, the entry lets the device ask for pages (PPR), with PASIDs in
-//! answers where the device wants them (GPRP). Entries of the page request log are the user's to read; it hands
+//! As long as a fault-capable domain is attached anywhere, the entry lets the device ask for pages (PPR), with PASIDs
+//! in answers where the device wants them (GPRP). Entries of the page request log are the user's to read; it hands
 //! them to [`take_page_request`](AmdIommu::take_page_request).
 //!
 //! The entry of a PASID whose process has ended is not valid; requests that still come are page faults, and logged.
