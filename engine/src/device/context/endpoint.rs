@@ -13,8 +13,7 @@ use smallvec::SmallVec;
 use crate::device::context::process::ProcessPart;
 use crate::device::context::slots::{Lead, Slot, Slots, State};
 use crate::device::context::{
-    Architecture, Attached, Attachment, HardwareDomain, JoinDomainError, Outcome, Sharing, Tags,
-    Target,
+    Architecture, Attached, Attachment, HardwareDomain, JoinDomainError, Outcome, Tags, Target,
 };
 use crate::device::fault::{Counted, DeviceFaults};
 use crate::device::{
@@ -125,7 +124,7 @@ impl<A: Architecture> HardwareEndpoint<A> {
     /// Returns whether hardware did not confirm that it left a domain that was attached: to the device, or to another
     /// one that has an ID with it in common.
     pub fn is_quarantined(&self) -> bool {
-        self.condition(&self.state.lock()) == Condition::Quarantined
+        self.state.lock().condition() == Condition::Quarantined
     }
 
     /// Returns whether requests of the device may be blocked that should be led somewhere, or led elsewhere, because
@@ -133,34 +132,13 @@ impl<A: Architecture> HardwareEndpoint<A> {
     /// [`retry`](Self::retry) asks again, as does each preparation.
     pub fn is_cut_off(&self) -> bool {
         let state = self.state.lock();
-        state.is_cut_off || self.standing(&state) != Outcome::Known
-    }
-
-    fn condition(&self, state: &State<A>) -> Condition {
-        let standing = self.standing(state);
-        if !state.stuck.is_empty() || standing == Outcome::Unknown {
-            Condition::Quarantined
-        } else if state.is_cut_off || standing != Outcome::Known {
-            Condition::CutOff
-        } else {
-            Condition::Sound
-        }
+        state.is_cut_off || state.sharing().standing != Outcome::Known
     }
 
     /// Asks hardware again about what it did not confirm. Returns whether all that is attached is what hardware uses,
     /// and nothing else.
     pub fn retry(&self) -> bool {
         self.look_after(true) == Condition::Sound
-    }
-
-    /// Returns what is known of the entries of its IDs, whoever wrote them last.
-    fn standing(&self, state: &State<A>) -> Outcome {
-        self.sharing(state).standing
-    }
-
-    fn sharing(&self, state: &State<A>) -> Sharing {
-        let ports = state.ports.iter().map(A::sharing);
-        ports.fold(Sharing::ALONE, Sharing::and)
     }
 
     /// Returns the instances that see its requests.
@@ -252,7 +230,7 @@ impl<A: Architecture> HardwareEndpoint<A> {
 
     /// Asks hardware again about what it did not confirm, and leaves what it no longer uses.
     fn recover(&self, state: &mut State<A>) -> Result<(), AttachFailure> {
-        let is_known = self.standing(state) == Outcome::Known;
+        let is_known = state.sharing().standing == Outcome::Known;
         if state.stuck.is_empty() && !state.is_cut_off && is_known {
             return Ok(());
         }
@@ -263,15 +241,18 @@ impl<A: Architecture> HardwareEndpoint<A> {
             .map_err(|_| AttachFailure::Exhausted)?;
         let has_ats = state.has_ats;
         let mut outcome = Outcome::Known;
-        let mut number = 0;
-        while let Some(place) = state.place(number) {
-            number += 1;
+        let (mut place, mut number) = (None, 0);
+        loop {
             outcome = outcome.and(self.write(state, place, has_ats));
             let is_known = outcome != Outcome::Unknown
                 && (!has_ats || self.forget_device_tlb(state, place).is_ok());
             if !is_known {
                 return Err(UNCONFIRMED);
             }
+            let Some(next) = state.lead(number) else {
+                break;
+            };
+            (place, number) = (next.place, number + 1);
         }
         state.is_cut_off = outcome != Outcome::Known;
         let State { stuck, gone, .. } = state;
@@ -459,7 +440,7 @@ impl<A: Architecture> Endpoint for HardwareEndpoint<A> {
             return Err(AttachFailure::Unsupported { what });
         }
         self.recover(&mut state)?;
-        let sharing = self.sharing(&state);
+        let sharing = state.sharing();
         if place.is_some() && sharing.lacks_pasids {
             return Err(AttachFailure::Unsupported {
                 what: "a PASID under an ID that a device without PASIDs has, too",
@@ -520,7 +501,7 @@ impl<A: Architecture> Endpoint for HardwareEndpoint<A> {
             // What comes of it stands below.
             let _ = self.recover(&mut state);
         }
-        let condition = self.condition(&state);
+        let condition = state.condition();
         let gone = mem::take(&mut state.gone);
         drop(state);
         drop(gone);

@@ -135,6 +135,7 @@ impl<H> NamedDevices<H> {
     }
 
     /// Returns the host's IDs of a device.
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "as all maps have it")]
     pub(in crate::device) fn get(&self, guest: &u32) -> Option<&Vec<H>> {
         let at = self.find(*guest).ok()?;
         Some(&self.0[at].1)

@@ -144,6 +144,10 @@ impl<E: Copy> Share<E> {
     /// Notes that the device wants `wanted` of the entry of an ID, or nothing, and has `write` make the entry say what
     /// the ID's holder wants, or block if there is none. A device that `gives_way` holds no ID that another one can
     /// hold; who wants nothing does that. Allocates nothing.
+    ///
+    /// # Errors
+    ///
+    /// Those of `write`, which all hear of who have the ID (S3).
     pub fn lead(
         &self,
         id: u32,

@@ -9,7 +9,8 @@ use core::mem;
 use iopt_formats::command::Pasid;
 use smallvec::SmallVec;
 
-use crate::device::context::{Architecture, Attachment, HardwareDomain, Target};
+use crate::device::Condition;
+use crate::device::context::{Architecture, Attachment, HardwareDomain, Outcome, Sharing, Target};
 use crate::device::fault::Counted;
 use crate::invalidation::SyncError;
 
@@ -148,18 +149,32 @@ impl<A: Architecture> State<A> {
         leads.filter(move |lead| lead.place != place)
     }
 
-    /// Returns one place after the other, to ask hardware about: that of requests without PASID, those where anything
-    /// is attached, and those where something became stuck.
-    pub(super) fn place(&self, number: usize) -> Option<Option<Pasid>> {
-        let Some(number) = number.checked_sub(1) else {
-            return Some(None);
-        };
+    /// Returns how the device's IDs stand at all instances, and who else has them.
+    pub(super) fn sharing(&self) -> Sharing {
+        let ports = self.ports.iter().map(A::sharing);
+        ports.fold(Sharing::ALONE, Sharing::and)
+    }
+
+    /// Returns whether hardware does what it was told to.
+    pub(super) fn condition(&self) -> Condition {
+        let standing = self.sharing().standing;
+        if !self.stuck.is_empty() || standing == Outcome::Unknown {
+            Condition::Quarantined
+        } else if self.is_cut_off || standing != Outcome::Known {
+            Condition::CutOff
+        } else {
+            Condition::Sound
+        }
+    }
+
+    /// Returns one after the other of what is attached with PASIDs, and of what became stuck.
+    pub(super) fn lead(&self, number: usize) -> Option<&Lead<A>> {
         let (pasids, stuck) = (&self.slots.pasids, &self.stuck);
         let slot = match number.checked_sub(pasids.len()) {
             None => pasids.get(number),
             Some(number) => stuck.get(number),
         };
-        slot.map(|slot| slot.lead.place)
+        slot.map(|slot| &slot.lead)
     }
 
     /// Gets room for one more preparation, so that commits need none, and all that is attached by then can become

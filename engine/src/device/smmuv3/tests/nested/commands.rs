@@ -263,8 +263,8 @@ fn names_that_hardware_has_no_bits_for_are_refused() {
     for has_wide_asids in [false, true] {
         for substream_bits in [0, 5] {
             let world = World::new(Features {
-                has_wide_asids,
                 substream_bits,
+                has_wide_asids,
                 ..FEATURES
             });
             let guest = guest(&world, &stage2());
