@@ -102,7 +102,7 @@ pub fn amd_seeds() -> Vec<Vec<u8>> {
 
 /// Records of a RISC-V IOMMU: faults of the second stage, the latter one's words a page request, too.
 pub fn riscv_seeds() -> Vec<Vec<u8>> {
-    let second = [9 << 40 | 8 << 34 | 21, 0, 0x1234_5678, 0x4003];
-    let request = [9 << 40 | 7 << 32 | 0x5000 | 21, 0x1234_503f];
+    let second = [9 << 40 | 8 << 34 | 0x15, 0, 0x1234_5678, 0x4003];
+    let request = [9 << 40 | 7 << 32 | 0x5000 | 0x15, 0x1234_503f];
     [joined(&[], &second), joined(&[], &request)].to_vec()
 }
