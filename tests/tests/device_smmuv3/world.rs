@@ -104,7 +104,7 @@ impl World {
         let contexts = Arc::<Late>::clone(&late);
         let rig = Rig::with_contexts(behaviour, config, contexts).unwrap();
         let memory = Arc::new(rig.tables());
-        let features = Features::from_registers(idr0, idr1, idr5);
+        let features = Features::from_registers(idr0, idr1, 0, idr5);
         let smmu = Smmu::new(features, Arc::clone(&memory), Arc::clone(rig.instance())).unwrap();
         let table = smmu.stream_table();
         let registers = smmu::Registers {
