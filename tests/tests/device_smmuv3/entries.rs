@@ -207,7 +207,7 @@ fn the_streams_of_linux_are_written_in_the_same_words() {
         let features = Features {
             stream_bits: theirs.count_lg2(),
             has_two_level_streams: theirs.split().is_some(),
-            ..Features::from_registers(3, 0, 0, 5 | 7 << 4)
+            ..Features::from_registers(3 | 1 << 4, 0, 0, 5 | 7 << 4)
         };
         let memory = Arc::new(machine.tables());
         let instance = Arc::clone(machine.instance());
