@@ -98,6 +98,10 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for AmdVi<M, D> {
         }
     }
 
+    fn has_guest_pasids(stage: &Stage) -> bool {
+        stage.has_guest_gcr3()
+    }
+
     fn has_page_requests(unit: &Self::Unit) -> bool {
         unit.features().has_page_requests
     }

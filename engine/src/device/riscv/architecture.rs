@@ -91,6 +91,10 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for Riscv<M, D> {
         }
     }
 
+    fn has_guest_pasids(stage: &Stage) -> bool {
+        stage.has_guest_directory()
+    }
+
     fn has_page_requests(unit: &Self::Unit) -> bool {
         unit.features().has_page_requests()
     }

@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 
 use iopt_formats::command::Narrow;
-use iopt_formats::context::riscv::{FirstStageTables, SecondStage};
+use iopt_formats::context::riscv::{FirstStage, FirstStageTables, SecondStage};
 use iopt_formats::riscv::{Paging, Stage as PagingStage, Sv, Svx4};
 use iopt_formats::walk::Root;
 use iopt_formats::{Format as _, Oa, PageSize};
@@ -82,6 +82,14 @@ impl Stage {
             },
             map_side: MapSide::Silent,
         })
+    }
+
+    /// Returns whether a guest's process directory leads to it.
+    pub(super) const fn has_guest_directory(&self) -> bool {
+        match self {
+            Self::Nested { first, .. } => matches!(first.first, FirstStage::Directory(_)),
+            _ => false,
+        }
     }
 
     /// Returns the first-stage tables, if they are the host's.

@@ -439,6 +439,18 @@ fn a_guest_has_but_so_many_domains() {
     drop((passing, last));
 }
 
+/// Their page requests would name processes of the guest.
+#[test]
+fn a_guests_guest_cr3_table_says_which_pasids_there_are() {
+    let world = World::new(FEATURES);
+    let guest = guest_of(&world, &host());
+    for (words, has_pasids) in [(TABLES, true), (PASSES, false)] {
+        let nested = nest(&guest, words);
+        let stage = nested.stage().expect("something is attached");
+        assert_eq!(<AmdVi<Heap, Queue>>::has_guest_pasids(stage), has_pasids);
+    }
+}
+
 #[test]
 fn a_guests_domain_has_no_other_place_than_the_guests_devices() {
     let world = World::new(FEATURES);

@@ -11,7 +11,7 @@ use iopt_formats::context::update::plan;
 use iopt_formats::{Iova, IovaRange, PageSize, PageSizes};
 
 use super::*;
-use crate::device::context::NestError;
+use crate::device::context::{Architecture as _, NestError};
 use crate::device::{Condition, DomainKind};
 use crate::invalidation::{Changes, Invalidate as _, Kind};
 use crate::sync::SYNC;
@@ -358,6 +358,18 @@ fn the_parent_lives_as_long_as_anything_leads_to_it() {
     assert_eq!(device.look_after(false), Condition::Sound);
     assert!(!is_there(&parent));
     world.assert_unused();
+}
+
+/// Their page requests would name processes of the guest.
+#[test]
+fn a_guests_process_directory_says_which_pasids_there_are() {
+    let world = World::new(FEATURES);
+    let guest = guest(&world, &second());
+    for (words, has_pasids) in [(DIRECTORY, true), (TABLES, false)] {
+        let nested = nest(&guest, words);
+        let stage = nested.stage().expect("something is attached");
+        assert_eq!(<Riscv<Heap, Queue>>::has_guest_pasids(stage), has_pasids);
+    }
 }
 
 #[test]
