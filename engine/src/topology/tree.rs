@@ -263,6 +263,7 @@ impl PciTree {
 
     /// Returns the ID that the last bridge that takes requests for its own puts into those of the function at
     /// a place; `None` if there is no such bridge above.
+    #[cfg(feature = "std")] // the devices ask
     pub(crate) fn last_taken_id(&self, index: usize) -> Option<RequesterId> {
         let above = core::iter::successors(self.parents[index], |parent| self.parents[*parent]);
         above
