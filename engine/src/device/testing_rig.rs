@@ -9,7 +9,7 @@ use iopt_formats::Oa;
 use iopt_formats::command::{PageResponse, Pasid};
 
 use crate::device::context::{Architecture, HardwareDomain, HardwareDriver, HardwareEndpoint};
-use crate::device::fault::{DeviceFaults, FaultHandler};
+use crate::device::fault::{DeviceFaults, FaultHandler, Round};
 use crate::device::process::{
     BindProcessError, Bond, ExitError, Process, ProcessDomain, ProcessMemory, ProcessTables,
     Processes, Right,
@@ -43,6 +43,9 @@ pub(super) trait Subject:
 
     /// Has an IOMMU report a request for `0x1234_5000`.
     fn ask(unit: &Self::Unit, id: u32, place: u32, group: u16, is_last: bool);
+
+    /// Begins a round over what an IOMMU reports.
+    fn begin(unit: &Self::Unit) -> Round<'_>;
 
     /// Returns whom a command answers, if it does: ID, place that it names, group, and how.
     fn answer(command: &Self::Command) -> Option<(u32, u32, u16, PageResponse)>;
@@ -282,6 +285,13 @@ impl<A: Subject> Rig<A> {
             group,
             true,
         );
+    }
+
+    /// Reads all that the IOMMUs have on record: nothing.
+    pub(super) fn read_all(&self) {
+        for unit in &self.units {
+            A::begin(unit).finish();
+        }
     }
 
     /// Returns what was switched since the last call.

@@ -172,11 +172,13 @@ pub(super) fn devices_ask_between_one_enable_and_one_disable<A: Subject>() {
     // Replaced, by another and by one that is not fault-capable, and back.
     for place in [0, 2] {
         rig.attach(0, place, &capable()).expect("it fits");
+        rig.read_all();
         ask(place, 10 + place as u16);
         rig.attach(0, place, &Rig::plain()).expect("it fits");
         assert_eq!(counts(), [3; 2]);
         fails();
         rig.attach(0, place, &capable()).expect("it fits");
+        rig.read_all();
         ask(place, 20 + place as u16);
     }
     for place in [2, 0, 3, 1] {
@@ -192,14 +194,74 @@ pub(super) fn devices_ask_between_one_enable_and_one_disable<A: Subject>() {
     }
     // Each of the eight groups was answered, once.
     assert_eq!(count_answers(), [8; 2]);
-    for group in collector.take() {
+    let groups = collector.take();
+    assert_eq!(groups.len(), 16);
+    for group in groups {
         let late = group.respond(PageResponse::Success);
         assert_eq!(late, Err(RespondError::Detached));
     }
     rig.units.iter().for_each(|unit| A::assert_unused(unit));
 }
 
+/// F5: what an IOMMU has on record when a domain leaves a place is answered, so that the device asks again, and is asked
+/// of none that comes after.
+pub(super) fn what_was_asked_before_reaches_none_that_comes_after<A: Subject>() {
+    let rig = Rig::<A>::new();
+    let (old, new) = (Collector::new(), Collector::new());
+    let unit = &*rig.units[0];
+    for (place, is_replaced) in [(0, true), (5, false)] {
+        rig.attach(2, place, &Rig::capable(&old)).expect("it fits");
+        let before = A::begin(unit);
+        if !is_replaced {
+            rig.detach(2, place);
+        }
+        rig.attach(2, place, &Rig::capable(&new)).expect("it fits");
+        rig.commands(0);
+        let is_asked_again = |group| {
+            rig.ask(2, place, group);
+            rig.answers(0) == [(0x12, place, group, PageResponse::Success)]
+        };
+        assert!(is_asked_again(1));
+        // That one may have seen an end of the queue that came before the domain left.
+        before.finish();
+        assert!(is_asked_again(2));
+        let after = A::begin(unit);
+        assert!(is_asked_again(3));
+        assert!(old.take().is_empty() && new.take().is_empty());
+        after.finish();
+        assert!(!is_asked_again(4));
+        assert_eq!((old.take().len(), new.take().len()), (0, 1));
+        assert_eq!(rig.faults(2).unread_count(), 0);
+    }
+}
+
 const ROOT: Oa = Oa::new(0x7654_3000);
+
+/// F5 of PASIDs, which come again on their own.
+pub(super) fn a_pasid_is_used_again_only_after_a_round<A: Subject>() {
+    let rig = Rig::<A>::new();
+    let processes = Processes::new(256);
+    let asking = |identity| known(&processes, &Toy::new(identity, A::tables(ROOT), true));
+    let unit = &*rig.units[0];
+    let first = asking(1);
+    let number = first.pasid();
+    let bond = rig.bind(&first, 2).expect("it fits");
+    let round = A::begin(unit);
+    drop((bond, first));
+    assert_eq!(processes.pasids().used_count(), 1, "it is nobody's");
+    let second = asking(2);
+    assert_ne!(second.pasid(), number);
+    let _bond = rig.bind(&second, 2).expect("it fits");
+    rig.commands(0);
+    rig.ask(2, number.get(), 1);
+    let refused = (0x12, number.get(), 1, PageResponse::Invalid);
+    assert_eq!(rig.answers(0), [refused]);
+    round.finish();
+    assert_ne!(asking(3).pasid(), number);
+    A::begin(unit).finish();
+    assert_eq!(asking(4).pasid(), number);
+    assert_eq!(processes.pasids().quarantined_count(), 0);
+}
 
 /// A3.10: bound twice is bound once; after the end nothing is walked, and nothing freed twice.
 pub(super) fn a_process_is_walked_until_it_ends<A: Subject>() {
@@ -249,6 +311,7 @@ pub(super) fn a_process_is_walked_until_it_ends<A: Subject>() {
     assert!((0..3).all(|number| !rig.allows(number)));
     rig.detach(0, 0);
     drop(process);
+    rig.read_all();
     assert_eq!(processes.pasids().used_count(), 0);
     rig.units.iter().for_each(|unit| A::assert_unused(unit));
 }

@@ -327,7 +327,9 @@ fn a_device_gets_the_pages_of_a_process_that_it_asks_for() -> Checked {
             // Code 1, GN, US, write and read, the last one of its group.
             let head = 0x1164 << 48 | 1 << 41 | group << 32;
             let record = PageRequest::decode([head | u64::from(place) << 16 | id, page]);
+            let round = world.iommu.begin_page_requests();
             world.iommu.take_page_request(&record.unwrap()).unwrap();
+            round.finish();
         };
         let pages = [0x7000_0000, 0x7000_1000];
         for (number, device) in [0, 3].into_iter().enumerate() {
@@ -356,6 +358,11 @@ fn a_device_gets_the_pages_of_a_process_that_it_asks_for() -> Checked {
         for group in groups {
             assert!(group.respond(PageResponse::Success).is_err());
         }
+        // Its PASID is another's once all was read that came until then.
+        drop(process);
+        assert_eq!(processes.pasids().used_count(), 1);
+        world.iommu.begin_page_requests().finish();
+        assert_eq!(processes.pasids().used_count(), 0);
         world.rig.check_all()?;
     }
     Ok(())

@@ -313,7 +313,9 @@ fn a_device_gets_the_pages_of_a_process_that_it_asks_for() -> Checked {
             let head = id << 40 | 1 << 32 | u64::from(place) << 12;
             // R, W, L.
             let record = PageRequest::decode([head, page | group << 3 | 7]);
+            let round = world.unit.begin_page_requests();
             world.unit.take_page_request(&record).unwrap();
+            round.finish();
         };
         let pages = [0x7000_0000, 0x7000_1000];
         for (number, device) in [0, 3].into_iter().enumerate() {
@@ -342,6 +344,11 @@ fn a_device_gets_the_pages_of_a_process_that_it_asks_for() -> Checked {
         for group in groups {
             assert!(group.respond(PageResponse::Success).is_err());
         }
+        // Its PASID is another's once all was read that came until then.
+        drop(process);
+        assert_eq!(processes.pasids().used_count(), 1);
+        world.unit.begin_page_requests().finish();
+        assert_eq!(processes.pasids().used_count(), 0);
         world.rig.check_all()?;
     }
     Ok(())

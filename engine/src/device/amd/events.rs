@@ -14,7 +14,9 @@ use iopt_formats::event::amd::PageRequest as Record;
 
 use crate::device::DeviceAddress;
 use crate::device::amd::{AmdIommu, CommandDevice};
-use crate::device::fault::{Answer, Origin, PageRequest, PageResponder, Reported, Requester};
+use crate::device::fault::{
+    Answer, Origin, PageRequest, PageResponder, Reported, Requester, Round,
+};
 use crate::invalidation::SyncError;
 use crate::mem::TableMemory;
 
@@ -23,9 +25,17 @@ const GROUP_MASK: u16 = 0x1ff;
 const RESPONSE_SHIFT: u32 = 12;
 
 impl<M: TableMemory + 'static, D: CommandDevice> AmdIommu<M, D> {
-    /// Takes in an entry of the page request log. If it completes a group, the handler of the domain is called that
-    /// is attached where it came from; if there is none, or no such device, or nobody knows what it asks for, it
-    /// is answered at once.
+    /// Begins a round over the entries of the page request log: to be called before the log's tail pointer (MMIO offset
+    /// 2038h) is read, and finished when all entries up to there were [taken in](Self::take_page_request).
+    ///
+    /// Devices must not ask any more when what is attached there ends ([`Round`]).
+    pub fn begin_page_requests(&self) -> Round<'_> {
+        self.listeners().begin(false)
+    }
+
+    /// Takes in an entry of the page request log, in a [round](Self::begin_page_requests). If it completes a group, the
+    /// handler of the domain is called that is attached where it came from; if there is none, or no such device, or
+    /// nobody knows what it asks for, it is answered at once.
     ///
     /// When the log has overflown (`PPROverflow` of the status register), all its entries are to be taken in, and then
     /// [those that are not complete](Self::forget_partial_groups) forgotten.

@@ -24,7 +24,8 @@
 //!
 //! As long as a fault-capable domain is attached anywhere, the entry lets the device ask for pages (PPR), with PASIDs
 //! in answers where the device wants them (GPRP). Entries of the page request log are the user's to read; it hands
-//! them to [`take_page_request`](AmdIommu::take_page_request).
+//! them to [`take_page_request`](AmdIommu::take_page_request), in [rounds](AmdIommu::begin_page_requests) that say what
+//! was there before a device was attached anew.
 //!
 //! The entry of a PASID whose process has ended is not valid; requests that still come are page faults, and logged.
 //! Processes are used only by IOMMUs that need not be told of new pages (`NpCache`), as nobody tells them.

@@ -15,7 +15,7 @@ pub struct Listeners {
     /// In rising order of ID; of one ID, in the order in which devices came.
     entries: Mutex<Vec<Entry>>,
     /// Of who reads groups, and of who reads transactions that wait.
-    rounds: Option<[Reading; 2]>,
+    rounds: [Reading; 2],
 }
 
 /// A queue of records.
@@ -40,18 +40,23 @@ impl Default for Reading {
 /// Who shares a place with a domain that left is asked for nothing that was in the queue by then. What is in doubt is
 /// answered: groups so that the device asks again, transactions that wait so that they go on in the new domain if that
 /// replaced the old one, and are given up if the place was empty in between. PASIDs of processes are used again only
-/// after a round, so there should be rounds also where there is nothing to read.
+/// after a round, so there should be rounds also where there is nothing to read. A round that ends with an error, or
+/// before the end that was seen, is dropped.
+///
+/// What is not in the queue yet when a domain leaves, nobody can tell from what is asked for later: who drives the
+/// device stops it first, and waits until all that it asked is on record. With a PASID a device says itself that it has
+/// stopped (*PCI Express Base Specification*, section 10.4.1.2).
 #[must_use = "dropped, it does not count"]
 pub struct Round<'l> {
     listeners: &'l Listeners,
-    open: Option<Open<'l>>,
+    open: Open<'l>,
 }
 
 impl Round<'_> {
     /// Says that all was taken in that was in the queue when it began.
     pub fn finish(self) {
         let Self { listeners, open } = self;
-        if open.is_some_and(Open::finish) {
+        if open.finish() {
             listeners.for_each(DeviceFaults::forget_passed);
         }
     }
@@ -76,39 +81,29 @@ pub struct ListenError;
 
 impl Default for Listeners {
     fn default() -> Self {
-        Self::new()
+        Self::with_rounds()
     }
 }
 
 impl Listeners {
-    /// Creates an empty list, of records whose readers tell no rounds: what was in the queue when a domain left a place
-    /// may be asked of the next one there.
-    pub fn new() -> Self {
-        Self {
-            entries: Mutex::new(&LISTENERS, Vec::new()),
-            rounds: None,
-        }
-    }
-
     /// Creates an empty list, of records whose readers tell their [rounds](Self::begin).
     pub fn with_rounds() -> Self {
         Self {
-            rounds: Some(Default::default()),
-            ..Self::new()
+            entries: Mutex::new(&LISTENERS, Vec::new()),
+            rounds: Default::default(),
         }
     }
 
     /// Begins a round over the records of groups, or of transactions that wait.
     pub fn begin(&self, has_stalls: bool) -> Round<'_> {
-        let reading = self.reading(has_stalls);
         Round {
             listeners: self,
-            open: reading.map(|reading| reading.rounds.begin()),
+            open: self.reading(has_stalls).rounds.begin(),
         }
     }
 
-    fn reading(&self, has_stalls: bool) -> Option<&Reading> {
-        Some(&self.rounds.as_ref()?[usize::from(has_stalls)])
+    const fn reading(&self, has_stalls: bool) -> &Reading {
+        &self.rounds[has_stalls as usize]
     }
 
     /// Says that records of a device, of which this instance is the `port`th, come in the queue of groups, or in that
@@ -123,9 +118,7 @@ impl Listeners {
         faults: &DeviceFaults,
         has_stalls: bool,
     ) -> Result<(), ListenError> {
-        let Some(reading) = self.reading(has_stalls) else {
-            return Ok(());
-        };
+        let reading = self.reading(has_stalls);
         // What is in the queue may be of a device that had the ID.
         let left = *reading.left.lock();
         let left = left.filter(|&left| !reading.rounds.has_passed(left));
@@ -164,7 +157,7 @@ impl Listeners {
     pub fn strike_out(&self, faults: &Arc<DeviceFaults>) {
         let is_it = |entry: &Entry| core::ptr::eq(entry.faults.as_ptr(), Arc::as_ptr(faults));
         self.entries.lock().retain(|entry| !is_it(entry));
-        for reading in self.rounds.iter().flatten() {
+        for reading in &self.rounds {
             let now = reading.rounds.mark();
             let mut left = reading.left.lock();
             *left = (*left).max(Some(now));

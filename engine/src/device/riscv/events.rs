@@ -13,14 +13,25 @@ use iopt_formats::command::{Narrow, PageResponse};
 use iopt_formats::event::riscv::PageRequest as Record;
 
 use crate::device::DeviceAddress;
-use crate::device::fault::{Answer, Origin, PageRequest, PageResponder, Reported, Requester};
+use crate::device::fault::{
+    Answer, Origin, PageRequest, PageResponder, Reported, Requester, Round,
+};
 use crate::device::riscv::{CommandDevice, RiscvIommu};
 use crate::invalidation::SyncError;
 use crate::mem::TableMemory;
 
 impl<M: TableMemory + 'static, D: CommandDevice> RiscvIommu<M, D> {
-    /// Takes in a record of the page-request queue. If it completes a group, the handler of the domain is called that
-    /// is attached where it came from; if there is none, or no such device, it is answered at once.
+    /// Begins a round over the records of the page-request queue: to be called before `pqt` is read, and finished
+    /// when all records up to there were [taken in](Self::take_page_request).
+    ///
+    /// Devices must not ask any more when what is attached there ends ([`Round`]).
+    pub fn begin_page_requests(&self) -> Round<'_> {
+        self.listeners().begin(false)
+    }
+
+    /// Takes in a record of the page-request queue, in a [round](Self::begin_page_requests). If it completes a group, the
+    /// handler of the domain is called that is attached where it came from; if there is none, or no such device, it is
+    /// answered at once.
     ///
     /// When the queue has overflown (`pqcsr.pqof`), or its memory failed (`pqcsr.pqmf`), all its records are to be
     /// taken in, and then [those that are not complete](Self::forget_partial_groups) forgotten.

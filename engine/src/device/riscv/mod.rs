@@ -24,7 +24,8 @@
 //!
 //! As long as a fault-capable domain is attached anywhere, the device context lets the device ask for pages (`EN_PRI`),
 //! with PASIDs in the answers that the IOMMU gives itself where the device wants them (PRPR). Records of the
-//! page-request queue are the user's to read; it hands them to [`take_page_request`](RiscvIommu::take_page_request).
+//! page-request queue are the user's to read; it hands them to [`take_page_request`](RiscvIommu::take_page_request),
+//! in [rounds](RiscvIommu::begin_page_requests) that say what was there before a device was attached anew.
 //!
 //! The context of a PASID whose process has ended is not valid; requests that still come are faults 266, and reported.
 //! Processes are used only by IOMMUs that need not be told of new pages, as nobody tells them.

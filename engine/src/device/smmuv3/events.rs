@@ -24,8 +24,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> Smmu<M, D> {
     /// Begins a round over the records of the PRI queue: to be called before `SMMU_PRIQ_PROD` is read, and finished when
     /// all records up to there were [taken in](Self::take_page_request).
     ///
-    /// Devices must not ask with a PASID any more when what is attached there ends: who drives one has stopped it
-    /// before (*PCI Express Base Specification*, section 10.4.1.2).
+    /// Devices must not ask any more when what is attached there ends ([`Round`]).
     pub fn begin_page_requests(&self) -> Round<'_> {
         self.listeners().begin(false)
     }
@@ -36,8 +35,9 @@ impl<M: TableMemory + 'static, D: CommandDevice> Smmu<M, D> {
         self.listeners().begin(true)
     }
 
-    /// Takes in a record of the PRI queue, in a [round](Self::begin_page_requests). If it completes a group, the handler of the domain is called that is
-    /// attached where it came from; if there is none, or no such device, it is answered at once.
+    /// Takes in a record of the PRI queue, in a [round](Self::begin_page_requests). If it completes a group, the handler
+    /// of the domain is called that is attached where it came from; if there is none, or no such device, it is answered
+    /// at once.
     ///
     /// When the queue has overflown (`SMMU_PRIQ_PROD.OVFLG`), all its records are to be taken in, and then
     /// [those that are not complete](Self::forget_partial_groups) forgotten.
@@ -79,8 +79,8 @@ impl<M: TableMemory + 'static, D: CommandDevice> Smmu<M, D> {
         })
     }
 
-    /// Takes in a record of the event queue, in a [round](Self::begin_events). Returns whether it is dealt with: a transaction that waits is answered,
-    /// by the handler of the domain or at once. All else is for people to read.
+    /// Takes in a record of the event queue, in a [round](Self::begin_events). Returns whether it is dealt with: a
+    /// transaction that waits is answered, by the handler of the domain or at once. All else is for people to read.
     ///
     /// # Errors
     ///

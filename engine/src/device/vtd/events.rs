@@ -14,16 +14,25 @@ use iopt_formats::event::vtd::PageRequest as Record;
 
 use crate::device::DeviceAddress;
 use crate::device::fault::{
-    Answer, Origin, PageRequest, PageResponder, PageResponse, Reported, Requester,
+    Answer, Origin, PageRequest, PageResponder, PageResponse, Reported, Requester, Round,
 };
 use crate::device::vtd::{CommandDevice, VtdUnit};
 use crate::invalidation::SyncError;
 use crate::mem::TableMemory;
 
 impl<M: TableMemory + 'static, D: CommandDevice> VtdUnit<M, D> {
-    /// Takes in a record of the page request queue. If it completes a group, or has to be answered on its own, the
-    /// handler of the domain is called that is attached where it came from; if there is none, or no such device, it
-    /// is answered at once.
+    /// Begins a round over the records of the page request queue: to be called before `PQT_REG` is read, and finished
+    /// when all records up to there were [taken in](Self::take_page_request).
+    ///
+    /// Devices must not ask any more when what is attached there ends ([`Round`]), and what they asked has to be in the
+    /// queue by then: where the unit can, it is [drained](Self::drain_page_requests) in between.
+    pub fn begin_page_requests(&self) -> Round<'_> {
+        self.listeners().begin(false)
+    }
+
+    /// Takes in a record of the page request queue, in a [round](Self::begin_page_requests). If it completes a group, or
+    /// has to be answered on its own, the handler of the domain is called that is attached where it came from; if there
+    /// is none, or no such device, it is answered at once.
     ///
     /// When the queue has overflown (`PRS_REG.PRO`), all its records are to be taken in, and then
     /// [those that are not complete](Self::forget_partial_groups) forgotten.
@@ -85,8 +94,12 @@ impl<M: TableMemory + 'static, D: CommandDevice> VtdUnit<M, D> {
     }
 
     /// Waits until what devices asked for before is in the page request queue, and answers are on their way to them
-    /// (section 7.10): who takes in all that the queue has then has seen everything that was asked under a PASID that
-    /// is detached. Returns whether the unit can do that (`ECAP_REG.PDS`).
+    /// (section 7.10). Returns whether the unit can do that (`ECAP_REG.PDS`).
+    ///
+    /// Comes after a device was stopped and before what is attached there ends: then all that was asked is in the queue
+    /// when the domain leaves, and [rounds](Self::begin_page_requests) keep it from the next one. It reads nothing, and
+    /// ends no round. Later it serves only who leaves the place empty until a round has ended that began after it;
+    /// PASIDs of processes do not wait for that.
     ///
     /// The queue has to have room, or to be read meanwhile.
     ///

@@ -9,7 +9,8 @@
 //! Requester IDs that nobody took in are blocked. A unit that firmware's description leaves out is registered as
 //! anonymous, and brings its own [`Scope`].
 //!
-//! Whoever reads the unit's page request queue gives it the [records](VtdUnit::take_page_request): the handlers of
+//! Whoever reads the unit's page request queue gives it the [records](VtdUnit::take_page_request), in
+//! [rounds](VtdUnit::begin_page_requests) that say what was there before a device was attached anew: the handlers of
 //! domains are asked, and answers become page group responses. In legacy mode no device asks for pages.
 //!
 //! # What a context entry says in legacy mode

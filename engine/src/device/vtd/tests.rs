@@ -22,6 +22,7 @@ mod devices;
 mod faults;
 mod processes;
 mod rig;
+mod rounds;
 mod unit;
 
 type Queue = Recorder<Descriptor>;

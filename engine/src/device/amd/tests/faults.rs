@@ -6,6 +6,7 @@ use iopt_formats::{Iova, Oa};
 
 use super::*;
 use crate::device::context::HardwareEndpoint;
+use crate::device::fault::Round;
 use crate::device::process::{ProcessTables, Processes};
 use crate::device::testing_faults::Collector;
 use crate::device::testing_rig::{Rig, Subject, Toy, known};
@@ -57,6 +58,10 @@ impl Subject for Arch {
         let record = record(id as u16, place, group, is_last);
         let record = Record::decode(record.encode()).expect("it is one");
         unit.take_page_request(&record).expect("answered");
+    }
+
+    fn begin(unit: &Self::Unit) -> Round<'_> {
+        unit.begin_page_requests()
     }
 
     fn answer(command: &Command) -> Option<(u32, u32, u16, PageResponse)> {
@@ -123,6 +128,16 @@ fn page_requests_are_allowed_after_ats_and_forbidden_before_it_ends() {
 #[test]
 fn a_device_is_allowed_to_ask_once_and_forbidden_once_whatever_fails_in_between() {
     testing_scenes::devices_ask_between_one_enable_and_one_disable::<Arch>();
+}
+
+#[test]
+fn what_was_asked_before_a_place_was_left_reaches_none_that_comes_after() {
+    testing_scenes::what_was_asked_before_reaches_none_that_comes_after::<Arch>();
+}
+
+#[test]
+fn a_pasid_is_another_process_s_only_after_all_was_read_that_was_asked_for_with_it() {
+    testing_scenes::a_pasid_is_used_again_only_after_a_round::<Arch>();
 }
 
 #[test]

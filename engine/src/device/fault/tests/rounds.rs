@@ -15,7 +15,8 @@ struct Scene {
 const PLACE: Option<Pasid> = pasid(1);
 
 impl Scene {
-    fn new(listeners: Listeners) -> Self {
+    fn new() -> Self {
+        let listeners = Listeners::with_rounds();
         let world = World::new();
         let faults = world.faults();
         for has_stalls in [false, true] {
@@ -67,7 +68,7 @@ const STALL: Origin = Origin::Stall(4);
 
 #[test]
 fn what_was_in_the_queue_when_a_domain_left_is_asked_of_nobody_who_comes_after() {
-    let scene = Scene::new(Listeners::with_rounds());
+    let scene = Scene::new();
     scene.round(false);
     let before = scene.listeners.begin(false);
     scene.leave(false, None);
@@ -99,7 +100,7 @@ fn what_was_in_the_queue_when_a_domain_left_is_asked_of_nobody_who_comes_after()
 
 #[test]
 fn what_waits_while_a_domain_replaces_another_goes_on_in_that() {
-    let scene = Scene::new(Listeners::with_rounds());
+    let scene = Scene::new();
     scene.leave(true, None);
     for origin in [GROUP, STALL] {
         assert_eq!(scene.take(origin), Some(PageResponse::Success));
@@ -114,7 +115,7 @@ fn what_waits_while_a_domain_replaces_another_goes_on_in_that() {
 
 #[test]
 fn other_places_are_in_no_doubt() {
-    let scene = Scene::new(Listeners::with_rounds());
+    let scene = Scene::new();
     attach(&scene.faults, None, &scene.new);
     scene.leave(false, None);
     scene.faults.report(&member(None, 9, 1, true));
@@ -123,7 +124,7 @@ fn other_places_are_in_no_doubt() {
 
 #[test]
 fn rounds_that_overlap_or_are_dropped_do_not_count() {
-    let scene = Scene::new(Listeners::with_rounds());
+    let scene = Scene::new();
     scene.leave(false, None);
     attach(&scene.faults, PLACE, &scene.new);
     drop(scene.listeners.begin(false));
@@ -138,7 +139,7 @@ fn rounds_that_overlap_or_are_dropped_do_not_count() {
 
 #[test]
 fn what_is_kept_is_let_go_when_both_queues_are_read() {
-    let scene = Scene::new(Listeners::with_rounds());
+    let scene = Scene::new();
     let kept = Arc::new(());
     scene.leave(false, Some(&(Arc::clone(&kept) as Kept)));
     scene.round(false);
@@ -170,7 +171,7 @@ fn a_device_that_never_asked_leaves_nothing_behind() {
 
 #[test]
 fn a_device_with_the_id_of_one_that_left_is_not_taken_for_it() {
-    let scene = Scene::new(Listeners::with_rounds());
+    let scene = Scene::new();
     scene.listeners.strike_out(&scene.faults);
     let Scene { listeners, new, .. } = scene;
     let come = || {
@@ -187,16 +188,6 @@ fn a_device_with_the_id_of_one_that_left_is_not_taken_for_it() {
     listeners.begin(false).finish();
     come();
     assert_eq!(new.take().len(), 1);
-}
-
-#[test]
-fn without_rounds_nobody_can_tell() {
-    let scene = Scene::new(Listeners::new());
-    scene.leave(false, None);
-    attach(&scene.faults, PLACE, &scene.new);
-    assert_eq!(scene.take(GROUP), None);
-    assert_eq!(scene.new.take().len(), 1);
-    scene.round(false);
 }
 
 /// Whatever the reason for which requests were not kept.

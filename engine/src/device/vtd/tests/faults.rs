@@ -280,6 +280,11 @@ fn a_device_is_allowed_to_ask_once_and_forbidden_once_whatever_fails_in_between(
             rig.units[unit].take_page_request(&record).expect("kept");
         }
     };
+    let read_all = || {
+        rig.units
+            .each_ref()
+            .map(|unit| unit.begin_page_requests().finish())
+    };
     fails(0);
     fails(1);
     switches.extend(rig.switches());
@@ -294,11 +299,13 @@ fn a_device_is_allowed_to_ask_once_and_forbidden_once_whatever_fails_in_between(
     // Replaced, by another and by one that is not fault-capable, and back.
     for place in [0, 2] {
         rig.attach(0, place, &capable(&collector)).expect("it fits");
+        read_all();
         ask(place, 10 + place);
         rig.attach(0, place, &Arc::new(first())).expect("it fits");
         assert_eq!(counts(), [3; 2]);
         fails(place);
         rig.attach(0, place, &capable(&collector)).expect("it fits");
+        read_all();
         ask(place, 20 + place);
     }
     for place in [2, 0, 3, 1] {
@@ -321,7 +328,9 @@ fn a_device_is_allowed_to_ask_once_and_forbidden_once_whatever_fails_in_between(
         assert_eq!(answers(&rig, number).len(), 8);
         assert_eq!(rig.faults(number).open_count(), 0);
     }
-    for group in collector.take() {
+    let groups = collector.take();
+    assert_eq!(groups.len(), 16);
+    for group in groups {
         let late = group.respond(PageResponse::Success);
         assert_eq!(late, Err(RespondError::Detached));
     }
