@@ -112,7 +112,7 @@ fn a_pasid_is_another_process_s_only_after_all_was_read_that_was_asked_for_with_
 /// What came with data is answered on its own, each with its data.
 #[test]
 fn what_a_device_sent_along_before_a_place_was_left_comes_back_at_once() {
-    let rig = super::rig::Rig::new();
+    let rig = rig::Rig::new();
     let (old, new) = (Collector::new(), Collector::new());
     rig.attach(2, 5, &capable(&old)).expect("it fits");
     rig.attach(2, 5, &capable(&new)).expect("it fits");
