@@ -11,14 +11,18 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use self::mutants::Choice;
+
 const USAGE: &str = "usage: cargo xtask lint
-       cargo xtask mutants [FILTER]
+       cargo xtask mutants [FILTER | --part NUMBER/COUNT]
 
   lint      check what rustc and clippy cannot know: layers, file length,
             foreign paths, unsafe code without reason or proof, ASCII
   mutants   run the engine's models under loom, then plant the bugs listed in
             tools/xtask/mutants.txt one by one (those whose name, file or test
-            contains FILTER): each must make its model fail
+            contains FILTER, or every COUNT-th from NUMBER on, so that the
+            parts 1 to COUNT have each of them once): each must make its model
+            fail
 
 The models alone, and the searches that they make:
   RUSTFLAGS='--cfg loom' cargo test -p iopt --lib --release -- models
@@ -45,8 +49,14 @@ fn main() -> ExitCode {
     let arguments: Vec<_> = env::args().skip(1).collect();
     let outcome = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["lint"] => lint(),
-        ["mutants"] => workspace().and_then(|root| mutants::run(&root, "")),
-        ["mutants", filter] => workspace().and_then(|root| mutants::run(&root, filter)),
+        ["mutants"] => workspace().and_then(|root| mutants::run(&root, Choice::All)),
+        ["mutants", "--part", part] => {
+            let choice = Choice::part(part).ok_or_else(|| io::Error::other(USAGE));
+            choice.and_then(|choice| mutants::run(&workspace()?, choice))
+        }
+        ["mutants", filter] => {
+            workspace().and_then(|root| mutants::run(&root, Choice::Containing(filter)))
+        }
         _ => Err(io::Error::other(USAGE)),
     };
     outcome.unwrap_or_else(|error| {

@@ -43,20 +43,56 @@ enum Verdict {
     Broken(String),
 }
 
-/// Plants the bugs of the list, or of those entries that contain `filter`, each in a copy without another.
-pub(crate) fn run(root: &Path, filter: &str) -> io::Result<ExitCode> {
+/// Which mutants of the list are planted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Choice<'a> {
+    /// All.
+    All,
+    /// Those with this text in their name, file or test.
+    Containing(&'a str),
+    /// Every `count`-th, from the one behind `skipped` others on.
+    Part {
+        /// How many come before the first one.
+        skipped: usize,
+        /// How many parts there are.
+        count: usize,
+    },
+}
+
+impl<'a> Choice<'a> {
+    /// Parses `NUMBER/COUNT`, of which the number begins with 1.
+    pub(crate) fn part(text: &'a str) -> Option<Self> {
+        let (number, count) = text.split_once('/')?;
+        let (number, count) = (number.parse::<usize>().ok()?, count.parse().ok()?);
+        let skipped = number.checked_sub(1)?;
+        (skipped < count).then_some(Self::Part { skipped, count })
+    }
+
+    fn has(self, index: usize, mutant: &Mutant) -> bool {
+        match self {
+            Self::All => true,
+            Self::Containing(text) => mutant.matches(text),
+            Self::Part { skipped, count } => index % count == skipped,
+        }
+    }
+}
+
+/// Plants the chosen bugs of the list, each in a copy without another.
+pub(crate) fn run(root: &Path, choice: Choice<'_>) -> io::Result<ExitCode> {
     let list = fs::read_to_string(root.join(LIST))?;
-    let mut mutants = list::parse(&list).map_err(|error| other(&format!("{LIST}: {error}")))?;
-    mutants.retain(|mutant| mutant.matches(filter));
+    let mutants = list::parse(&list).map_err(|error| other(&format!("{LIST}: {error}")))?;
+    let chosen = mutants.into_iter().enumerate();
+    let chosen = chosen.filter(|(index, mutant)| choice.has(*index, mutant));
+    let mutants: Vec<_> = chosen.map(|(_, mutant)| mutant).collect();
     if mutants.is_empty() {
-        return Err(other(&format!("{LIST} has no mutant with `{filter}`")));
+        return Err(other(&format!("{LIST} has no such mutant")));
     }
     // A compiler and a model keep one core busy for most of their time.
     let count = thread::available_parallelism().map_or(1, NonZero::get);
     let workshops = (0..count.min(mutants.len())).map(|number| Workshop::new(root, number));
     let workshops = workshops.collect::<io::Result<Vec<_>>>()?;
     let mut out = io::stdout().lock();
-    let Some(tests) = sound(&workshops[0], &mutants, filter, &mut out)? else {
+    let Some(tests) = sound(&workshops[0], &mutants, choice, &mut out)? else {
         return Ok(ExitCode::FAILURE);
     };
     let began = Instant::now();
@@ -128,12 +164,12 @@ fn report(
     Ok(())
 }
 
-/// Builds and runs the models without a bug: all of them, or with a filter those of the `mutants`.
+/// Builds and runs the models without a bug: all of them, or those of `mutants` that contain something.
 /// Returns the names of all tests, or nothing if one fails.
 fn sound(
     workshop: &Workshop,
     mutants: &[Mutant],
-    filter: &str,
+    choice: Choice<'_>,
     out: &mut impl io::Write,
 ) -> io::Result<Option<Vec<String>>> {
     let began = Instant::now();
@@ -147,7 +183,7 @@ fn sound(
     let built = began.elapsed().as_secs_f64();
     let tests = names(workshop, &program)?;
     let mut arguments = Vec::new();
-    if !filter.is_empty() {
+    if matches!(choice, Choice::Containing(_)) {
         arguments.push("--exact");
         arguments.extend(mutants.iter().map(|mutant| mutant.test.as_str()));
     }
@@ -215,4 +251,23 @@ fn indented(text: &str) -> String {
     let lines: Vec<_> = text.lines().collect();
     let shown = &lines[lines.len().saturating_sub(SHOWN_LINES)..];
     format!("    {}", shown.join("\n    "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_have_each_mutant_once() {
+        let text = "mutant: a\nfile: b\ntest: c\n- d\n+ e\n";
+        let mutant = &list::parse(text).unwrap()[0];
+        let parts = ["1/3", "2/3", "3/3"].map(|part| Choice::part(part).unwrap());
+        for index in 0..10 {
+            let having = parts.iter().filter(|part| part.has(index, mutant));
+            assert_eq!(having.count(), 1);
+        }
+        for text in ["", "1", "0/3", "4/3", "1/0", "-1/3", "1/3/3"] {
+            assert!(Choice::part(text).is_none(), "{text}");
+        }
+    }
 }

@@ -87,7 +87,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> AmdIommu<M, D> {
             layout,
             segments: Mutex::new(&CONTEXTS, segments),
             shares: Shares::new(),
-            listeners: Listeners::with_rounds(),
+            listeners: Listeners::new(),
         }))
     }
 

@@ -81,13 +81,13 @@ pub struct ListenError;
 
 impl Default for Listeners {
     fn default() -> Self {
-        Self::with_rounds()
+        Self::new()
     }
 }
 
 impl Listeners {
     /// Creates an empty list, of records whose readers tell their [rounds](Self::begin).
-    pub fn with_rounds() -> Self {
+    pub fn new() -> Self {
         Self {
             entries: Mutex::new(&LISTENERS, Vec::new()),
             rounds: Default::default(),

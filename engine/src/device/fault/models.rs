@@ -207,7 +207,7 @@ impl Records {
 fn who_comes_after_is_asked_for_nothing_that_was_in_the_queue_before() {
     model(|| {
         let (_old, faults) = rig();
-        let listeners = Arc::new(Listeners::with_rounds());
+        let listeners = Arc::new(Listeners::new());
         listeners.watch(0, &faults, false).expect("memory");
         listeners.enter(&[1], 0, &faults).expect("memory");
         let records = Arc::new(Records::default());

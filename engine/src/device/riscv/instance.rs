@@ -88,7 +88,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> RiscvIommu<M, D> {
             directory,
             contexts: Mutex::new(&CONTEXTS, contexts),
             shares: Shares::new(),
-            listeners: Listeners::with_rounds(),
+            listeners: Listeners::new(),
         }))
     }
 

@@ -90,7 +90,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> Smmu<M, D> {
             layout,
             streams: Mutex::new(&CONTEXTS, streams),
             shares: Shares::new(),
-            listeners: Listeners::with_rounds(),
+            listeners: Listeners::new(),
         }))
     }
 

@@ -117,7 +117,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> VtdUnit<M, D> {
             scope: None,
             contexts: Mutex::new(&CONTEXTS, contexts),
             shares: Shares::new(),
-            listeners: Listeners::with_rounds(),
+            listeners: Listeners::new(),
         })
     }
 

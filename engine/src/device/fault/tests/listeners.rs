@@ -8,7 +8,7 @@ use crate::device::fault::Listeners;
 fn of_several_with_an_id_who_came_last_of_those_that_may_ask_has_its_records() {
     let worlds = [World::new(), World::new(), World::new()];
     let devices = worlds.each_ref().map(World::faults);
-    let listeners = Listeners::with_rounds();
+    let listeners = Listeners::new();
     assert!(listeners.find(7).is_none());
     for (port, faults) in devices.iter().enumerate() {
         let entered = listeners.enter(&[7, 0x10 + port as u32], port, faults);

@@ -16,7 +16,7 @@ const PLACE: Option<Pasid> = pasid(1);
 
 impl Scene {
     fn new() -> Self {
-        let listeners = Listeners::with_rounds();
+        let listeners = Listeners::new();
         let world = World::new();
         let faults = world.faults();
         for has_stalls in [false, true] {
@@ -162,7 +162,7 @@ fn what_is_kept_is_let_go_when_both_queues_are_read() {
 fn a_device_that_never_asked_leaves_nothing_behind() {
     let world = World::new();
     let faults = world.faults();
-    let listeners = Listeners::with_rounds();
+    let listeners = Listeners::new();
     listeners.watch(0, &faults, false).expect("memory");
     faults.reserve(1).expect("memory");
     faults.leave(PLACE, false, None);
