@@ -172,6 +172,7 @@ impl<M: TableMemory + 'static, D: CommandDevice> Architecture for AmdVi<M, D> {
             max_pending: arrival.control.ats_queue_depth(address).clamp(1, 32),
             physical_function: arrival.control.physical_function(address),
             needs_response_pasids: arrival.control.needs_pasids_in_responses(address),
+            has_passed: false,
             gcr3: None,
         };
         LinkError::block_quarantined(

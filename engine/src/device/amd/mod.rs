@@ -37,6 +37,10 @@
 //! which its aliases share; the domain's set names each of these. Whatever a PASID leads to changes, all under
 //! that PASID is forgotten at once, so that the pair may be used again.
 //!
+//! Entries that let everything pass have domain ID 0, which is no domain's, or the device's own where PASIDs are
+//! possible. Hardware may hold pages of such requests, too, and nothing says that these go with the entry: so all under
+//! the ID is forgotten once requests no longer pass.
+//!
 //! Each domain ID of a guest is one of the host. So what the guest's tables translate for different devices is told
 //! apart as the guest wants it, and its commands need a name replaced, and nothing else.
 

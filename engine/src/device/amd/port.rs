@@ -8,7 +8,7 @@ use iopt_formats::command::Pasid;
 use iopt_formats::context::amd::{Dte, Gcr3Entry};
 
 use crate::device::AttachFailure;
-use crate::device::amd::tables::Gcr3;
+use crate::device::amd::tables::{self, Gcr3};
 use crate::device::amd::{AmdIommu, AmdVi, CommandDevice, Stage};
 use crate::device::context::{Attached, HardwareEndpoint, Outcome, Share, Target, Unwritten};
 use crate::invalidation::plan::amd::{Device, Tag};
@@ -32,9 +32,14 @@ pub struct Port<M: TableMemory> {
     pub(super) physical_function: Option<u16>,
     /// Answers to its page requests have to name their PASID.
     pub(super) needs_response_pasids: bool,
+    /// Whether requests pass under domain ID 0, or did, and what hardware may hold of them was not forgotten.
+    pub(super) has_passed: bool,
     /// Once version 2 tables were needed.
     pub(super) gcr3: Option<Gcr3<M>>,
 }
+
+/// The domain ID of entries that let everything pass and lead to no guest CR3 table.
+const PASSING_ID: u16 = 0;
 
 impl<M: TableMemory> Port<M> {
     /// Returns where the device caches translations.
@@ -147,6 +152,18 @@ impl<M: TableMemory + 'static> Port<M> {
         self.gcr3.as_ref().map_or(0, Gcr3::id)
     }
 
+    /// Makes hardware forget what it holds of requests that passed: the entries no longer let any.
+    fn forget_passed<D: CommandDevice>(&mut self, unit: &AmdIommu<M, D>) -> Outcome {
+        let with_gcr3 = self.gcr3.as_mut().map(|gcr3| gcr3.forget_passed(unit));
+        let outcome = with_gcr3.unwrap_or(Outcome::Known);
+        if !self.has_passed {
+            return outcome;
+        }
+        let forgotten = tables::forget_pages(unit, PASSING_ID);
+        self.has_passed = forgotten != Outcome::Known;
+        outcome.and(forgotten)
+    }
+
     /// Makes hardware use what `attached` has at `place`.
     pub(super) fn write<D: CommandDevice>(
         &mut self,
@@ -175,16 +192,14 @@ impl<M: TableMemory + 'static> Port<M> {
         }
         // Who leads to a process that has ended has its place still.
         let gives_way = attached.at(place) == Target::Blocked && attached.ended_at(place).is_none();
-        // Without PASIDs they do so under no ID of the device.
-        let passes = attached.at(None) == Target::Identity && self.pasid_bits > 0;
-        if let Some(gcr3) = self.gcr3.as_mut().filter(|_| passes) {
-            gcr3.set_passing();
+        let passes = attached.at(None) == Target::Identity;
+        match &mut self.gcr3 {
+            Some(gcr3) if passes && self.pasid_bits > 0 => gcr3.set_passing(),
+            _ => self.has_passed |= passes,
         }
         let mut written = self.write_dtes(unit, levels, attached, gives_way);
-        if let Some(gcr3) = self.gcr3.as_mut().filter(|_| !passes)
-            && written != Outcome::Unknown
-        {
-            written = written.and(gcr3.forget_passed(unit));
+        if !passes && written != Outcome::Unknown {
+            written = written.and(self.forget_passed(unit));
         }
         outcome = outcome.and(written);
         if let Some(gcr3) = &mut self.gcr3

@@ -149,19 +149,28 @@ impl<M: TableMemory + 'static> Gcr3<M> {
         if !self.has_passed {
             return Outcome::Known;
         }
-        let forgotten = unit.instance().execute([Command::InvalidatePages {
-            domain_id: self.id(),
-            pasid: None,
-            has_tables: true,
-            span: Span::ALL,
-        }]);
-        self.has_passed = forgotten.is_err();
-        forgotten.map_or(Outcome::Unknown, |()| Outcome::Known)
+        let forgotten = forget_pages(unit, self.id());
+        self.has_passed = forgotten != Outcome::Known;
+        forgotten
     }
 
     fn is_used(&self, index: usize) -> bool {
         self.entries.get(index) != Some([0]) || self.entries.is_quarantined(index)
     }
+}
+
+/// Makes an IOMMU forget all that it holds under a domain ID of requests without a PASID.
+pub(super) fn forget_pages<M: TableMemory + 'static, D: CommandDevice>(
+    unit: &AmdIommu<M, D>,
+    domain_id: u16,
+) -> Outcome {
+    let forgotten = unit.instance().execute([Command::InvalidatePages {
+        domain_id,
+        pasid: None,
+        has_tables: true,
+        span: Span::ALL,
+    }]);
+    forgotten.map_or(Outcome::Unknown, |()| Outcome::Known)
 }
 
 /// Makes an IOMMU forget the entries of devices that share a guest CR3 table, and what it holds of that.

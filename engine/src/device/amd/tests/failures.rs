@@ -320,6 +320,44 @@ fn what_passed_under_a_devices_id_is_forgotten_before_the_id_is_used_otherwise()
     world.queue().set_silent(false);
 }
 
+/// Those that passed under no ID of the device have domain ID 0 in caches.
+#[test]
+fn pages_of_requests_that_passed_are_forgotten_once_requests_no_longer_do() {
+    let forgotten = Command::InvalidatePages {
+        domain_id: 0,
+        pasid: None,
+        has_tables: true,
+        span: iopt_formats::command::Span::ALL,
+    };
+    let entry = Command::InvalidateDeviceTableEntry { device_id: 8 };
+    let world = World::new(FEATURES);
+    let device = world.device(&[8], false, 0);
+    let identity = Arc::new(Domain::identity());
+    for next in [None, Some(host()), Some(guest())] {
+        attach(&device, None, &identity).expect("it fits");
+        assert!(!world.commands().contains(&forgotten));
+        match &next {
+            None => device.block(None),
+            Some(next) => attach(&device, None, next).expect("it fits"),
+        }
+        let commands = world.commands();
+        let at = |command| commands.iter().position(|it| *it == command);
+        let entry = at(entry);
+        assert!(entry.is_some() && entry < at(forgotten), "{commands:?}");
+        device.block(None);
+        assert!(!world.commands().contains(&forgotten));
+    }
+    // Not confirmed: asked again.
+    attach(&device, None, &identity).expect("it fits");
+    world.queue().fall_silent_after(1);
+    device.block(None);
+    assert!(device.is_cut_off());
+    world.queue().set_silent(false);
+    world.commands();
+    assert!(device.retry());
+    assert!(world.commands().contains(&forgotten));
+}
+
 /// Whoever has the entry confirmed confirms what it says of interrupts, too.
 #[test]
 fn interrupts_are_said_though_hardware_did_not_confirm_the_entry() {
